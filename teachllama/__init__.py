@@ -1,0 +1,53 @@
+"""teachllama: how large language models really run, small enough to read.
+
+import teachllama as tl
+with tl.load_model("smollm2-135m") as model, model.create_session(seq_len=256) as session:
+    for token in session.generate("Once upon a time", max_new_tokens=40):
+        print(token.piece, end="")
+"""
+
+from teachllama import memory
+from teachllama.config import ModelConfig
+from teachllama.errors import (
+    ClosedError,
+    ContextFullError,
+    FetchError,
+    GGUFError,
+    ParameterError,
+    TeachLlamaError,
+    TokenError,
+    UnsupportedModelError,
+)
+from teachllama.gguf_file import GGUFFile, open_gguf
+from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
+from teachllama.model import Model, load_model
+from teachllama.sampling import SamplingParams
+from teachllama.session import GenerationStats, Session, Token
+from teachllama.threads import set_num_threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ClosedError",
+    "ContextFullError",
+    "FetchError",
+    "GGUFError",
+    "GGUFFile",
+    "GenerationStats",
+    "KVLayout",
+    "Model",
+    "ModelConfig",
+    "ParameterError",
+    "SamplingParams",
+    "Session",
+    "TeachLlamaError",
+    "Token",
+    "TokenError",
+    "UnsupportedModelError",
+    "kv_cache_bytes",
+    "kv_layout_from_metadata",
+    "load_model",
+    "memory",
+    "open_gguf",
+    "set_num_threads",
+]

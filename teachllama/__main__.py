@@ -1,0 +1,3 @@
+from teachllama.cli import main
+import sys
+sys.exit(main())

@@ -1,0 +1,699 @@
+"""The checks of notebook 04, sessions and memory: how many bytes, how many sessions, four broken calculators, a
+`generate` of one's own, and a session that would not go away.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import math
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from teachllama import memory
+from teachllama.check.core import CheckResult, Slip, number, recognise, run, type_name
+from teachllama.errors import ParameterError, TeachLlamaError, TokenError
+from teachllama.kv_layout import KV_DTYPES, KVLayout, LayerKV, kv_cache_bytes, kv_layout_from_metadata
+
+if TYPE_CHECKING:
+    from teachllama.model import Model
+    from teachllama.session import Session
+
+# ---- the KV cache's size, and how people get it wrong ----
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """What the size of a KV cache is made of. A fault is the same cache with one part wrong."""
+
+    layers: tuple[LayerKV, ...]
+    seq_len: int
+    element_nbytes: Fraction  # of one number; a fraction where the type stores blocks
+    native_seq_len: int
+    n_heads: int | None = None  # query heads and dim: not in a layout, so not always known
+    dim: int | None = None
+
+    @property
+    def nbytes(self) -> Fraction:
+        return self.element_nbytes * sum(layer.positions(self.seq_len) * sum(layer.rows) for layer in self.layers)
+
+    def with_layers(self, **changes: int | None) -> _Cache:
+        return replace(self, layers=tuple(replace(l, **changes) if l.n_kv_heads else l for l in self.layers))  # type: ignore[arg-type]
+
+
+def _dim_over_heads(c: _Cache) -> _Cache:
+    length = c.dim // c.n_heads if c.dim and c.n_heads else 0
+    return c.with_layers(key_length=length, value_length=length) if length else c
+
+
+FAULTS: dict[str, tuple[Callable[[_Cache], _Cache], str]] = {
+    "query_heads": (
+        lambda c: c.with_layers(n_kv_heads=c.n_heads) if c.n_heads else c,
+        "This counts query heads. Under grouped-query attention several of them share one key and value, and only "
+        "those are cached.",
+    ),
+    "head_dim": (
+        _dim_over_heads,
+        "This takes dim / n_heads for the length of a head. That is a default only: where the file gives lengths of "
+        "its own, they count.",
+    ),
+    "no_v": (
+        lambda c: c.with_layers(value_length=0),
+        "This counts K, and V is missing.",
+    ),
+    "value_length": (
+        lambda c: replace(c, layers=tuple(replace(l, value_length=l.key_length) for l in c.layers)),
+        "This gives V the length of K. The file has a number for each, and here they differ.",
+    ),
+    "elements": (
+        lambda c: replace(c, element_nbytes=Fraction(1)),
+        "This is how many numbers the cache holds; each of them takes more than one byte.",
+    ),
+    "counted_f16": (
+        lambda c: replace(c, element_nbytes=Fraction(2)),
+        "This counts every number with the bytes of f16, whatever type the cache has.",
+    ),
+    "counted_f32": (
+        lambda c: replace(c, element_nbytes=Fraction(4)),
+        "This counts every number with the bytes of f32, whatever type the cache has.",
+    ),
+    "sliding_window": (
+        lambda c: c.with_layers(window=None),
+        "This lets every layer keep every position. Some of this model's layers look back no further than their "
+        "window, and need no more.",
+    ),
+    "native_context": (
+        lambda c: replace(c, seq_len=c.native_seq_len),
+        "This is a cache for the model's native context; a session takes what its own seq_len asks for.",
+    ),
+    "one_position": (
+        lambda c: replace(c, seq_len=1),
+        "This is what a single position adds; the cache has room for seq_len of them.",
+    ),
+    "one_layer": (
+        lambda c: replace(c, layers=c.layers[:1]),
+        "This is the cache of one layer, and every layer has its own.",
+    ),
+    "twice": (
+        lambda c: replace(c, layers=c.layers * 2),
+        "This is exactly twice the cache. K and V are two already: is a factor in there once too often?",
+    ),
+}
+
+
+def _recognise_cache(
+    answer: Sequence[int | float], caches: Sequence[_Cache], praise: str, otherwise: str
+) -> CheckResult:
+    """Which fault gives these numbers of bytes, one a cache; or which two at once, where only one pair does."""
+    answer, right = tuple(answer), tuple(c.nbytes for c in caches)
+    wrong = {name: [change(c) for c in caches] for name, (change, _) in FAULTS.items()}
+    single = [Slip(name, tuple(c.nbytes for c in wrong[name]), text) for name, (_, text) in FAULTS.items()]
+    result = recognise(answer, right, single, praise, otherwise)
+    if result.ok or result.mistake:
+        return result
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(FAULTS, 2)
+        if answer == tuple(FAULTS[b][0](c).nbytes for c in wrong[a])
+    ]
+    if len(pairs) != 1:
+        return result
+    ((a, b),) = pairs
+    return CheckResult(False, f"Two things at once. {FAULTS[a][1]} And: {FAULTS[b][1]}", f"{a} and {b}")
+
+
+# ---- 1. bytes for a model you choose ----
+
+_UNITS = [(f"{k}{i}B", (1024 if i else 1000) ** n) for n, k in ((1, "k"), (2, "M"), (3, "G")) for i in ("", "i")]
+
+
+def kv_bytes(
+    answer: object, config_or_layout: object, seq_len: int | None = None, kv_dtype: str = "f32"
+) -> CheckResult:
+    """Checks how many bytes of KV cache one session of a model takes.
+
+    Args:
+        answer: the learner's number.
+        config_or_layout: the model's `config`; or a `KVLayout`, a GGUF file's metadata, or anything with `metadata`
+            (an open file, a shape from `teachllama.show`).
+        seq_len, kv_dtype: as in `teachllama.kv_cache_bytes`, defaults too.
+    """
+    try:
+        cache = _cache_of(config_or_layout, seq_len, kv_dtype)
+    except TeachLlamaError as e:
+        return CheckResult(False, f"The question needs another look before the answer: {e}.", "question")
+    found, right = number(answer), cache.nbytes
+    if isinstance(found, CheckResult):
+        return found
+    result = _recognise_cache(
+        [found],
+        [cache],
+        "Layers, positions, KV heads, the lengths of K and V, bytes a number: to the byte.",
+        f"It is too {'large' if found > right else 'small'}, and not in one of the usual ways. Go through it factor by "
+        "factor: layers, positions, KV heads, the lengths of a key and of a value, bytes a number.",
+    )
+    if result.ok or result.mistake:
+        return result
+    for unit, size in _UNITS:
+        if found and abs(found - right / size) < min(1, right / size / 20):
+            return CheckResult(
+                False, f"That looks like {unit}. The answer is wanted in bytes, to the last one.", "units"
+            )
+    if cache.n_heads is None and right and found % right == 0 and 2 < found / right <= 128:
+        return CheckResult(False, f"It is the cache several times over. {FAULTS['query_heads'][1]}", "query_heads")
+    return result
+
+
+def _cache_of(source: Any, seq_len: int | None, kv_dtype: str) -> _Cache:
+    """The cache asked about; raises `TeachLlamaError` where the question makes no sense."""
+    n_heads = dim = None
+    source = getattr(source, "config", source)  # a model will do
+    metadata = source if isinstance(source, Mapping) else getattr(source, "metadata", None)
+    if isinstance(metadata, Mapping):
+        source = kv_layout_from_metadata(metadata)
+        n_heads, dim = (metadata.get(f"{source.arch}.{key}") for key in ("attention.head_count", "embedding_length"))
+    elif not isinstance(source, KVLayout):
+        if not isinstance(getattr(source, "kv_layout", None), KVLayout):
+            raise ParameterError(f"found {type_name(source)}, expected a model's config, or its layout")
+        n_heads, dim = source.n_heads, source.dim
+    right = kv_cache_bytes(source, seq_len, kv_dtype)
+    layout: KVLayout = getattr(source, "kv_layout", source)
+    length = seq_len if seq_len is not None else getattr(source, "seq_len", layout.native_seq_len)
+    block, block_nbytes = KV_DTYPES[kv_dtype]
+    n_heads, dim = (x if isinstance(x, int) else None for x in (n_heads, dim))  # metadata may give one number a layer
+    cache = _Cache(layout.layers, int(length), Fraction(block_nbytes, block), layout.native_seq_len, n_heads, dim)
+    assert cache.nbytes == right
+    return cache
+
+
+# ---- 2. how many sessions fit ----
+
+
+def sessions_that_fit(
+    answer: object, model_nbytes: int, session_nbytes: int, memory: int = 2_000_000_000
+) -> CheckResult:
+    """Checks how many sessions fit in `memory` bytes beside the model: all arguments in bytes."""
+    sizes = []
+    for name, value in (("model_nbytes", model_nbytes), ("session_nbytes", session_nbytes), ("memory", memory)):
+        size = number(value, f"{name} is")
+        if isinstance(size, CheckResult) or size < (name == "session_nbytes"):
+            message = size.message if isinstance(size, CheckResult) else f"{name} cannot be so small."
+            return CheckResult(False, f"The question needs another look before the answer: {message}", "question")
+        sizes.append(int(size))
+    model, session, room = sizes
+    found = number(answer)
+    if isinstance(found, CheckResult):
+        return found
+    exact, gib = Fraction(room - model, session), room * 2**30 // 10**9
+    right = max(0, math.floor(exact))
+    wrong = {
+        "forgot_weights": (
+            Fraction(room, session),
+            "This fills the whole memory with caches; the weights have to fit beside them.",
+        ),
+        "weights_each": (
+            Fraction(room, model + session),
+            "This gives every session weights of its own. Sessions of one model share them.",
+        ),
+        "gib": (
+            Fraction(gib - model, session),
+            "This counts memory in GiB, powers of 1024. A GB is a thousand million bytes.",
+        ),
+    }
+    if isinstance(found, float):
+        close = [
+            (name, text) for name, (ratio, text) in wrong.items() if abs(found - ratio) < 0.05 <= abs(found - exact)
+        ]
+        name, text = (close or [("float", "Sessions come whole: what would a part of one hold? Give a whole number.")])[
+            0
+        ]
+        return CheckResult(False, text, name)
+    return recognise(
+        found,
+        right,
+        [
+            *(Slip(name, math.floor(ratio), text) for name, (ratio, text) in wrong.items()),
+            Slip("rounded_up", math.ceil(exact), "The last of these sessions fits only in part."),
+            Slip("too_many", max(found, right + 1), "So many sessions need more memory than there is."),
+            Slip("too_few", min(found, right - 1), "So many do fit; does another one?"),
+        ],
+        "The weights once, then one cache a session, and no half sessions.",
+        "",
+    )
+
+
+# ---- 3. four broken calculators ----
+
+# What a calculator is given. The shapes tell every fault from every other.
+CALCULATOR_SHAPES: dict[str, dict[str, int]] = {
+    "SmolLM2 135M, f32": {
+        "n_layers": 30, "seq_len": 1024, "n_heads": 9, "n_kv_heads": 3, "dim": 576,
+        "key_length": 64, "value_length": 64, "bytes_per_number": 4,
+    },
+    "Gemma 3 270M, f32, every position kept": {
+        "n_layers": 18, "seq_len": 512, "n_heads": 4, "n_kv_heads": 1, "dim": 640,
+        "key_length": 256, "value_length": 256, "bytes_per_number": 4,
+    },
+    "Llama 3 8B, f16": {
+        "n_layers": 32, "seq_len": 8192, "n_heads": 32, "n_kv_heads": 8, "dim": 4096,
+        "key_length": 128, "value_length": 128, "bytes_per_number": 2,
+    },
+    "keys longer than values, f16": {
+        "n_layers": 27, "seq_len": 777, "n_heads": 16, "n_kv_heads": 4, "dim": 2048,
+        "key_length": 192, "value_length": 128, "bytes_per_number": 2,
+    },
+    "a KV head for every query head, f32": {
+        "n_layers": 12, "seq_len": 300, "n_heads": 12, "n_kv_heads": 12, "dim": 768,
+        "key_length": 64, "value_length": 64, "bytes_per_number": 4,
+    },
+}  # fmt: skip
+CALCULATOR_FAULTS = ("query_heads", "head_dim", "no_v", "elements")  # of the four, in the notebook's order
+
+
+def calculators(functions: object) -> CheckResult:
+    """Checks the four mended calculators, `f(shape: dict) -> bytes`, a list of them in the notebook's order.
+
+    Each is tried on all of `CALCULATOR_SHAPES`, whose keys are what a calculator may look up.
+    """
+    given = run(lambda: list(itertools.islice(functions, 5))).value  # type: ignore[call-overload]
+    if given is None or len(given) != len(CALCULATOR_FAULTS):
+        return CheckResult(False, "Give all four calculators in a list: check.calculators([a, b, c, d]).", "type")
+    results = [_calculator(f, fault) for f, fault in zip(given, CALCULATOR_FAULTS, strict=True)]
+    n_right = sum(r.ok for r in results)
+    if n_right == len(results):
+        return CheckResult(True, "All four agree on every shape, also on those where their old faults did not show.")
+    lines = [f"{n_right} of {len(results)} are right."]
+    lines += [f"{i}. {'Right.' if r.ok else r.message}" for i, r in enumerate(results, 1)]
+    return CheckResult(False, "\n".join(lines), next((r.mistake for r in results if r.mistake), None))
+
+
+def _calculator(function: Any, fault: str) -> CheckResult:
+    if not callable(function):
+        return CheckResult(False, "This is not a function.", "type")
+    answers = []
+    for shape in CALCULATOR_SHAPES.values():
+        outcome = run(function, dict(shape))
+        found = outcome.failure or number(outcome.value, "It returns")
+        if isinstance(found, CheckResult):
+            return found
+        answers.append(found)
+    caches = [_shape_cache(shape) for shape in CALCULATOR_SHAPES.values()]
+    named = zip(CALCULATOR_SHAPES, answers, caches, strict=True)
+    off = [name for name, answer, cache in named if answer != cache.nbytes]
+    if len(off) == len(caches):
+        otherwise = "Wrong on every shape, and in none of the usual ways: read it factor by factor."
+    else:
+        otherwise = f"Right on some shapes, but not on: {'; '.join(off)}."
+    result = _recognise_cache(answers, caches, "", otherwise)
+    if result.mistake:
+        start = (
+            "Still has its fault."
+            if fault in result.mistake.split(" and ")
+            else "Its fault is gone, and another is in."
+        )
+        return replace(result, message=f"{start} {result.message}")
+    return result
+
+
+def _shape_cache(s: Mapping[str, int]) -> _Cache:
+    layers = (LayerKV(s["n_kv_heads"], s["key_length"], s["value_length"], None),) * s["n_layers"]
+    return _Cache(layers, s["seq_len"], Fraction(s["bytes_per_number"]), s["seq_len"], s["n_heads"], s["dim"])
+
+
+# ---- 4. generate, with a stop string ----
+
+END, TURN = b"<|end|>", b"<|turn|>"  # the practice vocabulary's two tokens that end a text
+_PROMPT = b"Tell me a story"
+
+
+@dataclass(frozen=True)
+class _Scene:
+    """One practice run: the pieces that the model will say, and what should come of them."""
+
+    about: str
+    pieces: tuple[bytes, ...]
+    expected: str
+    stop: str = "###"
+    max_new_tokens: int = 20
+
+
+SCENES = (
+    _Scene("the model ends its text", (b"Once", b" upon", b" a", b" time", END), "Once upon a time"),
+    _Scene("the model ends its turn", (b"Hello", b" you", TURN), "Hello you"),
+    _Scene("three tokens at most", (b"one", b" two", b" three", b" four", b" five"), "one two three", "###", 3),
+    _Scene("one token at most", (b"one", b" two", b" three"), "one", "###", 1),
+    _Scene("the stop string is one token", (b"The", b" end", b".", b" More"), "The end", "."),
+    _Scene("the stop string is inside a token", (b"I say", b" yes!\n\nNo", b" more"), "I say yes!", "\n\n"),
+    _Scene("the stop string takes three tokens", (b"Hi", b" you", b"\nUs", b"er", b": and", b" on"), "Hi you", "\nUser:"),
+    _Scene("the stop string only begins", (b"\nUs", b"er", b"s win", END), "\nUsers win", "\nUser:"),
+    _Scene("characters of two tokens", (b" caf", b"\xc3", b"\xa9 ", b"\xf0\x9f", b"\x98\x80", END), " café \U0001f600"),
+)  # fmt: skip
+
+
+class _RanAway(BaseException):
+    """Asked for far more tokens than allowed. No Exception, so that a learner's `except Exception` does not hide it."""
+
+
+class PracticeTokenizer:
+    """A vocabulary of a few pieces, with the members of the real one that generation needs."""
+
+    def __init__(self, pieces: Iterable[bytes]):
+        self._pieces = list(dict.fromkeys((END, TURN, *pieces)))
+        self.eos_id, self.bos_id, self.eog_ids, self.vocab_size = 0, None, frozenset((0, 1)), len(self._pieces)
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        if not 0 <= token_id < self.vocab_size:
+            raise TokenError(f"token id {token_id} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+        return self._pieces[token_id]
+
+    def piece(self, token_id: int) -> str:
+        return self.piece_bytes(token_id).decode("utf-8", "replace")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
+
+    def encode(self, text: str, **_: bool) -> list[int]:
+        """Greedy: the longest piece that fits, again and again; what fits no piece is left out."""
+        rest, ids = text.encode(), []
+        while rest:
+            best = max((p for p in self._pieces if rest.startswith(p)), key=len, default=b"")
+            ids += [self._pieces.index(best)] if best else []
+            rest = rest[len(best) or 1 :]
+        return ids
+
+
+class PracticeModel:
+    """What a practice session has for a model."""
+
+    def __init__(self, tokenizer: PracticeTokenizer):
+        self.tokenizer = tokenizer
+        self.decode, self.piece, self.encode = tokenizer.decode, tokenizer.piece, tokenizer.encode
+        self.config = SimpleNamespace(vocab_size=tokenizer.vocab_size, seq_len=4096)
+
+
+class PracticeSession:
+    """Behaves as a session whose model has learnt one continuation by heart, and notes how it is used.
+
+    The next token depends on the position alone: the scene's pieces in turn, then chatter without end.
+    """
+
+    def __init__(self, scene: _Scene):
+        self._prompt_pieces = (_PROMPT, scene.stop.encode())  # a stop string in the prompt must not count
+        tokenizer = PracticeTokenizer((*self._prompt_pieces, *scene.pieces, b" blah"))
+        self.model = PracticeModel(tokenizer)
+        index = tokenizer._pieces.index
+        self.prompt_ids, self.script = [index(p) for p in self._prompt_pieces], [index(p) for p in scene.pieces]
+        self.seq_len, self.tokens = 4096, list[int]()
+        self.n_looks = 0  # at the same logits
+        self.mistakes: set[str] = set()
+        self._left = 10 * scene.max_new_tokens + 100
+
+    @property
+    def n_past(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def logits(self) -> np.ndarray:
+        if not self.tokens:
+            self.mistakes.add("no_prompt")
+            raise TeachLlamaError("no logits yet: eval() at least one token first (rewind() and reset() drop them)")
+        self._count()
+        self.n_looks += 1
+        ahead = self.n_past - len(self.prompt_ids)
+        token = self.script[ahead] if 0 <= ahead < len(self.script) else self.model.tokenizer.vocab_size - 1
+        return np.where(np.arange(self.model.tokenizer.vocab_size) == token, 9, 0).astype(np.float32)
+
+    def sample(self, params: object = None) -> int:
+        return int(np.argmax(self.logits))
+
+    def eval(self, token_ids: Any, *, all_logits: bool = False) -> np.ndarray:
+        self._count()
+        if isinstance(token_ids, str):
+            raise TokenError("expected token ids, found text; use model.encode(text)")
+        ids = np.atleast_1d(token_ids if isinstance(token_ids, (int, np.integer, np.ndarray)) else list(token_ids))
+        if not ids.size or ids.dtype.kind not in "iu":
+            raise TokenError("expected one token id or more, as integers")
+        for i in ids.tolist():
+            self.model.tokenizer.piece_bytes(i)  # raises outside the vocabulary
+        self.tokens += ids.tolist()
+        self.n_looks = 0
+        logits = self.logits
+        self.n_looks = 0
+        return np.repeat(logits[None], len(ids), 0) if all_logits else logits
+
+    def generate(self, *_: object, **__: object) -> Iterator[Any]:
+        self.mistakes.add("uses_generate")
+        raise TeachLlamaError("generate() is what you are writing: this practice session leaves it to you")
+
+    def rewind(self, n_past: int) -> None:
+        del self.tokens[n_past:]
+
+    def reset(self) -> None:
+        self.tokens.clear()
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self.mistakes.add("no_limit")
+            raise _RanAway
+
+
+_TEXTS = {
+    "uses_generate": "Your function calls session.generate; it should do the same itself, from eval and sample.",
+    "no_prompt": "Your function samples before anything was evaluated: no logits are there yet. The prompt comes first.",
+    "same_token": "Your function never evaluates the token that it sampled, so the session stays where it is and says "
+    "the same again.",
+    "prompt_again": "Your function evaluates the prompt more than once. The session remembers it: what it needs is the "
+    "new token.",
+    "wrong_tokens": "The session was given something else than the prompt and then, once each, the sampled tokens.",
+    "no_limit": "Your function goes on long after max_new_tokens; something has to count.",
+    "prompt_in_text": "The prompt is not part of the text: neither return it, nor look for the stop string in it.",
+    "past_end": "A token that ends the text was sampled, and your function went on. A model may have several such "
+    "tokens: model.tokenizer.eog_ids.",
+    "end_kept": "The token that ends the text is a signal, and no part of the text.",
+    "off_by_one": "The number of tokens is off by one; max_new_tokens says how many are kept at most.",
+    "stop_ignored": "The stop string came, and your function went on.",
+    "last_piece": "The stop string came, and your function did not see it. It can begin in one token and end in "
+    "another, or stand in the middle of one: which text must be searched?",
+    "stop_kept": "Your function stops in the right place, but neither the stop string nor what follows it belongs to the "
+    "text.",
+    "token_dropped": "Your function drops the whole token in which the stop string ends, and with it some text from "
+    "before the stop string.",
+    "stop_part_kept": "The beginning of the stop string is still in the text: it came in an earlier token than its end.",
+    "stopped_early": "Your function stopped although the text had not ended, nor was the stop string ever whole.",
+    "broken_characters": "A character may take several tokens; the piece of each is then no text by itself. Which "
+    "function takes several ids at once?",
+}  # fmt: skip
+
+
+def generate_with_stop(function: object, model: Model) -> CheckResult:
+    """Checks `function(session, prompt_ids, stop, max_new_tokens) -> str`: greedy text, up to a stop string.
+
+    First with practice sessions, whose model says a known text; then with a real session of `model`, against
+    `Session.generate`.
+    """
+    if not callable(function):
+        return CheckResult(False, f"A function is wanted; this is of type {type_name(function)}.", "type")
+    for scene in SCENES:
+        session = PracticeSession(scene)
+        outcome = run(function, session, list(session.prompt_ids), scene.stop, scene.max_new_tokens)
+        text = _as_text(outcome.value)
+        mistake = _misuse(session, text == scene.expected)
+        if mistake is None and (outcome.failure or text is None):
+            return outcome.failure or _no_text(outcome.value)
+        if mistake is None and text is not None and text != scene.expected:
+            mistake = _wrong_text(scene, text)
+        if mistake is not None:
+            why = _TEXTS.get(mistake, f"It should have returned {scene.expected!r}.")
+            shown = "" if text is None else f", returned {text[:60]!r}{'...' * (len(text) > 60)}"
+            return CheckResult(False, f"{why} (Practice run: {scene.about}; stop={scene.stop!r}{shown}.)", mistake)
+    return _on_the_model(function, model)
+
+
+def _as_text(value: object) -> str | None:
+    return str.__str__(value) if issubclass(type(value), str) else None
+
+
+def _no_text(value: object) -> CheckResult:
+    if value is None:
+        return CheckResult(False, "Your function returns nothing (None); it should return the text.", "type")
+    found = type_name(value)
+    hint = {"generator": ": it yields, and one text is wanted", "list": ": decode the ids, or join the pieces, first"}
+    return CheckResult(False, f"Your function returns a {found}, and a str is wanted{hint.get(found, '')}.", "type")
+
+
+def _misuse(session: PracticeSession, text_is_right: bool) -> str | None:
+    """What was wrong with how the session was used."""
+    for mistake in ("uses_generate", "no_prompt"):
+        if mistake in session.mistakes:
+            return mistake
+    n, tokens = len(session.prompt_ids), session.tokens
+    if not text_is_right and tokens == session.prompt_ids and session.n_looks > 1:
+        return "same_token"
+    if session.prompt_ids[0] in tokens[1:]:
+        return "prompt_again"
+    wanted = session.prompt_ids + session.script + [session.model.tokenizer.vocab_size - 1] * len(tokens)
+    if (len(tokens) >= n or text_is_right) and tokens != wanted[: len(tokens)]:
+        return "wrong_tokens"
+    return "no_limit" if "no_limit" in session.mistakes else None
+
+
+def _wrong_text(scene: _Scene, text: str) -> str:
+    """Why the text of a scene is not what was expected."""
+    said = [b"".join(scene.pieces[:i]).decode("utf-8", "replace") for i in range(len(scene.pieces) + 1)]
+    expected = scene.expected
+    if text.startswith(_PROMPT.decode()):
+        return "prompt_in_text"
+    if "\ufffd" in text:
+        return "broken_characters"
+    if scene.pieces[-1] in (END, TURN):
+        if expected.startswith(text):
+            return "stopped_early"
+        return "end_kept" if text == said[-1] else "past_end" if text.startswith(expected) else "other"
+    if scene.stop == "###":
+        return "off_by_one" if text in (said[scene.max_new_tokens - 1], said[scene.max_new_tokens + 1]) else "other"
+    n = next(n for n, so_far in enumerate(said) if scene.stop in so_far)  # whole after n tokens
+    if text.startswith(said[n]) and text != said[n]:
+        return "stop_ignored" if scene.stop.encode() in scene.pieces else "last_piece"
+    if text.startswith(expected + scene.stop):
+        return "stop_kept"
+    if text == said[n - 1]:
+        return "token_dropped" if expected.startswith(text) else "stop_part_kept"
+    return "other"
+
+
+def _on_the_model(function: Callable[..., Any], model: Model) -> CheckResult:
+    """The same function on a real session, against the engine's own generate."""
+
+    def engine(**options: Any) -> list[str]:
+        session.reset()
+        return [token.piece for token in session.generate(prompt, max_new_tokens=12, **options)]
+
+    try:
+        prompt = model.encode("Once upon a time", add_special=True)
+        session = model.create_session(seq_len=len(prompt) + 16, seed=0)
+    except Exception as e:
+        return CheckResult(
+            False, f"All practice runs are right. The model cannot be used: {type_name(e)}: {e}.", "question"
+        )
+    with session:
+        pairs = itertools.pairwise(engine()[3:])
+        stop = next((a[-1] + b[0] for a, b in pairs if a and b and "\ufffd" not in a + b), "###")  # across two tokens
+        expected = "".join(engine(stop=stop))
+        session.reset()
+        outcome = run(function, session, list(prompt), stop, 12, seconds=60)
+    text = _as_text(outcome.value)
+    if text == expected:
+        return CheckResult(True, f"{len(SCENES)} practice runs, and on the model the same text as session.generate.")
+    start = f"All {len(SCENES)} practice runs are right, but on the model"
+    if outcome.failure or text is None:
+        failure = outcome.failure or _no_text(outcome.value)
+        return CheckResult(False, f"{start}: {failure.message}", failure.mistake)
+    return CheckResult(
+        False,
+        f"{start}, with stop={stop!r}, your text is {text[:80]!r} and the engine's {expected[:80]!r}. Does your function "
+        "sample with other settings than the greedy default?",
+        "differs_on_model",
+    )
+
+
+# ---- 5. who keeps a session alive ----
+
+
+class Progress:
+    """How far a session has come; the session knows it, and it knows the session: a cycle."""
+
+    def __init__(self, of: Session):
+        self.of = of
+
+
+class LeakPuzzle:
+    """Hands its four things over when unpacked, and keeps only weak references to the session."""
+
+    def __init__(self, model: Model):
+        session = model.create_session(seq_len=min(256, model.config.seq_len), seed=0)
+        session.eval(model.encode("Once upon a time")[: session.seq_len])
+        session.progress = Progress(session)  # type: ignore[attr-defined]
+
+        def on_token(piece: str) -> str:
+            return f"{session.n_past}: {piece}"
+
+        stories = [("Once upon a time", session)]
+        self._things: tuple[Any, ...] = (session, stories, session.k_cache[0], on_token)
+        self._session, self._watch = weakref.ref(session), memory.watch(session)
+        self._n_collections = _n_collections()
+
+    def __iter__(self) -> Iterator[Any]:
+        things, self._things = self._things, ()
+        if not things:
+            raise TeachLlamaError("this puzzle has handed its things over; check.leak_puzzle(model) makes another")
+        return iter(things)
+
+    def __repr__(self) -> str:
+        if self._things:
+            return f"<puzzle. {_UNPACK}>"
+        return f"<puzzle: its session is {'alive' if self._watch.alive else 'gone'}>"
+
+
+def leak_puzzle(model: Model) -> LeakPuzzle:
+    """A session that more than its name keeps alive. Unpack it: `session, stories, picture, on_token = puzzle`.
+
+    `stories` is a list, `picture` a view of the cache, `on_token` a function; and the session is part of a reference
+    cycle. To solve it, let go of all, so that the session and its memory are gone; then `leak_released(puzzle)`.
+    """
+    return LeakPuzzle(model)
+
+
+def _n_collections() -> int:
+    return int(gc.get_stats()[-1]["collections"])
+
+
+def leak_released(puzzle: object) -> CheckResult:
+    """Checks whether the puzzle's session is gone with its memory; otherwise says, in words, what still holds on."""
+    if type(puzzle) is not LeakPuzzle:
+        return CheckResult(False, "Give the puzzle that check.leak_puzzle(model) made.", "type")
+    if puzzle._things:
+        return CheckResult(False, f"The puzzle itself still holds everything. {_UNPACK}", "packed")
+    collected = _n_collections() > puzzle._n_collections
+    session = puzzle._session()
+    closed = session is not None and session.closed
+    del session
+    watch = puzzle._watch
+    del puzzle  # so that this call's own variables are not among the holders
+    report = watch.holders()
+    strong = report.kinds - {"view", "cycle"}
+    all_there = strong >= {"container", "closure"}
+    if not report and not watch.alive:
+        return CheckResult(True, "The session is gone, and its memory has been given back.")
+    if closed:
+        mistake = "closed_only"
+    elif all_there:
+        named = strong & {"variable", "local"}
+        mistake = "collected_only" if collected else "untouched" if named else "name_only"
+    elif strong:
+        mistake = "output" if strong == {"output"} else "still_held"
+    else:
+        mistake = "cycle" if watch.alive else "view"
+    holders = "\n".join(f"- {holder.text}" for holder in report)
+    return CheckResult(False, f"{_HELD[mistake]}\nStill holding on:\n{holders}", mistake)
+
+
+_UNPACK = "Unpack it: session, stories, picture, on_token = puzzle."
+_HELD = {
+    "untouched": "Nothing has let go of it yet. teachllama.memory.who_refers_to(session) tells who holds it.",
+    "name_only": "del removed a name. The object stays for as long as anybody else refers to it, and others do.",
+    "collected_only": "The garbage collector has run and had to leave it: it frees only what nobody can reach any more.",
+    "closed_only": "close() gave the cache's memory back at once, whoever refers to it. The session object lives on, of "
+    "no more use, until the last reference to it goes.",
+    "output": "Only the notebook's memory of what it displayed holds it now.",
+    "still_held": "Some have let go, but not all.",
+    "cycle": "Nobody can reach it any more, but the session and an object of its own refer to each other. They go when "
+    "the garbage collector happens to run, some time later.",
+    "view": "The session is gone and its memory is not: an array looks into its cache.",
+}

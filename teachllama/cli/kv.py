@@ -1,0 +1,295 @@
+"""`teachllama kv FILE`: how much memory the KV cache of a model takes, and what fits in the memory there is.
+
+Works from the file's metadata, for any architecture, whether the engine runs it or not. The arithmetic is in
+`kv_layout.py`; this file asks, prints and plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import textwrap
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from teachllama.cli.inspect import columns, emit, find_file, printable, table
+from teachllama.errors import GGUFError, ParameterError
+from teachllama.gguf_file import open_gguf
+from teachllama.kv_layout import (
+    KV_DTYPES,
+    KVLayout,
+    LayerKV,
+    format_nbytes,
+    kv_layout_from_metadata,
+    longest_seq_len,
+    positive,
+)
+
+SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
+UNITS = (
+    {"": 1, "B": 1}
+    | {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
+    | {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
+)
+
+EPILOG = """\
+MB, GB, ... are 10^6, 10^9, ... bytes; MiB, GiB, ... are 2^20, 2^30, ...
+
+--json prints one object:
+  file, name, arch   the model
+  native_seq_len     the context it was trained for
+  seq_len, sessions  what was asked: --seq-len (default: native_seq_len), --sessions
+  n_layers, groups   groups: [{n_layers, n_kv_heads, key_length, value_length, window (positions; null: all),
+                     index_length}], without the layers that cache nothing
+  weights_nbytes     bytes of the file's tensors
+  state_nbytes       recurrent state of one session, at any length, beside its KV cache
+  memory_nbytes      --memory in bytes, or null
+  kv                 {kv_dtype: null where the heads do not divide into its blocks, else {
+    token_nbytes       bytes the first token adds, in one session
+    late_token_nbytes  bytes a token adds once every sliding window is full
+    seq_len_nbytes     KV cache of one session of seq_len tokens
+    full_nbytes        the same if no layer had a sliding window
+    native_nbytes      KV cache of one session of native_seq_len tokens
+    total_nbytes       weights + sessions * (seq_len_nbytes + state_nbytes)
+    fits               null without --memory, else {sessions: how many of seq_len tokens,
+                       longest_seq_len: for as many as asked}; null where there is no limit}}
+  notes              what else to know, in words"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `teachllama kv`."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
+    add = parser.add_argument
+    add("file", metavar="FILE", help="path of a .gguf file, or the name of a model that is here")
+    add("--seq-len", type=int, metavar="N", help="context in tokens (default: the model's own)")
+    add("--kv-dtype", metavar="TYPE", help=f"one of {', '.join(KV_DTYPES)} (default: {', '.join(SHOWN)} side by side)")
+    add("--sessions", type=int, default=1, metavar="K", help="sessions at once, each with its own cache (default: 1)")
+    add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16GB or 16GiB")
+    add("--plot", metavar="PNG", help="draw memory against context into this file (.png, .svg or .pdf)")
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answers for `args.file`."""
+    seq_len = None if args.seq_len is None else positive("--seq-len", args.seq_len)
+    sessions = positive("--sessions", args.sessions)
+    memory = None if args.memory is None else nbytes_from_text(args.memory)
+    if args.kv_dtype not in (None, *KV_DTYPES):
+        raise ParameterError(f"--kv-dtype is {args.kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
+    path = find_file(args.file)
+    with open_gguf(path, metadata_only=True) as file:
+        metadata = file.metadata
+    layout = kv_layout_from_metadata(metadata)
+    weights, notes = weights_nbytes(path, metadata)
+    dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
+    answer = kv_answer(layout, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory)
+    if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
+        layout.bytes(1, args.kv_dtype)  # raises, and says why
+    if seq_len is not None and seq_len > layout.native_seq_len:
+        notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
+    name = metadata.get("general.name")
+    name = name if isinstance(name, str) and name else os.path.basename(path)
+    answer = {"file": path, "name": name, "arch": layout.arch, **answer, "notes": [*layout.notes, *notes]}
+    if args.plot is not None:
+        from teachllama.show.kv_plot import save_kv_plot  # loads matplotlib
+
+        save_kv_plot(args.plot, layout, printable(name), weights=weights, memory=memory, sessions=sessions)
+    emit(json.dumps(answer, indent=1) if args.json else _report(layout, answer, metadata, args.memory))
+    if args.plot is not None and not args.json:
+        emit(f"plot written to {args.plot}")
+    return 0
+
+
+def nbytes_from_text(text: str) -> int:
+    """Bytes from '16GB' (16 * 10^9), '16GiB' (16 * 2^30), '1.5 TB' or '123456789'; ParameterError otherwise."""
+    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = UNITS.get(match[2].upper()) if match else None
+    if match is None or unit is None or (nbytes := int(Fraction(match[1]) * unit)) < 1:
+        raise ParameterError(
+            f"--memory is {text!r}; expected a size such as 16GB (16 * 10^9 bytes) or 16GiB (16 * 2^30)"
+        )
+    return nbytes
+
+
+def weights_nbytes(path: str, metadata: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Bytes of a model's tensors, over all parts of a split model, and notes on what could not be counted exactly."""
+    paths, notes = [Path(path)], []
+    if match := re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", paths[0].name, re.ASCII):
+        parts = int(match[3])
+        paths = [paths[0].with_name(f"{match[1]}{i:05}{match[2]}") for i in range(1, parts + 1)]
+        here = [p for p in paths if p.is_file()]
+        if len(here) < parts:
+            notes.append(f"weights: only {len(here)} of the model's {parts} parts are here, and only those are counted")
+        paths = here
+    total = 0
+    for p in paths:
+        try:
+            with open_gguf(p) as file:
+                total += sum(t.nbytes for t in file.tensors.values())
+        except GGUFError as e:
+            total += p.stat().st_size
+            notes.append(f"weights: the size of the file is counted, because its tensors cannot be read: {e}")
+    return total, notes
+
+
+def kv_answer(
+    layout: KVLayout, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None
+) -> dict[str, Any]:
+    """The figures, with the keys that `--help` documents."""
+    groups = [
+        {"n_layers": n} | {key: getattr(layer, key) for key in LayerKV.__dataclass_fields__}
+        for layer, n in layout.groups.items()
+    ]
+    return {
+        "native_seq_len": layout.native_seq_len,
+        "seq_len": seq_len,
+        "sessions": sessions,
+        "n_layers": len(layout.layers),
+        "groups": groups,
+        "weights_nbytes": weights,
+        "state_nbytes": layout.state_nbytes,
+        "memory_nbytes": memory,
+        "kv": {dtype: _figures(layout, dtype, seq_len, sessions, weights, memory) for dtype in dtypes},
+    }
+
+
+def _figures(
+    layout: KVLayout, dtype: str, seq_len: int, sessions: int, weights: int, memory: int | None
+) -> dict[str, Any] | None:
+    window, state = layout.window or 1, layout.state_nbytes
+    try:
+        one = layout.bytes(seq_len, dtype)
+    except ParameterError:  # rows that do not divide into this dtype's blocks
+        return None
+    fits = None
+    if memory is not None:
+        left = memory - weights
+        fits = {
+            "sessions": max(0, left) // (one + state) if one + state else None,
+            "longest_seq_len": longest_seq_len(layout, left - sessions * state, dtype, sessions),
+        }
+    return {
+        "token_nbytes": layout.bytes(1, dtype),
+        "late_token_nbytes": layout.bytes(window + 1, dtype) - layout.bytes(window, dtype),
+        "seq_len_nbytes": one,
+        "full_nbytes": layout.bytes(seq_len, dtype, swa_full=True),
+        "native_nbytes": layout.bytes(layout.native_seq_len, dtype),
+        "total_nbytes": weights + sessions * (one + state),
+        "fits": fits,
+    }
+
+
+def _report(layout: KVLayout, answer: Mapping[str, Any], metadata: Mapping[str, Any], memory: str | None) -> str:
+    width = min(columns(), 110)
+    lines = [
+        f"{printable(answer['name'])} ({printable(layout.arch)})",
+        textwrap.fill(_sentence(layout, metadata), width),
+    ]
+    if layout.groups:
+        lines += ["", *_figure_table(layout, answer), "", *_sum(layout, answer)]
+    if memory is not None:
+        lines += ["", *_fit_table(answer, memory, width)]
+    weights = _size(answer["weights_nbytes"])
+    lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9. Scratch memory for computing comes on top."]
+    lines += (textwrap.fill(f"Note: {printable(note)}.", width, subsequent_indent="  ") for note in answer["notes"])
+    return "\n".join(lines)
+
+
+def _sentence(layout: KVLayout, metadata: Mapping[str, Any]) -> str:
+    n, cached = len(layout.layers), sum(layout.groups.values())
+    if not cached:
+        return f"{n} layers, none of which keeps a KV cache."
+    text = f"{n} layers" + (f", of which {cached} keep a KV cache" if cached < n else "")
+    for window in sorted({layer.window for layer in layout.groups if layer.window is not None}):
+        sliding = sum(count for layer, count in layout.groups.items() if layer.window == window)
+        text += f", of which {sliding} attend to a sliding window of {window:,} positions"
+    query = metadata.get(f"{layout.arch}.attention.head_count")
+    shapes = {(layer.n_kv_heads, layer.key_length, layer.value_length) for layer in layout.groups}
+    if len(shapes) == 1:
+        heads, key, value = shapes.pop()
+        text += f"; {heads} KV head{'s' * (heads > 1)}"
+        text += f" (for {query} query heads)" if isinstance(query, int) else ""
+        text += f", keys of {key} and values of {value} numbers" if value else f", keys of {key} numbers and no values"
+    else:
+        text += "; heads and lengths differ from layer to layer"
+    return f"{text}. Native context: {layout.native_seq_len:,} tokens."
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)
+
+
+def _cells(answer: Mapping[str, Any], label: str, key: str, times: int = 1) -> tuple[str, ...]:
+    return label, *("-" if f is None else _size(times * f[key]) for f in answer["kv"].values())
+
+
+def _figure_table(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
+    seq_len, native, sessions = answer["seq_len"], answer["native_seq_len"], answer["sessions"]
+    rows = [("KV cache of one session", *answer["kv"]), _cells(answer, "a token", "token_nbytes")]
+    if layout.window is not None and layout.window < max(seq_len, native):
+        rows += [_cells(answer, f"a token past {layout.window:,}", "late_token_nbytes")]
+    rows += [_cells(answer, f"{seq_len:,} tokens{' (native context)' * (seq_len == native)}", "seq_len_nbytes")]
+    if layout.window is not None and layout.window < seq_len:
+        rows += [_cells(answer, "  if no layer slid", "full_nbytes")]
+    if seq_len != native:
+        rows += [_cells(answer, f"{native:,} tokens (native context)", "native_nbytes")]
+    if sessions > 1:
+        rows += [_cells(answer, f"{sessions:,} sessions of {seq_len:,} tokens", "seq_len_nbytes", sessions)]
+    rows += [_cells(answer, f"weights and {sessions:,} x {seq_len:,} tokens", "total_nbytes")]
+    lines = table(rows)
+    if None in answer["kv"].values():
+        lines.append("-: this model's heads do not divide into the blocks of this type")
+    return lines
+
+
+def _sum(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
+    """The formula with this model's numbers in it, for the first dtype that applies."""
+    seq_len, sessions = answer["seq_len"], answer["sessions"]
+    dtype, figures = next((d, f) for d, f in answer["kv"].items() if f is not None)
+    block, block_nbytes = KV_DTYPES[dtype]
+    per_number = f"{block_nbytes} bytes" if block == 1 else f"{block_nbytes}/{block} bytes"
+    rows = []
+    for layer, n in sorted(layout.groups.items(), key=lambda item: item[0].window or seq_len, reverse=True)[:12]:
+        positions = layer.positions(seq_len)
+        heads = f"{layer.n_kv_heads} KV head{'s' * (layer.n_kv_heads > 1)}"
+        numbers = f"{heads} x ({layer.key_length} + {layer.value_length})"
+        if layer.index_length:
+            numbers = f"({numbers} + {layer.index_length} index)"
+        nbytes = n * positions * (sum(layer.rows) // block) * block_nbytes
+        rows.append((str(n), f"{positions:,}", f"{numbers} x {per_number}", f"{nbytes:,}"))
+    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for count, held, formula, product in rows:
+        layers = f"{count:>{wide[0]}} {'layers' if count != '1' else 'layer' + ' ' * (wide[0] > 1)}"
+        lines.append(f"  {layers} x {held:>{wide[1]}} positions x {formula:<{wide[2]}} = {product:>{wide[3]}}")
+    if len(layout.groups) > 12:
+        lines.append(f"  ... and {len(layout.groups) - 12} more kinds of layer")
+    total = f"{figures['seq_len_nbytes']:,} bytes"
+    if sessions > 1:
+        total += f", x {sessions:,} sessions = {sessions * figures['seq_len_nbytes']:,} bytes"
+    return [f"In numbers, {seq_len:,} tokens in {dtype}:", *lines, f"  in all {total}"]
+
+
+def _fit_table(answer: Mapping[str, Any], asked: str, width: int) -> list[str]:
+    memory, weights, sessions = answer["memory_nbytes"], answer["weights_nbytes"], answer["sessions"]
+    if memory <= weights:
+        return [f"Nothing fits in {asked.strip()} ({memory:,} bytes): the weights alone take {weights:,} bytes."]
+    state = answer["state_nbytes"]
+    state_too = f", of which a session's recurrent state takes {_size(state)}" if state else ""
+
+    def cells(label: str, key: str) -> tuple[str, ...]:
+        fits = [None if f is None else f["fits"] for f in answer["kv"].values()]
+        return label, *("-" if f is None else "any" if f[key] is None else f"{f[key]:,}" for f in fits)
+
+    plural = f"{sessions:,} sessions" if sessions > 1 else "one session"
+    rows = [
+        (f"What fits in {asked.strip()}", *answer["kv"]),
+        cells(f"sessions of {answer['seq_len']:,} tokens", "sessions"),
+        cells(f"longest context of {plural}, in tokens", "longest_seq_len"),
+    ]
+    lead = f"{asked.strip()} is {memory:,} bytes; {memory - weights:,} are left after the weights{state_too}."
+    return [*table(rows), textwrap.fill(lead, width)]

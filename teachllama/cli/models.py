@@ -1,0 +1,37 @@
+"""`teachllama models`: the model files that are here, and those that could be."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from teachllama import hub
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Takes none."""
+
+
+def run(args: argparse.Namespace) -> int:
+    root, models = hub.cache_dir(), hub.list_models()
+    here = [
+        (m.name, f"{m.nbytes / 1e6:,.1f} MB", m.state, m.licence, str(m.path.relative_to(root)))
+        for m in models
+        if m.path
+    ]
+    print(f"Models in {root}:")
+    print(_table(("name", "size", "checksum", "licence", "file"), here) if here else "  none yet")
+    fetchable = [m.name for m in models if m.path and (m.name in hub.KNOWN or m.name.startswith("hf:"))]
+    if doubtful := [m.name for m in models if m.name in fetchable and m.state != "verified"]:
+        print(f"  `teachllama fetch {doubtful[0]}` verifies that file, and replaces it if it is damaged.")
+    print("\nCould be fetched:")
+    rest = [(f"teachllama fetch {m.name}", f"{m.nbytes / 1e6:,.1f} MB", m.licence) for m in models if not m.path]
+    rest += [("teachllama fetch hf:OWNER/REPO/FILE.gguf", "", "see its page on the Hugging Face Hub")]
+    print(_table(("command", "size", "licence"), rest))
+    return 0
+
+
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+    return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -1,0 +1,331 @@
+"""Opens a GGUF file: metadata, tensor table, tensor bytes.
+
+Knows the file format (versions 2 and 3, little-endian) and nothing about models. The file is somebody else's, so every
+count, length, dimension and offset is checked against the file's size before it is used. Element types and block
+sizes come from the `gguf` package; the parsing is our own because that package makes one Python object a string
+(3.5 s for SmolLM2's 98,000 strings), where `StringArray` keeps the bytes as they are and decodes when asked.
+
+Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from teachllama.errors import ClosedError, GGUFError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMS = 4
+MAX_KEY_BYTES = 65_535  # the specification's own limit
+MAX_NAME_BYTES = 1_024
+# No real file comes near this: Gemma 3's header, with 262,144 tokens, is 6 MB. It bounds what a hostile file can cost.
+MAX_HEADER_BYTES = 48 * 1024 * 1024
+MAX_COUNT = 65_536  # tensors, and metadata keys; a 400-billion-parameter mixture of experts has about 2,000 tensors
+
+STRING, ARRAY = 8, 9
+# The specification's value types: id -> (name, little-endian NumPy type)
+SCALARS = {
+    0: ("uint8", "<u1"),
+    1: ("int8", "<i1"),
+    2: ("uint16", "<u2"),
+    3: ("int16", "<i2"),
+    4: ("uint32", "<u4"),
+    5: ("int32", "<i4"),
+    6: ("float32", "<f4"),
+    7: ("bool", "<u1"),
+    10: ("uint64", "<u8"),
+    11: ("int64", "<i8"),
+    12: ("float64", "<f8"),
+}
+BOOL = 7
+_U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
+
+
+class StringArray(Sequence[str]):
+    """A GGUF array of strings, kept as the file's bytes and decoded one by one when asked."""
+
+    def __init__(self, raw: bytes, ends: array[int]):
+        self._raw, self._ends = raw, ends  # ends[i]: where string i ends in raw; it starts 8 bytes after ends[i - 1]
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def bytes_at(self, i: int) -> bytes:
+        """String `i` as the file's bytes."""
+        i = range(len(self._ends))[i]  # IndexError and negative indices, as a list has them
+        return self._raw[(self._ends[i - 1] if i else 0) + 8 : self._ends[i]]
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        return self.bytes_at(i).decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        raw, start = self._raw, 8
+        for end in self._ends:
+            yield raw[start:end].decode("utf-8", "surrogateescape")
+            start = end + 8
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"StringArray({len(self)} strings)"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One row of the tensor table."""
+
+    name: str
+    shape: tuple[int, ...]  # NumPy order, outermost first: a matrix is (rows, columns); the file has the reverse
+    type: GGMLQuantizationType
+    offset: int  # bytes from the start of the file
+    nbytes: int
+
+    @property
+    def n_elements(self) -> int:
+        """How many weights the tensor holds."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+class GGUFFile:
+    """An open GGUF file: `metadata`, `tensors`, and the tensors' bytes, memory-mapped.
+
+    Args:
+        path: the file.
+        metadata_only: stop after the metadata; `tensors` stays empty, and a file whose tensor data is incomplete (a
+            download under way, one shard of several) still opens.
+
+    Raises:
+        GGUFError: not a GGUF file, truncated, or inconsistent. The message names the place.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, metadata_only: bool = False):
+        self.path = os.fspath(path)
+        try:
+            # A FIFO would block open() for ever, so look before opening.
+            if not stat.S_ISREG(os.stat(self.path).st_mode):
+                raise GGUFError(f"{self.path}: not a regular file; give the path of a .gguf file")
+            with open(self.path, "rb") as f:
+                self.nbytes = os.fstat(f.fileno()).st_size
+                if self.nbytes < 24 or f.read(4) != MAGIC:
+                    raise GGUFError(
+                        f"{self.path}: not a GGUF file: expected at least 24 bytes that begin with {MAGIC!r} "
+                        f"({self.nbytes} bytes found); was the download an error page?"
+                    )
+                self._mmap: mmap.mmap | None = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as e:  # ValueError: a NUL character in the path
+            raise GGUFError(f"{self.path}: cannot be opened: {getattr(e, 'strerror', None) or e}") from None
+        self.metadata: dict[str, Any] = {}
+        self.tensors: dict[str, TensorInfo] = {}
+        try:
+            _Parser(self, self._mmap).parse(metadata_only)
+        except BaseException:
+            self.close()
+            raise
+
+    def tensor_bytes(self, name: str) -> np.ndarray:
+        """The raw bytes of a tensor, a read-only uint8 view of the mapped file."""
+        if self._mmap is None:
+            raise ClosedError(f"{self.path}: this GGUF file was closed; open it again to read tensors")
+        if name not in self.tensors:
+            raise GGUFError(f"{self.path}: has no tensor {name!r}")
+        info = self.tensors[name]
+        return np.frombuffer(self._mmap, np.uint8, count=info.nbytes, offset=info.offset)
+
+    def drop_pages(self) -> None:
+        """Lets the operating system forget the file's resident pages; they are read again when touched."""
+        if self._mmap is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmaps the file. Metadata stays; a tensor view still held keeps the mapping alive, safely, until it goes."""
+        mapping, self._mmap = getattr(self, "_mmap", None), None
+        if mapping is not None:
+            try:
+                mapping.close()
+            except BufferError:  # a view still points into it: the last one to go unmaps it
+                pass
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_gguf(path: str | os.PathLike[str], *, metadata_only: bool = False) -> GGUFFile:
+    """Opens a GGUF file; see `GGUFFile` for arguments and errors."""
+    return GGUFFile(path, metadata_only=metadata_only)
+
+
+class _Parser:
+    """Reads the header front to back; `pos` never passes the end of the file."""
+
+    def __init__(self, file: GGUFFile, mapping: mmap.mmap):
+        self.file, self.buf, self.pos = file, mapping, 4
+
+    def fail(self, message: str) -> GGUFError:
+        return GGUFError(f"{self.file.path}: {message} (at byte {self.pos} of {self.file.nbytes})")
+
+    def need(self, n: int, what: str) -> None:
+        if n > self.file.nbytes - self.pos:
+            raise self.fail(f"truncated: {what} needs {n} bytes, {self.file.nbytes - self.pos} are left")
+        if self.pos + n > MAX_HEADER_BYTES:
+            raise self.fail(f"header too large: {what} reaches past {MAX_HEADER_BYTES} bytes, the most accepted")
+
+    def u32(self, what: str) -> int:
+        self.need(4, what)
+        self.pos += 4
+        return _U32.unpack_from(self.buf, self.pos - 4)[0]
+
+    def u64(self, what: str) -> int:
+        self.need(8, what)
+        self.pos += 8
+        return _U64.unpack_from(self.buf, self.pos - 8)[0]
+
+    def string(self, what: str, limit: int = MAX_HEADER_BYTES) -> bytes:
+        n = self.u64(f"the length of {what}")
+        if n > limit:
+            raise self.fail(f"{what} claims {n} bytes, more than the {limit} accepted")
+        self.need(n, what)
+        self.pos += n
+        return self.buf[self.pos - n : self.pos]
+
+    def name(self, what: str, limit: int) -> str:
+        raw = self.string(what, limit)
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.fail(f"{what} is not valid UTF-8: {raw[:40]!r}") from None
+
+    def count(self, what: str, min_bytes: int, most: int = MAX_HEADER_BYTES) -> int:
+        """A count whose items take at least `min_bytes` each, so that a lie is caught before anything is allocated."""
+        n = self.u64(f"the number of {what}")
+        if n * min_bytes > self.file.nbytes - self.pos:
+            raise self.fail(f"claims {n} {what}, more than the rest of the file can hold")
+        if n > most:
+            raise self.fail(f"claims {n} {what}, more than the {most} accepted")
+        return n
+
+    def value(self, kind: int, key: str) -> Any:
+        if kind in SCALARS:
+            dtype = np.dtype(SCALARS[kind][1])
+            self.need(dtype.itemsize, f"the value of {key!r}")
+            item = np.frombuffer(self.buf[self.pos : self.pos + dtype.itemsize], dtype)[0].item()
+            self.pos += dtype.itemsize
+            return bool(item) if kind == BOOL else item
+        if kind == STRING:
+            return self.string(f"the value of {key!r}").decode("utf-8", "surrogateescape")
+        if kind != ARRAY:
+            raise self.fail(f"key {key!r} has value type {kind}, which GGUF does not define (0 to 12)")
+        kind = self.u32(f"the element type of {key!r}")
+        if kind == STRING:
+            return self.string_array(self.count(f"strings in {key!r}", 8), key)
+        if kind not in SCALARS:
+            found = "an array of arrays" if kind == ARRAY else f"an array of type {kind}"
+            raise self.fail(f"key {key!r} is {found}; expected an array of numbers, booleans or strings")
+        dtype = np.dtype(SCALARS[kind][1])
+        n = self.count(f"elements in {key!r}", dtype.itemsize)
+        self.need(n * dtype.itemsize, f"the array {key!r}")
+        self.pos += n * dtype.itemsize
+        items = np.frombuffer(self.buf[self.pos - n * dtype.itemsize : self.pos], dtype)
+        return items.astype(bool) if kind == BOOL else items
+
+    def string_array(self, n: int, key: str) -> StringArray:
+        start = pos = self.pos
+        ends: array[int] = array("I")
+        unpack, buf = _U64.unpack_from, self.buf  # locals: this loop runs a quarter of a million times
+        limit = min(self.file.nbytes, MAX_HEADER_BYTES)
+        for i in range(n):
+            if pos > limit - 8:
+                raise self.fail(f"string {i} of {key!r} lies past the end of the file or of the accepted header")
+            pos += 8 + unpack(buf, pos)[0]
+            if pos > limit:
+                raise self.fail(f"string {i} of {key!r} reaches past the end of the file or of the accepted header")
+            ends.append(pos - start)
+        self.pos = pos
+        return StringArray(buf[start:pos], ends)
+
+    def parse(self, metadata_only: bool) -> None:
+        version = self.u32("the version")
+        if version not in VERSIONS:
+            hint = "; this looks like a big-endian file" if version & 0xFFFF == 0 else ""
+            raise self.fail(f"GGUF version {version}; this package reads {VERSIONS}{hint}")
+        n_tensors = self.count("tensors", 24, MAX_COUNT)
+        n_keys = self.count("metadata keys", 13, MAX_COUNT)
+        for i in range(n_keys):
+            key = self.name(f"metadata key {i}", MAX_KEY_BYTES)
+            if not key or key in self.file.metadata:
+                raise self.fail(f"metadata key {key!r} is empty or appears twice")
+            self.file.metadata[key] = self.value(self.u32(f"the type of {key!r}"), key)
+        if not metadata_only:
+            self.tensor_table(n_tensors)
+
+    def tensor_table(self, n_tensors: int) -> None:
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType  # imported late: half of this package's import time
+
+        table: list[TensorInfo] = []
+        for i in range(n_tensors):
+            name = self.name(f"the name of tensor {i}", MAX_NAME_BYTES)
+            n_dims = self.u32(f"the number of dimensions of {name!r}")
+            if not 1 <= n_dims <= MAX_DIMS:
+                raise self.fail(f"tensor {name!r} has {n_dims} dimensions; expected 1 to {MAX_DIMS}")
+            shape = tuple(self.u64(f"a dimension of {name!r}") for _ in range(n_dims))[::-1]
+            kind = self.u32(f"the type of {name!r}")
+            offset = self.u64(f"the offset of {name!r}")
+            try:
+                block, block_bytes = GGML_QUANT_SIZES[ggml_type := GGMLQuantizationType(kind)]
+            except (ValueError, KeyError):
+                raise self.fail(
+                    f"tensor {name!r} has type {kind}, unknown here; is a newer gguf package out?"
+                ) from None
+            n_elements = 1
+            for d in shape:
+                n_elements *= d  # Python integers: the product cannot overflow
+            if n_elements == 0 or shape[-1] % block:
+                raise self.fail(
+                    f"tensor {name!r} has shape {shape}; expected rows that are a positive multiple of {block}, "
+                    f"the block size of {ggml_type.name}"
+                )
+            table.append(TensorInfo(name, shape, ggml_type, offset, n_elements // block * block_bytes))
+
+        alignment = self.file.metadata.get("general.alignment", 32)
+        if not isinstance(alignment, int) or not 8 <= alignment <= 2**20 or alignment & (alignment - 1):
+            raise self.fail(f"general.alignment is {alignment!r}; expected a power of two from 8 to {2**20}")
+        start = -(-self.pos // alignment) * alignment
+        end = start
+        for t in sorted(table, key=lambda t: t.offset):
+            here = start + t.offset
+            if t.offset % alignment or here + t.nbytes > self.file.nbytes:
+                raise self.fail(
+                    f"tensor {t.name!r} claims {t.nbytes} bytes at offset {t.offset}; expected a multiple of "
+                    f"{alignment} that ends within the file; the file is truncated or damaged: fetch it again"
+                )
+            if here < end:
+                raise self.fail(f"tensor {t.name!r} overlaps the one before it")
+            end = here + t.nbytes
+        for t in table:  # in the table's own order
+            if t.name in self.file.tensors:
+                raise self.fail(f"two tensors are named {t.name!r}")
+            self.file.tensors[t.name] = TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes)

@@ -1,0 +1,470 @@
+"""How many bytes a model's KV cache takes, for any architecture, from the metadata of its GGUF file alone.
+
+The rule, for every layer: min(seq_len, window) positions x KV heads x (key length + value length) x bytes a number.
+Everything else here is finding those numbers in the metadata. Knows nothing of arrays, files or sessions.
+
+Keys and defaults: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's `load_hparams`. What each
+architecture changes: llama.cpp's `src/models/*.cpp` (`load_arch_hparams`) and `create_memory` in `src/llama-model.cpp`,
+as vendored in llama-cpp-python 0.3.36.
+"""
+
+from __future__ import annotations
+
+import bisect
+import operator
+import reprlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
+
+# kv_dtype -> (numbers a block, bytes a block): what llama.cpp offers for its cache. The engine here runs f32 and f16.
+KV_DTYPES: dict[str, tuple[int, int]] = {
+    "f32": (1, 4),
+    "f16": (1, 2),
+    "bf16": (1, 2),
+    "q8_0": (32, 34),  # 32 int8 and one f16 scale
+    "q5_1": (32, 24),
+    "q5_0": (32, 22),
+    "q4_1": (32, 20),
+    "q4_0": (32, 18),
+    "iq4_nl": (32, 18),
+}
+
+MAX_LAYERS = 10_000  # llama.cpp stops at 512
+MAX_LENGTH = 2**24  # heads, head lengths, windows of a real model come nowhere near
+MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer is called unlimited
+
+# The tables below hold what a file does not say about itself.
+
+# Which layers slide where the file gives the window but no list: of every n layers the last attends to everything
+# (0: none does). Files may carry another n, or one flag a layer, in attention.sliding_window_pattern; that goes first.
+SWA_PERIOD = {
+    "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gemma3n": 5,
+    "gpt-oss": 2, "laguna": 4, "lfm2": 0, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
+    "smallthinker": 4,
+}  # fmt: skip
+SWA_FULL_FIRST = {"cohere2moe", "laguna", "smallthinker"}  # here the first of every n attends to everything
+SWA_DEFAULT_WINDOW = {"gemma2": 4096, "llama4": 8192}  # for files without attention.sliding_window
+SWA_IGNORED = {"deepseek2-ocr", "phi3", "phimoe"}  # the key is written, and llama.cpp attends to everything still
+
+RECURRENT = {"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"}
+# Hybrids mark a recurrent layer by 0 KV heads. These say it otherwise: every n-th layer attends, unless the file lists
+# attention.recurrent_layers or gives another n in full_attention_interval.
+FULL_ATTENTION_INTERVAL = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
+HYBRID = {
+    "bailingmoe3", "falcon-h1", "glm5-next", "granitehybrid", "jamba", "kimi-k3", "kimi-linear", "lfm2", "lfm2moe",
+    "nemotron_h", "nemotron_h_moe", "plamo2", *FULL_ATTENTION_INTERVAL,
+}  # fmt: skip
+ENCODERS = {
+    "bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert",
+    "nomic-bert-moe", "t5encoder", "wavtokenizer-dec",
+}  # fmt: skip
+DIFFUSION = {"dream", "llada", "llada-moe", "rnd1"}
+# Multi-head latent attention that llama.cpp caches as full heads whatever the file says.
+MLA_UNCOMPRESSED = {"minicpm3", "plm"}
+# Ordinary attention, read as it stands; an architecture in none of these tables is counted so too, with a note.
+ORDINARY = {
+    "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon",
+    "chatglm", "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2", "deepseek32", "dflash",
+    "dots1", "dots3note", "eagle3", "ernie4_5", "ernie4_5-moe", "exaone", "falcon", "gemma", "gemma4",
+    "gemma4-assistant", "glm-dsa", "glm4", "glm4moe", "gpt2", "gptj", "gptneox", "granite", "granite_swa",
+    "granitemoe", "graniteswitch", "grok", "grovemoe", "hrm_text", "hunyuan-dense", "hunyuan-moe", "hunyuan_vl",
+    "hy_v3", "hy_v4", "internlm2", "jais", "jais2", "llama", "llama-embed", "maincoder", "maple", "mimo2",
+    "minicpm", "minimax-m2", "minimax-m3", "mistral3", "mistral4", "mpt", "nanbeige", "nemotron", "olmo", "olmoe",
+    "openelm", "orion", "paddleocr", "pangu-embedded", "phi2", "plamo", "pockettts", "qwen", "qwen2", "qwen2moe",
+    "qwen2vl", "qwen3", "qwen3moe", "qwen3tts", "qwen3vl", "qwen3vlmoe", "refact", "seed_oss", "smollm3",
+    "spark2_5", "stablelm", "starcoder", "starcoder2", "step35", "t5", "talkie", "xverse",
+}  # fmt: skip
+OTHER_FILES = {  # by general.architecture or general.type
+    "clip": "a multimodal projector", "mmproj": "a multimodal projector", "adapter": "an adapter (LoRA)",
+    "imatrix": "an importance matrix",
+}  # fmt: skip
+KNOWN = ORDINARY | SWA_PERIOD.keys() | SWA_IGNORED | RECURRENT | HYBRID | ENCODERS | DIFFUSION | MLA_UNCOMPRESSED
+
+
+def format_nbytes(n: int) -> str:
+    """`n` bytes to four digits in decimal units (1 GB = 10^9 bytes): 377487360 -> '377.5 MB'."""
+    value, units = float(n), iter(("B", "kB", "MB", "GB", "TB", "PB", "EB"))
+    unit = next(units)
+    while float(f"{value:.4g}") >= 1000 and unit != "EB":
+        value, unit = value / 1000, next(units)
+    return f"{value:.4g} {unit}" if value < 1e4 else f"{value:.3e} {unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKV:
+    """What one layer caches for each position it can still attend to; 0 KV heads: this layer caches nothing."""
+
+    n_kv_heads: int
+    key_length: int  # numbers in one head's key
+    value_length: int  # numbers in one head's value; 0 under latent attention, which reads the value out of the key
+    window: int | None  # most positions attended to; None: all
+    index_length: int = 0  # numbers of the index key that sparse attention keeps beside them, one for all heads
+
+    @property
+    def rows(self) -> tuple[int, int, int]:
+        """Numbers a position adds: keys, values, index key."""
+        return self.n_kv_heads * self.key_length, self.n_kv_heads * self.value_length, self.index_length
+
+    def positions(self, seq_len: int, swa_full: bool = False) -> int:
+        """How many positions this layer holds when the session has seen `seq_len`."""
+        return seq_len if self.window is None or swa_full else min(seq_len, self.window)
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """The shape of a model's KV cache."""
+
+    arch: str
+    layers: tuple[LayerKV, ...]  # one a layer, in order
+    native_seq_len: int  # the context the model was trained for
+    notes: tuple[str, ...] = ()  # what a reader of the figures should know
+    state_nbytes: int = 0  # recurrent state of one session in f32, at any length; `bytes` does not include it
+
+    @cached_property
+    def groups(self) -> Mapping[LayerKV, int]:
+        """The different layers that cache something, and how many there are of each."""
+        return Counter(layer for layer in self.layers if any(layer.rows))
+
+    @property
+    def window(self) -> int | None:
+        """The widest sliding window; None where no layer slides."""
+        return max((layer.window for layer in self.groups if layer.window is not None), default=None)
+
+    def elements(self, seq_len: int, swa_full: bool = False) -> int:
+        """Numbers one session caches at `seq_len` positions; see `bytes`."""
+        seq_len = positive("seq_len", seq_len)
+        return sum(n * layer.positions(seq_len, swa_full) * sum(layer.rows) for layer, n in self.groups.items())
+
+    def bytes(self, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, swa_full: bool = False) -> int:
+        """Bytes of KV cache.
+
+        Args:
+            seq_len: positions each session holds.
+            kv_dtype: a key of `KV_DTYPES`.
+            n_sessions: sessions, each with a cache of its own.
+            swa_full: let sliding-window layers hold every position too, as an engine that rewinds may want
+                (llama.cpp's `--swa-full`).
+
+        Raises:
+            ParameterError: a setting is not a positive whole number, or this model's heads do not divide into blocks of
+                `kv_dtype`.
+        """
+        seq_len, n_sessions = positive("seq_len", seq_len), positive("n_sessions", n_sessions)
+        block, block_nbytes = _block(kv_dtype)
+        total = 0
+        for layer, n in self.groups.items():
+            for length in (layer.key_length, layer.value_length, layer.index_length):
+                if length % block:
+                    raise ParameterError(
+                        f"kv_dtype {kv_dtype!r} stores blocks of {block} numbers, and this model's rows of {length} "
+                        "do not divide into them; use f16 or f32"
+                    )
+            total += n * layer.positions(seq_len, swa_full) * (sum(layer.rows) // block) * block_nbytes
+        return n_sessions * total
+
+
+class HasKVLayout(Protocol):
+    """`ModelConfig`, as far as this file needs it."""
+
+    kv_layout: KVLayout
+    seq_len: int
+
+
+def kv_cache_bytes(
+    config_or_layout: HasKVLayout | KVLayout,
+    seq_len: int | None = None,
+    kv_dtype: str = "f32",
+    *,
+    swa_full: bool = False,
+) -> int:
+    """Bytes of one session's KV cache: the sum over layers of positions x KV heads x (key + value length) x bytes.
+
+    Args:
+        config_or_layout: a model's `config`, or a `KVLayout`.
+        seq_len: positions; by default `config.seq_len`, or a layout's native context.
+        kv_dtype: a key of `KV_DTYPES`: "f32", "f16", "bf16", "q8_0", ...
+        swa_full: let sliding-window layers hold every position too.
+
+    Raises:
+        ParameterError: seq_len is not a positive whole number; kv_dtype is unknown or does not fit the model's heads.
+    """
+    if isinstance(config_or_layout, KVLayout):
+        layout, default = config_or_layout, config_or_layout.native_seq_len
+    else:
+        layout, default = config_or_layout.kv_layout, config_or_layout.seq_len
+    return layout.bytes(default if seq_len is None else seq_len, kv_dtype, swa_full=swa_full)
+
+
+def longest_seq_len(layout: KVLayout, nbytes: int, kv_dtype: str = "f32", n_sessions: int = 1) -> int | None:
+    """The most positions that `n_sessions` sessions can each hold in `nbytes`; None where every length fits."""
+
+    def cost(seq_len: int) -> int:
+        return layout.bytes(seq_len, kv_dtype, n_sessions)
+
+    return None if cost(MAX_SEQ_LEN) <= nbytes else bisect.bisect_right(range(1, MAX_SEQ_LEN), nbytes, key=cost)
+
+
+def positive(name: str, value: int) -> int:
+    """`value` as an int from 1 to `MAX_SEQ_LEN`; ParameterError, which says `name`, otherwise."""
+    try:
+        if not isinstance(value, bool) and 1 <= operator.index(value) <= MAX_SEQ_LEN:
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ParameterError(f"{name} is {reprlib.repr(value)}; expected a whole number from 1 to {MAX_SEQ_LEN}")
+
+
+def _block(kv_dtype: str) -> tuple[int, int]:
+    if isinstance(kv_dtype, str) and kv_dtype in KV_DTYPES:
+        return KV_DTYPES[kv_dtype]
+    raise ParameterError(f"kv_dtype is {kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
+
+
+class _Keys:
+    """Look-ups in one architecture's metadata; whatever is missing or lies is a GGUFError that names its key."""
+
+    def __init__(self, metadata: Mapping[str, Any], arch: str):
+        self.metadata, self.arch, self.n_layers, self.n_trunk = metadata, arch, 0, 0
+
+    def has(self, key: str) -> bool:
+        return f"{self.arch}.{key}" in self.metadata
+
+    def fail(self, key: str, found: object, expected: str) -> GGUFError:
+        return GGUFError(f"metadata {f'{self.arch}.{key}'!r} is {reprlib.repr(found)}; expected {expected}")
+
+    def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_LENGTH) -> int:
+        """A whole number; without a default the key must be there."""
+        value = self.metadata.get(f"{self.arch}.{key}", default)
+        if value is None:
+            raise GGUFError(
+                f"the metadata has no {f'{self.arch}.{key}'!r}, which the size of the KV cache depends on; expected a "
+                "language model's metadata"
+            )
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise self.fail(key, value, f"a whole number from {least} to {most}")
+        return value
+
+    def per_layer(self, key: str, default: Sequence[int], *, most: int = MAX_LENGTH) -> Sequence[int]:
+        """One whole number a layer, from a scalar (the same for all) or from an array of one a layer."""
+        value = self.metadata.get(f"{self.arch}.{key}")
+        if value is None:
+            return default
+        if isinstance(value, (bool, int, float, str)) or not hasattr(value, "__len__"):
+            return [self.number(key, least=0, most=most)] * self.n_layers
+        if len(value) not in (self.n_layers, self.n_trunk):
+            raise self.fail(key, value, f"{self.n_layers} entries, one a layer; {len(value)} are there")
+        items = value.tolist() if hasattr(value, "tolist") else list(value)  # a NumPy array, without importing NumPy
+        for item in items:
+            if not isinstance(item, int) or not 0 <= item <= most:
+                raise self.fail(key, item, f"whole numbers from 0 to {most}, one a layer")
+        return [int(item) for item in items] + [0] * (self.n_layers - len(items))
+
+    def flags(self, key: str) -> Sequence[int] | None:
+        """One 0 or 1 a layer; None where the file has no such array."""
+        value = self.metadata.get(f"{self.arch}.{key}")
+        return None if value is None or isinstance(value, int) else self.per_layer(key, (), most=1)
+
+
+def kv_layout_from_metadata(metadata: Mapping[str, Any]) -> KVLayout:
+    """Reads the shape of the KV cache from a GGUF file's metadata.
+
+    Args:
+        metadata: key -> value, as `GGUFFile.metadata` has it; arrays may be NumPy arrays or lists.
+
+    Raises:
+        GGUFError: a key is missing, of the wrong type or size, or contradicts another.
+        UnsupportedModelError: not a language model, or one whose cache follows none of the rules known here.
+    """
+    arch = _language_model(metadata)
+    keys, notes = _Keys(metadata, arch), list[str]()
+    keys.n_layers = n = keys.number("block_count", most=MAX_LAYERS)
+    native = keys.number("context_length", most=MAX_SEQ_LEN)
+    n_nextn = keys.number("nextn_predict_layers", 0, least=0, most=n)
+    keys.n_trunk = trunk = n if n_nextn == n else n - n_nextn
+    if arch not in KNOWN:
+        notes.append(f"{arch!r} is not an architecture known here: counted as ordinary attention, from its metadata")
+
+    heads = _kv_heads(keys, notes)
+    lengths, swa_lengths = _lengths(keys, heads, notes)
+    window, slides = _windows(keys, notes)
+    index = _index_lengths(keys, heads, notes)
+    layers = [
+        LayerKV(heads[i], *(swa_lengths if slides[i] else lengths), window if slides[i] else None, index[i])
+        for i in range(n)
+    ]
+    if trunk < n:
+        layers[trunk:] = [LayerKV(0, *lengths, None)] * (n - trunk)
+        notes.append(f"{n - trunk} of {n} layers only draft tokens ahead (multi-token prediction); not counted")
+    if arch == "t5":
+        layers = layers[:1] * keys.number("decoder_block_count", n, most=MAX_LAYERS)
+        notes.append(
+            "an encoder-decoder: the decoder's own cache is counted; an engine that also keeps the keys and values of "
+            "cross-attention needs as many bytes again for each token of the encoded text"
+        )
+    if arch == "nanbeige":  # runs its layers several times over, each time with a cache of its own
+        layers *= keys.number("num_loops", 1, most=MAX_LAYERS // n)
+    if arch == "graniteswitch":  # one head more, which keeps the choice of adapter for each token
+        layers.append(LayerKV(1, *lengths, None))
+    state_nbytes = _state_nbytes(keys, heads, notes)
+    return KVLayout(arch, tuple(layers), native, tuple(notes), state_nbytes)
+
+
+def _language_model(metadata: Mapping[str, Any]) -> str:
+    """The architecture, after files that hold something other than a language model are refused."""
+    arch, kind, part = (metadata.get(key) for key in ("general.architecture", "general.type", "split.no"))
+    if isinstance(part, int) and part > 0:
+        raise UnsupportedModelError("this is a later part of a split model; give its first, which has the metadata")
+    for found in (arch, kind):
+        if isinstance(found, str) and found in OTHER_FILES:
+            raise UnsupportedModelError(f"{OTHER_FILES[found]} has no KV cache; give the language model's file")
+    if not isinstance(arch, str) or not arch:
+        raise GGUFError(
+            f"metadata 'general.architecture' is {reprlib.repr(arch)}; expected an architecture's name, such as 'llama'"
+        )
+    if arch == "deepseek4":
+        raise UnsupportedModelError(
+            "deepseek4 compresses older positions by a different ratio in each layer, a rule not known here; run "
+            "llama.cpp and read the KV buffer sizes that it prints"
+        )
+    return arch
+
+
+def _kv_heads(keys: _Keys, notes: list[str]) -> list[int]:
+    """KV heads of every layer; 0 where a layer keeps no cache of its own."""
+    arch, n, trunk = keys.arch, keys.n_layers, keys.n_trunk
+    if arch in RECURRENT:
+        return [0] * n
+    if arch in ENCODERS or arch in DIFFUSION:
+        notes.append(f"{'an encoder' if arch in ENCODERS else 'a diffusion model'}: it keeps no KV cache")
+        return [0] * n
+    query = keys.per_layer("attention.head_count", ())
+    heads = list(keys.per_layer("attention.head_count_kv", query))
+    if not heads:
+        keys.number("attention.head_count")  # raises: neither key is there
+    if not any(heads) and arch in KNOWN and arch not in HYBRID:
+        raise keys.fail("attention.head_count_kv", 0, "1 or more in some layer")
+    for i, q in enumerate(query):
+        if heads[i] > q > 0:
+            raise keys.fail("attention.head_count_kv", heads[i], f"at most the {q} query heads of layer {i}")
+
+    recurrent = keys.flags("attention.recurrent_layers")
+    if recurrent is None and arch in FULL_ATTENTION_INTERVAL:
+        every = keys.number("full_attention_interval", FULL_ATTENTION_INTERVAL[arch])
+        recurrent = [int(i < trunk and (i + 1) % every != 0) for i in range(n)]
+    if recurrent is not None:
+        heads = [0 if r else kv for kv, r in zip(heads, recurrent, strict=True)]
+
+    # Later layers that read the cache of an earlier one. gemma3n: llama.cpp has the 20 as a constant.
+    shared = keys.number("attention.shared_kv_layers", max(0, n - 20) if arch == "gemma3n" else 0, least=0, most=n)
+    if arch == "gemma4-assistant":
+        shared = n
+        notes.append("a drafting model: it reads the cache of the model it drafts for, and keeps none")
+    elif shared:
+        notes.append(f"the last {shared} of {n} layers read the cache of earlier layers and add nothing")
+    return heads[: n - shared] + [0] * shared
+
+
+def _lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(key length, value length) of ordinary layers, and of sliding-window layers."""
+    if not any(heads):
+        return (0, 0), (0, 0)
+    query_heads = next((q for q in keys.per_layer("attention.head_count", ()) if q), 0)
+    default: int | None = None
+    if query_heads and keys.has("embedding_length"):
+        default = keys.number("embedding_length") // query_heads or None
+    key = keys.number("attention.key_length", default)
+    key_swa = keys.number("attention.key_length_swa", key)
+    if keys.has("attention.key_length_mla") and keys.has("attention.value_length_mla"):
+        notes.append(f"latent attention: each layer caches one compressed key of {key} numbers, which holds the values")
+        return (key, 0), (key_swa, 0)
+    value = keys.number("attention.value_length", default)
+    if keys.has("attention.kv_lora_rank"):
+        if keys.arch in MLA_UNCOMPRESSED:
+            notes.append("latent attention, which engines cache uncompressed for this architecture, as counted here")
+        else:
+            rank, rope = keys.number("attention.kv_lora_rank"), keys.number("rope.dimension_count", 0, least=0)
+            notes.append(
+                "latent attention in an older file, without attention.key_length_mla: engines cache it uncompressed, "
+                f"as counted here; a newer conversion needs {rank + rope} numbers a token and layer in place of "
+                f"{max(heads) * (key + value)}"
+            )
+    return (key, value), (key_swa, keys.number("attention.value_length_swa", value))
+
+
+def _windows(keys: _Keys, notes: list[str]) -> tuple[int | None, Sequence[int]]:
+    """The sliding window, and for every layer whether it slides."""
+    arch, n, trunk = keys.arch, keys.n_layers, keys.n_trunk
+    window = keys.number("attention.sliding_window", SWA_DEFAULT_WINDOW.get(arch, 0), least=0, most=2**32)
+    if not window or arch in ENCODERS:
+        return None, [0] * n
+    if arch in SWA_IGNORED:
+        notes.append(f"the file gives a sliding window of {window}, which engines do not apply to {arch} models")
+        return None, [0] * n
+    flags = keys.flags("attention.sliding_window_pattern")
+    if flags is not None:
+        return window, flags
+    if arch not in SWA_PERIOD and not keys.has("attention.sliding_window_pattern"):
+        notes.append(
+            f"the file gives a sliding window of {window}, but not which layers slide: every layer is counted as if it "
+            "attended to everything, so the true figure may be lower"
+        )
+        return None, [0] * n
+    period = keys.number("attention.sliding_window_pattern", SWA_PERIOD.get(arch), least=0)
+    full = 0 if arch in SWA_FULL_FIRST else period - 1
+    return window, [int(i < trunk and (period == 0 or i % period != full)) for i in range(n)]
+
+
+def _index_lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> list[int]:
+    """The index key of sparse attention (DeepSeek 3.2 and after) in every layer, 0 where there is none."""
+    length = keys.number("attention.indexer.key_length", 0, least=0)
+    if keys.arch == "glm5-next":
+        length *= 3  # caches key, gate and pooled key
+    if not length:
+        return [0] * keys.n_layers
+    first = keys.number("leading_dense_block_count", 0, least=0) if keys.arch == "minimax-m3" else 0
+    owns = keys.flags("attention.indexer.types") or [1] * keys.n_layers
+    lengths = [length if heads[i] and owns[i] and first <= i < keys.n_trunk else 0 for i in range(keys.n_layers)]
+    notes.append(f"sparse attention: {sum(map(bool, lengths))} layers also cache an index key of {length} numbers")
+    return lengths
+
+
+def _state_nbytes(keys: _Keys, heads: Sequence[int], notes: list[str]) -> int:
+    """Bytes of recurrent state a session keeps, whatever its length: llama.cpp's `n_embd_r` and `n_embd_s`, in f32."""
+    arch, trunk = keys.arch, keys.n_trunk
+    if arch not in RECURRENT and arch not in HYBRID:
+        return 0
+    feed_forward = keys.per_layer("feed_forward_length", ()) if arch.startswith("nemotron_h") else ()
+    recurrent = [i for i in range(trunk) if arch == "falcon-h1" or not heads[i]]
+    recurrent = [i for i in recurrent if not (feed_forward and feed_forward[i])]  # Nemotron's layers do one thing each
+    if not recurrent:
+        return 0
+
+    def get(key: str, default: int = 0) -> int:
+        return keys.number(key, default, least=0)
+
+    dim, n_heads = get("embedding_length"), max(keys.per_layer("attention.head_count", (0,)))
+    conv = max(0, get("ssm.conv_kernel") - 1)
+    if head_size := get("wkv.head_size"):
+        numbers = get("token_shift_count", 2) * dim + dim * head_size
+    elif l_cache := get("shortconv.l_cache"):
+        numbers = dim * (l_cache - 1)
+    elif head_dim := get("kda.head_dim"):
+        numbers = 3 * (conv or 3) * n_heads * head_dim + n_heads * head_dim**2
+    elif arch == "minimax-01":
+        numbers = n_heads * get("attention.key_length", dim // n_heads if n_heads else 0) ** 2
+    else:
+        inner, state = get("ssm.inner_size"), get("ssm.state_size")
+        numbers = conv * (inner + 2 * get("ssm.group_count") * state) + state * inner
+    nbytes = 4 * numbers * len(recurrent)
+    size = f"{format_nbytes(nbytes)} a session in f32" if nbytes else "of a size the metadata does not give"
+    beside = "beside" if arch == "falcon-h1" else "instead of"
+    notes.append(
+        f"{len(recurrent)} of {trunk} layers keep a recurrent state {beside} a KV cache: {size}, the same at any "
+        "length, on top of the figures for the KV cache"
+    )
+    return nbytes

@@ -1,0 +1,273 @@
+"""What both tokenizers share: special tokens, encoding word by word, decoding. Knows nothing of how words are cut."""
+
+from __future__ import annotations
+
+import codecs
+import operator
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from teachllama.errors import GGUFError, TokenError
+from teachllama.tokenizer.merging import Rank, merge, merge_long
+
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type of special tokens; any other is ordinary
+MAX_STRINGS = 2**20  # tokens, or merges; the largest vocabularies have a quarter of that
+
+# Tokens that end a generation. Files rarely name them all, so llama.cpp goes by their texts, and so do we.
+END_TEXTS = """<|eot_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <|eom_id|> <end_of_turn> <end_of_utterance>
+    <eos> </s> <EOT> _<EOT> [EOT] [EOS] <｜end▁of▁sentence｜>"""
+# Likewise the tokens of fill-in-the-middle, where the file does not. The last three end a generation.
+FIM_TEXTS = {
+    "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
+    "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
+    "fim_mid": "<|fim_middle|> <fim-middle> <fim_middle> <｜fim▁end｜> <MID> ▁<MID> <|code_middle|> <|middle|>",
+    "fim_pad": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "fim_rep": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "fim_sep": "<|file_sep|>",
+}
+
+LONG = 40  # symbols from which the heap is faster than the plain loop
+CACHE_WORDS, CACHE_CHARS = 50_000, 64  # how many words are remembered with their ids, and how long each may be
+
+
+class Tokenizer(ABC):
+    """What both kinds share: special tokens, the table of texts, decoding. `tokenizer_from_metadata` makes one.
+
+    Attributes:
+        vocab_size: how many tokens; ids are 0 to vocab_size - 1.
+        bos_id, eos_id: the tokens that begin and end a text, or None.
+        add_bos, add_eos: whether `encode(..., add_special=True)` puts them there.
+        eog_ids: the ids that end a generation: eos, end of turn, end of message, as llama.cpp decides them.
+    """
+
+    add_space_prefix = _add_bos_default = _whole_words = False
+    _default_ids: Mapping[str, int] = {}
+    _rank: Rank
+    _split: Callable[[str], Iterable[str]]  # cuts a text into words that merge each by itself
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        tokens = strings_of(metadata, "tokens")
+        # All texts and their ids. Special and byte tokens are taken out below: what is left, merging may make.
+        self._ids = ids = {text or f"[EMPTY_{i}]": i for i, text in enumerate(tokens)}
+        self.vocab_size = n = len(tokens)
+        if not n or len(ids) != n:
+            found = f"{Counter(tokens).most_common(1)[0][0]!r} twice" if n else "none"
+            raise GGUFError(f"tokenizer.ggml.tokens: expected tokens that all differ, found {found}")
+        self._texts = list(ids)
+        types = numbers_of(metadata, "token_type", n, "iu")
+        types = np.ones(n, np.int32) if types is None else types.copy()
+
+        known = {name: token_id_of(metadata, name, n) for name in ("bos", "eos", "eot", "eom", *FIM_TEXTS)}
+        for name, token_id in self._default_ids.items():
+            known[name] = token_id if known[name] is None and token_id < n else known[name]
+        ends = {ids[text] for text in END_TEXTS.split() if text in ids}
+        types[list(ends)] = CONTROL  # whatever the file says
+        for name, texts in FIM_TEXTS.items():
+            if known[name] is None and (here := [ids[text] for text in texts.split() if text in ids]):
+                known[name] = here[0]
+                types[here[0]] = CONTROL
+        end_names = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+        self.eog_ids = frozenset(ends) | {end for name in end_names if (end := known[name]) is not None}
+        self.bos_id, self.eos_id = known["bos"], known["eos"]
+        self.add_bos = flag_of(metadata, "add_bos_token", self._add_bos_default and self.bos_id is not None)
+        self.add_eos = flag_of(metadata, "add_eos_token", False)
+        for name, wanted in (("bos", self.add_bos), ("eos", self.add_eos)):
+            if wanted and known[name] is None:
+                raise GGUFError(f"tokenizer.ggml.add_{name}_token is true, but there is no {name}_token_id")
+
+        self._byte_ids: dict[int, int] = {}  # byte -> the token that is only this byte
+        self._raw: dict[int, bytes] = {}  # special or byte token -> what it decodes to; others decode to their text
+        self._control = set(np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist())
+        self._special = self._control | set(np.flatnonzero(types == USER_DEFINED).tolist())
+        # The special tokens to look for in a text, as (-length in bytes, id, text), by their first characters: most of
+        # Gemma's 6,414 begin with "<unuse", and one look for that spares looking for each.
+        self._find: dict[str, list[tuple[int, int, str]]] = {}
+        for i in self._special:
+            text = self._texts[i]
+            self._raw[i] = raw = text.encode("utf-8", "surrogateescape")
+            self._find.setdefault(text[:6], []).append((-len(raw), i, text))
+            del ids[text]
+        self._cache: dict[str, list[int]] = {}
+
+    @abstractmethod
+    def _spell(self, word: str) -> str:
+        """A word in the characters that the vocabulary is written in."""
+
+    @abstractmethod
+    def _unspell(self, symbols: str) -> bytes:
+        """The other way, as UTF-8: the exact bytes that a token's text stands for."""
+
+    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """The token ids of a text.
+
+        Args:
+            text: any text; the empty one has no tokens.
+            add_special: begin with bos and end with eos, each where the file asks for it (`add_bos`, `add_eos`).
+            parse_special: let `<|im_end|>` and the like in the text become the control tokens they spell. Leave it
+                False for text that others wrote. User-defined tokens are found either way.
+
+        Raises:
+            TokenError: `text` is not a str; or holds a lone surrogate (U+D800 to U+DFFF: half a character); or holds
+                a byte that no token stands for (NOTE: llama.cpp drops it. SmolLM2 lacks eight, all rare).
+        """
+        if not isinstance(text, str):
+            raise TokenError(f"expected text to encode (str), found {type(text).__name__}")
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise TokenError(
+                f"character {e.start} of the text is {text[e.start]!r}, a lone surrogate, which is no character; "
+                "text.encode('utf-8', 'replace').decode() puts '?' in its place"
+            ) from None
+        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        after_special = True
+        for part in self._partition(text, parse_special):
+            if isinstance(part, str):
+                ids += self._encode_part(" " + part if self.add_space_prefix and after_special else part)
+            else:
+                ids.append(part)
+            after_special = not isinstance(part, str)
+        return ids + ([self.eos_id] if add_special and self.add_eos and self.eos_id is not None else [])
+
+    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
+        """The text cut at special tokens, each replaced by its id: the longest first, as llama.cpp does it."""
+        skipped: set[int] = set() if parse_special else self._control
+        groups = [group for start, group in self._find.items() if start in text]
+        found = [entry for group in groups for entry in group if entry[1] not in skipped and entry[2] in text]
+        parts: list[str | int] = [text] if text else []
+        for _, token_id, special in sorted(found):
+            cut: list[str | int] = []
+            for part in parts:
+                if isinstance(part, int) or special not in part:
+                    cut.append(part)
+                    continue
+                for i, between in enumerate(part.split(special)):
+                    cut += ([token_id] if i else []) + ([between] if between else [])
+            parts = cut
+        return parts
+
+    def _encode_part(self, text: str) -> list[int]:
+        """The ids of a text between special tokens. Words repeat, so their ids are kept until the cache is full."""
+        ids: list[int] = []
+        for word in self._split(text):
+            known = self._cache.get(word)
+            if known is None:
+                known = self._encode_word(word)
+                if len(word) <= CACHE_CHARS:
+                    if len(self._cache) >= CACHE_WORDS:
+                        self._cache.clear()
+                    self._cache[word] = known
+            ids += known
+        return ids
+
+    def _encode_word(self, word: str) -> list[int]:
+        spelled = self._spell(word)
+        if self._whole_words and spelled in self._ids:
+            return [self._ids[spelled]]
+        ids: list[int] = []
+        for symbol in (merge if len(spelled) < LONG else merge_long)(list(spelled), self._rank):
+            if (token_id := self._ids.get(symbol)) is not None:
+                ids.append(token_id)
+                continue
+            raw = self._unspell(symbol)
+            if missing := [byte for byte in raw if byte not in self._byte_ids]:
+                raise TokenError(
+                    f"this vocabulary has no token for byte 0x{missing[0]:02X}, which is in {word[:40]!r}; "
+                    "leave out the character it belongs to"
+                )
+            ids += [self._byte_ids[byte] for byte in raw]
+        return ids
+
+    def _index(self, token_id: int) -> int:
+        try:
+            i = -1 if isinstance(token_id, bool) else operator.index(token_id)
+        except TypeError:
+            i = -1
+        if not 0 <= i < self.vocab_size:
+            raise TokenError(f"token id {token_id!r}: expected an integer from 0 to {self.vocab_size - 1}")
+        return i
+
+    def piece_bytes(self, token_id: int) -> bytes:
+        """The exact bytes of one token; they may be part of a character.
+
+        Raises:
+            TokenError: not an integer from 0 to vocab_size - 1 (NumPy integers will do, bool and float will not).
+        """
+        i = self._index(token_id)
+        return self._unspell(self._texts[i]) if (raw := self._raw.get(i)) is None else raw
+
+    def piece(self, token_id: int) -> str:
+        """The text of one token. Bytes that are not whole characters show as U+FFFD; `StreamDecoder` joins them."""
+        return self.piece_bytes(token_id).decode("utf-8", "replace")
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """The text of the ids. Special tokens appear as they are written; `skip_special` leaves control tokens out."""
+        return StreamDecoder(self, skip_special=skip_special).feed(token_ids, final=True)
+
+
+class StreamDecoder:
+    """Token ids to text as they come: text is given as soon as its characters are whole.
+
+    What all calls of `feed` return, joined, is `tokenizer.decode` of all the ids, if the last call has `final=True`.
+
+    Args:
+        tokenizer: whose ids these are.
+        skip_special: leave control tokens out.
+        after: the id before the first one, where the ids continue a text (say, a prompt's last). It matters only to
+            SentencePiece, which puts a space before a text; decoding takes it away, but only where a text begins.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False, after: int | None = None):
+        self._tokenizer, self._skip_special = tokenizer, skip_special
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        self._at_start = after is None or tokenizer._index(after) in tokenizer._special
+
+    def feed(self, token_ids: Iterable[int], final: bool = False) -> str:
+        """The text that these ids complete. `final`: nothing follows, so half a character becomes U+FFFD."""
+        tokenizer, pieces = self._tokenizer, []
+        for i in map(tokenizer._index, token_ids):
+            piece, special = tokenizer.piece_bytes(i), i in tokenizer._special
+            # NOTE: llama.cpp takes the space only from the first token, though it adds one after every special token;
+            # so text after a user-defined token would come back longer.
+            if self._at_start and not special and tokenizer.add_space_prefix:
+                piece = piece.removeprefix(b" ")
+            if not (self._skip_special and i in tokenizer._control):
+                pieces.append(piece)
+            self._at_start = special
+        return self._utf8.decode(b"".join(pieces), final)
+
+
+def strings_of(metadata: Mapping[str, Any], name: str) -> Sequence[str]:
+    value = metadata.get(f"tokenizer.ggml.{name}")
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or (value and not isinstance(value[0], str)):
+        found = "nothing" if value is None else type(value).__name__
+        raise GGUFError(f"tokenizer.ggml.{name}: expected an array of strings, found {found}")
+    if len(value) > MAX_STRINGS:
+        raise GGUFError(f"tokenizer.ggml.{name} has {len(value)} strings; at most {MAX_STRINGS} are accepted")
+    return value
+
+
+def numbers_of(metadata: Mapping[str, Any], name: str, n: int, kinds: str) -> np.ndarray | None:
+    value = metadata.get(f"tokenizer.ggml.{name}")
+    if value is None or (isinstance(value, np.ndarray) and value.dtype.kind in kinds and value.shape == (n,)):
+        return value
+    found = f"{value.size} of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    raise GGUFError(f"tokenizer.ggml.{name}: expected {n} numbers, one a token, found {found}")
+
+
+def token_id_of(metadata: Mapping[str, Any], name: str, n: int) -> int | None:
+    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n):
+        raise GGUFError(f"tokenizer.ggml.{name}_token_id is {value!r}; expected an id from 0 to {n - 1}")
+    return value
+
+
+def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = metadata.get(f"tokenizer.ggml.{name}", default)
+    if not isinstance(value, bool):
+        raise GGUFError(f"tokenizer.ggml.{name} is {value!r}; expected true or false")
+    return value

@@ -1,0 +1,68 @@
+"""Byte-level BPE: a regex cuts a text into words, and the bytes of each are merged. Lacks other families' regexes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import regex
+
+from teachllama.errors import GGUFError, UnsupportedModelError
+from teachllama.tokenizer.base import Tokenizer, strings_of
+from teachllama.tokenizer.merging import NEVER
+
+_GPT2 = r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Each digit is a word, and what lies between is cut as in GPT-2, so a digit ends spaces as the end of the text would.
+_SMOLLM = r"\p{N}|'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+_LLAMA3 = (
+    r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# tokenizer.ggml.pre -> (regex that finds words; a word that is a token is that token, whatever merging would make of
+# it; bos is added by default). The names in a row are one rule to llama.cpp.
+PRE_TOKENIZERS = {
+    name: rule
+    for names, rule in {
+        "smollm starcoder refact command-r codeshell exaone minerva-7b": (_SMOLLM, False, False),
+        "llama-bpe llama3 llama-v3 falcon3 pixtral": (_LLAMA3, True, True),
+        "dbrx smaug-bpe": (_LLAMA3, False, False),
+        "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan": (_LLAMA3.replace("{1,3}", ""), False, False),
+        "gpt-2 phi-2 mpt olmo jais gigachat trillion exaone4": (_GPT2, False, False),
+    }.items()
+    for name in names.split()
+}
+# GPT-2's alphabet, a letter for each byte: itself where it is printable, else the next of U+0100 on.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_TO_LETTER = {b: chr(b) for b in _PRINTABLE}
+BYTE_TO_LETTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in BYTE_TO_LETTER)}
+LETTER_TO_BYTE = {letter: bytes([b]) for b, letter in BYTE_TO_LETTER.items()}
+
+
+class BytePairTokenizer(Tokenizer):
+    """Byte-level BPE: GPT-2, Llama 3, Qwen 2, SmolLM, and those that share their regexes (`PRE_TOKENIZERS`).
+
+    NOTE: the `regex` package may know characters that are newer than llama.cpp's tables (about Unicode 15).
+    """
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        name = metadata.get("tokenizer.ggml.pre")
+        if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+            raise UnsupportedModelError(
+                f"pre-tokenizer (tokenizer.ggml.pre) {name!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}"
+            )
+        pattern, self._whole_words, self._add_bos_default = PRE_TOKENIZERS[name]
+        super().__init__(metadata)
+        self._byte_ids = {b: self._ids[letter] for b, letter in BYTE_TO_LETTER.items() if letter in self._ids}
+        self._split = regex.compile(pattern).findall
+        lines: dict[str, int] = {}  # "left right" -> line. No letter is a space, so the line itself can be the key.
+        for i, line in enumerate(strings_of(metadata, "merges")):
+            if line.count(" ") != 1 or line[0] == " " or line[-1] == " ":
+                raise GGUFError(f"tokenizer.ggml.merges[{i}] is {line!r}; expected two symbols with a space between")
+            lines.setdefault(line, i)
+        self._rank = lambda left, right: lines.get(f"{left} {right}", NEVER)
+
+    def _spell(self, word: str) -> str:
+        return word.encode().decode("latin-1").translate(BYTE_TO_LETTER)
+
+    def _unspell(self, symbols: str) -> bytes:
+        return b"".join(LETTER_TO_BYTE.get(c) or c.encode("utf-8", "surrogateescape") for c in symbols)

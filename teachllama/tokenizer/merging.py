@@ -1,0 +1,50 @@
+"""Byte-pair merging, the heart of both tokenizers. Knows symbols and ranks; knows nothing of bytes or vocabularies."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from itertools import pairwise
+
+Rank = Callable[[str, str], float]  # of two neighbours: the lowest is joined first
+NEVER = float("inf")
+
+
+def merge(symbols: list[str], rank: Rank) -> list[str]:
+    """Byte-pair encoding: joins the best-ranked neighbours, the leftmost of equals, until none may be joined.
+
+    It looks at every pair in every round, so n symbols take about n * n steps. `merge_long` does not.
+    """
+    while len(symbols) > 1:
+        ranks = [rank(left, right) for left, right in pairwise(symbols)]
+        best = min(ranks)
+        if best == NEVER:
+            break
+        i = ranks.index(best)
+        symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
+    return symbols
+
+
+def merge_long(symbols: list[str], rank: Rank) -> list[str]:
+    """What `merge` returns, in about n * log(n) steps: a heap of (rank, index of the left neighbour), best on top.
+
+    Symbols stay in place, linked to the nearest ones left and right, and a symbol joined into another becomes "". An
+    entry whose neighbours have changed since it was pushed no longer has its rank, and is skipped.
+    """
+    n = len(symbols)
+    left_of, right_of = list(range(-1, n - 1)), list(range(1, n + 1))  # -1 and n: there is none
+    heap = [(r, i) for i, pair in enumerate(pairwise(symbols)) if (r := rank(*pair)) != NEVER]
+    heapq.heapify(heap)
+    while heap:
+        best, i = heapq.heappop(heap)
+        j = right_of[i]
+        if j == n or not symbols[i] or rank(symbols[i], symbols[j]) != best:
+            continue
+        symbols[i], symbols[j] = symbols[i] + symbols[j], ""
+        right_of[i] = right_of[j]
+        if right_of[i] < n:
+            left_of[right_of[i]] = i
+        for a, b in ((left_of[i], i), (i, right_of[i])):  # the two pairs that are new
+            if a >= 0 and b < n and (r := rank(symbols[a], symbols[b])) != NEVER:
+                heapq.heappush(heap, (r, a))
+    return [s for s in symbols if s]

@@ -1,0 +1,49 @@
+"""SentencePiece of the BPE kind, with byte fallback: characters are merged by score. Lacks the unigram kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from teachllama.errors import GGUFError
+from teachllama.tokenizer.base import Tokenizer, flag_of, numbers_of
+from teachllama.tokenizer.merging import NEVER
+
+SPACE = "▁"  # U+2581, how SentencePiece writes a space
+UNDERLINE = "\ud800"  # how we write a U+2581 of the text itself: as a character that no token can hold
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """SentencePiece of the BPE kind with byte fallback: Llama 2, Mistral, TinyLlama, Gemma. It lacks the unigram kind.
+
+    NOTE: a U+2581 in the text becomes byte tokens. In llama.cpp it becomes a space, and is lost.
+    """
+
+    _add_bos_default = True
+    _default_ids: Mapping[str, int] = {"bos": 1, "eos": 2}
+
+    def __init__(self, metadata: Mapping[str, Any]):
+        super().__init__(metadata)
+        self.add_space_prefix = flag_of(metadata, "add_space_prefix", True)
+        for byte in range(256):
+            if (i := self._ids.pop(f"<0x{byte:02X}>", None)) is not None:
+                self._byte_ids[byte], self._raw[i] = i, bytes([byte])
+        scores = numbers_of(metadata, "scores", self.vocab_size, "iuf")
+        scores = np.zeros(self.vocab_size) if scores is None else scores
+        if np.isnan(scores).any():
+            raise GGUFError("tokenizer.ggml.scores holds NaN; expected numbers")
+        ids, costs = self._ids, (-scores.astype(np.float64)).tolist()
+        self._rank = lambda left, right: NEVER if (i := ids.get(left + right)) is None else costs[i]
+        # Before a space a new word begins, since no token reaches across; except after a character that some token has
+        # before a space (Gemma has ">▁</").
+        glue = set(re.findall(f"([^{SPACE}{UNDERLINE}]){SPACE}", UNDERLINE.join(self._texts)))
+        self._split = re.compile(f"(?<=[^ {re.escape(''.join(glue))}])(?= )").split
+
+    def _spell(self, word: str) -> str:
+        return word.replace(SPACE, UNDERLINE).replace(" ", SPACE)
+
+    def _unspell(self, symbols: str) -> bytes:
+        return symbols.replace(SPACE, " ").replace(UNDERLINE, SPACE).encode("utf-8", "surrogateescape")

@@ -1,0 +1,41 @@
+"""Fixtures shared by all tests: where the real models are, and the golden figures of llama.cpp."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def _model_path(variable: str, name: str) -> str:
+    if path := os.environ.get(variable):
+        return path
+    from teachllama import hub
+    from teachllama.errors import TeachLlamaError
+
+    try:
+        return str(hub.find(name))
+    except TeachLlamaError as e:
+        pytest.skip(f"{name} is not here: {e}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_path() -> str:
+    """SmolLM2-135M-Instruct, Q4_1."""
+    return _model_path("TEACHLLAMA_TEST_SMOLLM2", "smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def gemma3_path() -> str:
+    """Gemma 3 270M, Q4_K_M."""
+    return _model_path("TEACHLLAMA_TEST_GEMMA3", "gemma3-270m")
+
+
+def golden(name: str) -> dict[str, Any]:
+    """llama.cpp's tokens and logits for a model; the file's `how` says how they were made."""
+    return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))
