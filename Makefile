@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-EXTRAS ?= lab,test
+EXTRAS ?= lab,test,docs
 # Jupyter refuses to run as root unless told, which containers need.
 ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # Without a display there is no browser to open: print the address.
@@ -45,11 +45,9 @@ test-fast: lint
 
 # Runs the notebooks in fresh kernels and keeps their outputs; do this before you commit one.
 notebooks: $(INSTALLED)
-	$(BIN)/python -m notebooks.execute
+	$(BIN)/python notebooks/execute.py
 
-docs: EXTRAS := lab,test,docs
-docs:
-	$(MAKE) $(VENV)/.installed-lab,test,docs
+docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 

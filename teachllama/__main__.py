@@ -1,3 +1,5 @@
-from teachllama.cli import main
 import sys
+
+from teachllama.cli import main
+
 sys.exit(main())

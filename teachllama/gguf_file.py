@@ -253,6 +253,7 @@ class _Parser:
         return items.astype(bool) if kind == BOOL else items
 
     def string_array(self, n: int, key: str) -> StringArray:
+        self.need(8 * n, f"the array {key!r}")  # a string takes 8 bytes at the least
         start = pos = self.pos
         ends: array[int] = array("I")
         unpack, buf = _U64.unpack_from, self.buf  # locals: this loop runs a quarter of a million times

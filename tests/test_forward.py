@@ -55,7 +55,7 @@ def test_gemma3_logits_and_greedy_tokens_equal_llama_cpp_with_exact_gelu(gemma3:
 @pytest.mark.parametrize("i", range(3))
 def test_gemma3_equals_stock_llama_cpp_up_to_its_half_precision_gelu_table(gemma3: tl.Model, i: int) -> None:
     # llama.cpp looks GELU up in a table of 65,536 float16 values. Its steps turn float32 noise of 1e-7 into logits that
-    # move by several 1e-3, so no engine agrees with it more closely than that; see docs/measured.md.
+    # move by several 1e-3; see docs/measured.md.
     check_against(gemma3, golden("gemma3-270m")["generate"][i], tolerance=1e-2)
 
 

@@ -22,6 +22,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -29,7 +30,7 @@ import psutil
 
 MOST_SECONDS = 1.0
 MOST_GROWTH = 300_000_000  # bytes of resident memory that an answer may add; Binder gives a notebook 2 GB in all
-MOST_OUTPUT = 2_000  # characters it may print
+MOST_OUTPUT = 1_000  # characters it may print
 WIDTH = 100
 
 # Frames from these folders are not lines that the learner wrote.
@@ -42,14 +43,11 @@ _LIBRARIES = (
 
 @dataclass(frozen=True, repr=False)
 class CheckResult:
-    """What a check says. True if the answer is right."""
+    """What a check says."""
 
     ok: bool
     message: str  # for the learner
-    mistake: str | None = None  # the name of the mistake, where one was recognised
-
-    def __bool__(self) -> bool:
-        return self.ok
+    mistake: str | None = None  # the name of the mistake recognised; "a or b" where the answer cannot tell which
 
     def __repr__(self) -> str:
         text = f"{'Right.' if self.ok else 'Not yet:'} {self.message}"
@@ -67,7 +65,7 @@ class Outcome(NamedTuple):
 
 
 class _Stop(SystemExit):
-    """Raised inside code that runs too long. A SystemExit: `except Exception` misses it, and it ends a thread in silence."""
+    """Raised inside code that runs too long. A SystemExit: `except Exception` misses it, and a thread ends quietly."""
 
 
 def run(function: Callable[..., Any], *args: Any, seconds: float = MOST_SECONDS) -> Outcome:
@@ -138,10 +136,10 @@ def _raised(error: BaseException) -> CheckResult:
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
         if not file.startswith(_LIBRARIES):
-            source = _short(linecache.getline(file, line).strip())
+            source = short(linecache.getline(file, line).strip())
             where = f" (line {line}: `{source}`)" if source else f" (line {line})"
     try:
-        text = _short(" ".join(str(error).split()))
+        text = short(" ".join(str(error).split()))
     except Exception:
         text = ""
     traceback.clear_frames(error.__traceback__)
@@ -188,7 +186,9 @@ def number(answer: object, subject: str = "The answer is") -> int | float | Chec
     if outcome.failure is not None and outcome.failure.mistake != "exception":
         return outcome.failure
     if answer is None or answer is ...:
-        return CheckResult(False, f"{subject} {answer}, and a number is wanted.", "unanswered")
+        return CheckResult(
+            False, f"{subject} {'None' if answer is None else 'still ...'}, and a number is wanted.", "unanswered"
+        )
     kind = type(answer)
     if issubclass(kind, (str, bytes)):
         found = "text, and a number is wanted: leave out the quotes and the unit"
@@ -208,7 +208,7 @@ def _number(x: Any) -> int | float | None:
         return None
     if hasattr(x, "__index__"):
         return int.__int__(operator.index(x))  # exactly an int, whatever a subclass does
-    value = float(x) if isinstance(x, numbers.Number) else math.nan
+    value = float(x) if isinstance(x, (numbers.Real, Decimal)) else math.nan
     return None if not math.isfinite(value) else int(value) if value.is_integer() else value
 
 
@@ -227,9 +227,12 @@ def recognise(answer: Any, right: Any, slips: Iterable[Slip], praise: str, other
     """Right, with `praise`; or the mistakes that lead to just this answer, the likeliest two; or `otherwise`."""
     if answer == right:
         return CheckResult(True, praise)
-    found = {slip.name: slip.text for slip in slips if slip.value == answer}
-    return CheckResult(False, " Or: ".join(list(found.values())[:2]) or otherwise, next(iter(found), None))
+    found = [slip for slip in slips if slip.value == answer][:2]
+    if not found:
+        return CheckResult(False, otherwise)
+    return CheckResult(False, " Or: ".join(slip.text for slip in found), " or ".join(slip.name for slip in found))
 
 
-def _short(text: str, most: int = 120) -> str:
+def short(text: str, most: int = 120) -> str:
+    """At most so many characters of a text."""
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachllama import memory
-from teachllama.check.core import CheckResult, Slip, number, recognise, run, type_name
+from teachllama.check.core import CheckResult, Slip, number, recognise, run, short, type_name
 from teachllama.errors import ParameterError, TeachLlamaError, TokenError
 from teachllama.kv_layout import KV_DTYPES, KVLayout, LayerKV, kv_cache_bytes, kv_layout_from_metadata
 
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Callable[[_Cache], _Cache], str]] = {
 def _recognise_cache(
     answer: Sequence[int | float], caches: Sequence[_Cache], praise: str, otherwise: str
 ) -> CheckResult:
-    """Which fault gives these numbers of bytes, one a cache; or which two at once, where only one pair does."""
+    """Which fault gives these numbers of bytes, one a cache; or which two at once, as far as the numbers tell."""
     answer, right = tuple(answer), tuple(c.nbytes for c in caches)
     wrong = {name: [change(c) for c in caches] for name, (change, _) in FAULTS.items()}
     single = [Slip(name, tuple(c.nbytes for c in wrong[name]), text) for name, (_, text) in FAULTS.items()]
@@ -118,14 +118,15 @@ def _recognise_cache(
     if result.ok or result.mistake:
         return result
     pairs = [
-        (a, b)
-        for a, b in itertools.combinations(FAULTS, 2)
-        if answer == tuple(FAULTS[b][0](c).nbytes for c in wrong[a])
+        pair
+        for pair in itertools.combinations(FAULTS, 2)
+        if answer == tuple(FAULTS[pair[1]][0](c).nbytes for c in wrong[pair[0]])
     ]
-    if len(pairs) != 1:
+    sure = [name for name in FAULTS if pairs and all(name in pair for pair in pairs)]
+    if not sure:
         return result
-    ((a, b),) = pairs
-    return CheckResult(False, f"Two things at once. {FAULTS[a][1]} And: {FAULTS[b][1]}", f"{a} and {b}")
+    start = "Two things at once." if len(sure) == 2 else "Two things at once, of which one is sure."
+    return CheckResult(False, " ".join([start, *(FAULTS[name][1] for name in sure)]), " and ".join(sure))
 
 
 # ---- 1. bytes for a model you choose ----
@@ -142,11 +143,12 @@ def kv_bytes(
         answer: the learner's number.
         config_or_layout: the model's `config`; or a `KVLayout`, a GGUF file's metadata, or anything with `metadata`
             (an open file, a shape from `teachllama.show`).
-        seq_len, kv_dtype: as in `teachllama.kv_cache_bytes`, defaults too.
+        seq_len: as in `teachllama.kv_cache_bytes`, its default too.
+        kv_dtype: likewise.
     """
     try:
         cache = _cache_of(config_or_layout, seq_len, kv_dtype)
-    except TeachLlamaError as e:
+    except Exception as e:
         return CheckResult(False, f"The question needs another look before the answer: {e}.", "question")
     found, right = number(answer), cache.nbytes
     if isinstance(found, CheckResult):
@@ -175,21 +177,22 @@ def _cache_of(source: Any, seq_len: int | None, kv_dtype: str) -> _Cache:
     n_heads = dim = None
     source = getattr(source, "config", source)  # a model will do
     metadata = source if isinstance(source, Mapping) else getattr(source, "metadata", None)
-    if isinstance(metadata, Mapping):
+    if isinstance(metadata, Mapping) and metadata:
         source = kv_layout_from_metadata(metadata)
         n_heads, dim = (metadata.get(f"{source.arch}.{key}") for key in ("attention.head_count", "embedding_length"))
-    elif not isinstance(source, KVLayout):
-        if not isinstance(getattr(source, "kv_layout", None), KVLayout):
-            raise ParameterError(f"found {type_name(source)}, expected a model's config, or its layout")
-        n_heads, dim = source.n_heads, source.dim
-    right = kv_cache_bytes(source, seq_len, kv_dtype)
-    layout: KVLayout = getattr(source, "kv_layout", source)
-    length = seq_len if seq_len is not None else getattr(source, "seq_len", layout.native_seq_len)
+        n_heads, dim = (x if isinstance(x, int) else None for x in (n_heads, dim))  # some files: one number a layer
+    else:
+        n_heads, dim = getattr(source, "n_heads", None), getattr(source, "dim", None)
+    layout = next((x for x in (source, *(getattr(source, n, None) for n in _LAYOUTS)) if isinstance(x, KVLayout)), None)
+    if layout is None:
+        raise ParameterError(f"found {type_name(source)}, expected a model's config, or its layout")
+    length = getattr(source, "seq_len", layout.native_seq_len) if seq_len is None else seq_len
+    kv_cache_bytes(layout, length, kv_dtype)  # raises for settings out of range
     block, block_nbytes = KV_DTYPES[kv_dtype]
-    n_heads, dim = (x if isinstance(x, int) else None for x in (n_heads, dim))  # metadata may give one number a layer
-    cache = _Cache(layout.layers, int(length), Fraction(block_nbytes, block), layout.native_seq_len, n_heads, dim)
-    assert cache.nbytes == right
-    return cache
+    return _Cache(layout.layers, length, Fraction(block_nbytes, block), layout.native_seq_len, n_heads, dim)
+
+
+_LAYOUTS = ("kv_layout", "layout")  # the names of a config's layout, and of a published shape's
 
 
 # ---- 2. how many sessions fit ----
@@ -227,25 +230,17 @@ def sessions_that_fit(
         ),
     }
     if isinstance(found, float):
-        close = [
-            (name, text) for name, (ratio, text) in wrong.items() if abs(found - ratio) < 0.05 <= abs(found - exact)
-        ]
-        name, text = (close or [("float", "Sessions come whole: what would a part of one hold? Give a whole number.")])[
-            0
-        ]
-        return CheckResult(False, text, name)
-    return recognise(
-        found,
-        right,
-        [
-            *(Slip(name, math.floor(ratio), text) for name, (ratio, text) in wrong.items()),
-            Slip("rounded_up", math.ceil(exact), "The last of these sessions fits only in part."),
-            Slip("too_many", max(found, right + 1), "So many sessions need more memory than there is."),
-            Slip("too_few", min(found, right - 1), "So many do fit; does another one?"),
-        ],
-        "The weights once, then one cache a session, and no half sessions.",
-        "",
-    )
+        text = "Sessions come whole: what would a part of one hold? Give a whole number."
+        near = [] if abs(found - exact) < 0.05 else [(n, t) for n, (x, t) in wrong.items() if abs(found - x) < 0.05]
+        return CheckResult(False, *(near or [("float", text)])[0][::-1])
+    slips = [Slip(name, math.floor(ratio), text) for name, (ratio, text) in wrong.items()]
+    slips.append(Slip("rounded_up", math.ceil(exact), "The last of these sessions fits only in part."))
+    result = recognise(found, right, slips, "The weights once, then one cache a session, and no half sessions.", "")
+    if result.ok or result.mistake:
+        return result
+    if found > right:
+        return CheckResult(False, "So many sessions need more memory than there is.", "too_many")
+    return CheckResult(False, "So many do fit; does another one?" if found >= 0 else "That is below zero.", "too_few")
 
 
 # ---- 3. four broken calculators ----
@@ -311,6 +306,8 @@ def _calculator(function: Any, fault: str) -> CheckResult:
     else:
         otherwise = f"Right on some shapes, but not on: {'; '.join(off)}."
     result = _recognise_cache(answers, caches, "", otherwise)
+    if result.mistake is None and 0 < len(off) < len(caches):
+        return replace(result, mistake="some_shapes")
     if result.mistake:
         start = (
             "Still has its fault."
@@ -350,7 +347,7 @@ SCENES = (
     _Scene("one token at most", (b"one", b" two", b" three"), "one", "###", 1),
     _Scene("the stop string is one token", (b"The", b" end", b".", b" More"), "The end", "."),
     _Scene("the stop string is inside a token", (b"I say", b" yes!\n\nNo", b" more"), "I say yes!", "\n\n"),
-    _Scene("the stop string takes three tokens", (b"Hi", b" you", b"\nUs", b"er", b": and", b" on"), "Hi you", "\nUser:"),
+    _Scene("the stop string takes three tokens", (b"Hi", b" you", b"\nUs", b"er", b": a", b" b"), "Hi you", "\nUser:"),
     _Scene("the stop string only begins", (b"\nUs", b"er", b"s win", END), "\nUsers win", "\nUser:"),
     _Scene("characters of two tokens", (b" caf", b"\xc3", b"\xa9 ", b"\xf0\x9f", b"\x98\x80", END), " café \U0001f600"),
 )  # fmt: skip
@@ -466,7 +463,7 @@ class PracticeSession:
 
 _TEXTS = {
     "uses_generate": "Your function calls session.generate; it should do the same itself, from eval and sample.",
-    "no_prompt": "Your function samples before anything was evaluated: no logits are there yet. The prompt comes first.",
+    "no_prompt": "Your function samples before anything was evaluated, with no logits yet. The prompt comes first.",
     "same_token": "Your function never evaluates the token that it sampled, so the session stays where it is and says "
     "the same again.",
     "prompt_again": "Your function evaluates the prompt more than once. The session remembers it: what it needs is the "
@@ -481,11 +478,11 @@ _TEXTS = {
     "stop_ignored": "The stop string came, and your function went on.",
     "last_piece": "The stop string came, and your function did not see it. It can begin in one token and end in "
     "another, or stand in the middle of one: which text must be searched?",
-    "stop_kept": "Your function stops in the right place, but neither the stop string nor what follows it belongs to the "
-    "text.",
+    "stop_kept": "Your function stops in the right place, but neither the stop string nor what follows it belongs to "
+    "the text.",
     "token_dropped": "Your function drops the whole token in which the stop string ends, and with it some text from "
     "before the stop string.",
-    "stop_part_kept": "The beginning of the stop string is still in the text: it came in an earlier token than its end.",
+    "stop_part_kept": "The beginning of the stop string is still in the text: it came in an earlier token.",
     "stopped_early": "Your function stopped although the text had not ended, nor was the stop string ever whole.",
     "broken_characters": "A character may take several tokens; the piece of each is then no text by itself. Which "
     "function takes several ids at once?",
@@ -507,11 +504,10 @@ def generate_with_stop(function: object, model: Model) -> CheckResult:
         mistake = _misuse(session, text == scene.expected)
         if mistake is None and (outcome.failure or text is None):
             return outcome.failure or _no_text(outcome.value)
-        if mistake is None and text is not None and text != scene.expected:
-            mistake = _wrong_text(scene, text)
+        mistake = mistake or _wrong_text(scene, text, session.n_past - len(session.prompt_ids))
         if mistake is not None:
             why = _TEXTS.get(mistake, f"It should have returned {scene.expected!r}.")
-            shown = "" if text is None else f", returned {text[:60]!r}{'...' * (len(text) > 60)}"
+            shown = "" if text is None else f", returned {short(text, 60)!r}"
             return CheckResult(False, f"{why} (Practice run: {scene.about}; stop={scene.stop!r}{shown}.)", mistake)
     return _on_the_model(function, model)
 
@@ -544,37 +540,37 @@ def _misuse(session: PracticeSession, text_is_right: bool) -> str | None:
     return "no_limit" if "no_limit" in session.mistakes else None
 
 
-def _wrong_text(scene: _Scene, text: str) -> str:
-    """Why the text of a scene is not what was expected."""
-    said = [b"".join(scene.pieces[:i]).decode("utf-8", "replace") for i in range(len(scene.pieces) + 1)]
-    expected = scene.expected
+def _wrong_text(scene: _Scene, text: str | None, n_evaluated: int) -> str | None:
+    """What was wrong with a text that is a scene's (None: nothing), or with how many of its tokens were evaluated."""
+    said = [b"".join(scene.pieces[:n]).decode("utf-8", "replace") for n in range(len(scene.pieces) + 1)]
+    expected, ends = scene.expected, scene.pieces[-1] in (END, TURN)
+    if ends:
+        enough = len(scene.pieces)
+    else:  # the tokens until the stop string is whole, or all that may be kept
+        enough = next((n for n, so_far in enumerate(said) if scene.stop in so_far), scene.max_new_tokens)
+    if text is None or (text == expected and n_evaluated <= enough):
+        return None
     if text.startswith(_PROMPT.decode()):
         return "prompt_in_text"
     if "\ufffd" in text:
         return "broken_characters"
-    if scene.pieces[-1] in (END, TURN):
-        if expected.startswith(text):
+    if ends:
+        if expected.startswith(text) and text != expected:
             return "stopped_early"
         return "end_kept" if text == said[-1] else "past_end" if text.startswith(expected) else "other"
-    if scene.stop == "###":
-        return "off_by_one" if text in (said[scene.max_new_tokens - 1], said[scene.max_new_tokens + 1]) else "other"
-    n = next(n for n, so_far in enumerate(said) if scene.stop in so_far)  # whole after n tokens
-    if text.startswith(said[n]) and text != said[n]:
+    if scene.stop not in said[-1]:
+        return "off_by_one" if text in (expected, said[enough - 1], said[enough + 1]) else "other"
+    if text == expected or (text.startswith(said[enough]) and text != said[enough]):
         return "stop_ignored" if scene.stop.encode() in scene.pieces else "last_piece"
     if text.startswith(expected + scene.stop):
         return "stop_kept"
-    if text == said[n - 1]:
+    if text == said[enough - 1]:
         return "token_dropped" if expected.startswith(text) else "stop_part_kept"
     return "other"
 
 
 def _on_the_model(function: Callable[..., Any], model: Model) -> CheckResult:
     """The same function on a real session, against the engine's own generate."""
-
-    def engine(**options: Any) -> list[str]:
-        session.reset()
-        return [token.piece for token in session.generate(prompt, max_new_tokens=12, **options)]
-
     try:
         prompt = model.encode("Once upon a time", add_special=True)
         session = model.create_session(seq_len=len(prompt) + 16, seed=0)
@@ -583,11 +579,12 @@ def _on_the_model(function: Callable[..., Any], model: Model) -> CheckResult:
             False, f"All practice runs are right. The model cannot be used: {type_name(e)}: {e}.", "question"
         )
     with session:
-        pairs = itertools.pairwise(engine()[3:])
-        stop = next((a[-1] + b[0] for a, b in pairs if a and b and "\ufffd" not in a + b), "###")  # across two tokens
-        expected = "".join(engine(stop=stop))
+        pieces = [token.piece for token in session.generate(prompt, max_new_tokens=10)]
+        pairs = [a[-1] + b[0] for a, b in itertools.pairwise(pieces[3:]) if a and b and "\ufffd" not in a + b]
+        stop = pairs[0] if pairs else "###"  # begins in one token and ends in the next
+        expected = "".join(pieces).split(stop)[0]
         session.reset()
-        outcome = run(function, session, list(prompt), stop, 12, seconds=60)
+        outcome = run(function, session, list(prompt), stop, 10, seconds=60)
     text = _as_text(outcome.value)
     if text == expected:
         return CheckResult(True, f"{len(SCENES)} practice runs, and on the model the same text as session.generate.")
@@ -597,8 +594,8 @@ def _on_the_model(function: Callable[..., Any], model: Model) -> CheckResult:
         return CheckResult(False, f"{start}: {failure.message}", failure.mistake)
     return CheckResult(
         False,
-        f"{start}, with stop={stop!r}, your text is {text[:80]!r} and the engine's {expected[:80]!r}. Does your function "
-        "sample with other settings than the greedy default?",
+        f"{start}, with stop={stop!r}, your text is {short(text)!r} and the engine's {short(expected)!r}. Does your "
+        "function sample with other settings than the greedy default?",
         "differs_on_model",
     )
 
@@ -666,18 +663,23 @@ def leak_released(puzzle: object) -> CheckResult:
     del session
     watch = puzzle._watch
     del puzzle  # so that this call's own variables are not among the holders
-    report = watch.holders()
-    strong = report.kinds - {"view", "cycle"}
-    all_there = strong >= {"container", "closure"}
+    collecting = gc.isenabled()
+    gc.disable()  # looking must not change what there is to see
+    try:
+        report = watch.holders()
+    finally:
+        if collecting:
+            gc.enable()
+    strong = [holder.kind for holder in report if holder.kind not in ("view", "cycle")]
+    named = [kind for kind in strong if kind in ("variable", "local")]
     if not report and not watch.alive:
         return CheckResult(True, "The session is gone, and its memory has been given back.")
     if closed:
         mistake = "closed_only"
-    elif all_there:
-        named = strong & {"variable", "local"}
+    elif len(strong) - len(named) >= 2:  # stories and on_token are both there
         mistake = "collected_only" if collected else "untouched" if named else "name_only"
     elif strong:
-        mistake = "output" if strong == {"output"} else "still_held"
+        mistake = "output" if set(strong) == {"output"} else "still_held"
     else:
         mistake = "cycle" if watch.alive else "view"
     holders = "\n".join(f"- {holder.text}" for holder in report)
@@ -688,12 +690,12 @@ _UNPACK = "Unpack it: session, stories, picture, on_token = puzzle."
 _HELD = {
     "untouched": "Nothing has let go of it yet. teachllama.memory.who_refers_to(session) tells who holds it.",
     "name_only": "del removed a name. The object stays for as long as anybody else refers to it, and others do.",
-    "collected_only": "The garbage collector has run and had to leave it: it frees only what nobody can reach any more.",
-    "closed_only": "close() gave the cache's memory back at once, whoever refers to it. The session object lives on, of "
-    "no more use, until the last reference to it goes.",
+    "collected_only": "The garbage collector has run and had to leave it: it frees only what nobody can reach.",
+    "closed_only": "close() gave the cache's memory back at once, whoever refers to it. The session object lives on, "
+    "of no more use, until the last reference to it goes.",
     "output": "Only the notebook's memory of what it displayed holds it now.",
     "still_held": "Some have let go, but not all.",
     "cycle": "Nobody can reach it any more, but the session and an object of its own refer to each other. They go when "
     "the garbage collector happens to run, some time later.",
-    "view": "The session is gone and its memory is not: an array looks into its cache.",
+    "view": "The session is gone, and an array that looks into its cache is not: it keeps the cache's place in memory.",
 }

@@ -1,4 +1,4 @@
-"""Pictures and widgets for notebooks. Importing this is cheap: matplotlib and ipywidgets load when a name is first used.
+"""Pictures and widgets for notebooks. Importing this is cheap: matplotlib and ipywidgets load when a name is used.
 
 Imports the engine's public names and is imported by none of them. Needs the `lab` extra. What is here: `dir(show)`.
 """

@@ -6,6 +6,7 @@ Knows the engine's public names, and nothing of how it works inside.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -38,6 +39,7 @@ from teachllama.show.style import (
     drawn,
     format_bytes,
     name_at_edge,
+    name_in_gaps,
     note,
     picture,
     spread,
@@ -49,9 +51,9 @@ if TYPE_CHECKING:
     from teachllama.model import Model
     from teachllama.session import Session
 
-# Shapes whose lines and names keep clear of one another: up to 32,768 Mistral 7B's is Llama 3.1 8B's, say.
-DRAWN = ("SmolLM2 135M", "Gemma 3 4B", "Llama 2 7B", "Llama 3.1 8B", "Llama 3.1 70B")
-LINE_COLOURS = (BLUE, VERMILION, PURPLE, ORANGE, SKY, GREEN)
+# Six whose lines keep clear of one another; up to 32,768 tokens Mistral 7B's is Llama 3.1 8B's.
+DRAWN = ("SmolLM2 135M", "Gemma 3 270M", "Gemma 3 4B", "Llama 2 7B", "Llama 3.1 8B", "Llama 3.1 70B")
+LINE_COLOURS = (BLUE, GREEN, VERMILION, PURPLE, ORANGE, SKY, FAINT)
 
 
 @drawn
@@ -74,7 +76,8 @@ def kv_against_context(
         raise ParameterError("none of these models keeps a KV cache; give at least one shape that does")
     fig = picture(6.4)
     ax = fig.add_subplot()
-    low, high = 512, max(4096, *(s.layout.native_seq_len for s in chosen.values()))
+    natives = [s.layout.native_seq_len for s in chosen.values()]
+    low, high = max(1, min(512, min(natives) // 4)), max(4096, *natives)
     ends: list[tuple[int, int, str, str, bool]] = []  # (native, bytes, text, colour, bold)
     levels = [(BINDER_BYTES, f"Binder's {format_bytes(BINDER_BYTES)}")]
     if model is not None and Path(model.path).is_file():
@@ -85,21 +88,22 @@ def kv_against_context(
     for nbytes, _ in levels:
         ax.axhline(nbytes, color=INK, linestyle=DOTTED, linewidth=1.5, zorder=1)
 
-    for (name, shape), colour in zip(chosen.items(), cycle(LINE_COLOURS), strict=False):
+    for (name, shape), colour in zip(chosen.items(), cycle(LINE_COLOURS)):
         layout, native = shape.layout, shape.layout.native_seq_len
         own = mine is not None and name == mine.name
         x = np.unique(np.geomspace(min(low, native), native, 120).round().astype(int))
-        for dtype, dashes, width in (("f32", SOLID, 3.8 if own else 2.2), ("f16", DASHED, 2.4 if own else 1.4)):
+        for dtype, dashes, width, dot in (("f32", SOLID, 2.2, 8), ("f16", DASHED, 1.4, 5)):
+            width *= 1.7 if own else 1
             ax.plot(x, [layout.bytes(int(n), dtype) for n in x], color=colour, linestyle=dashes, linewidth=width)
-            ax.plot(native, layout.bytes(native, dtype), "o", color=colour, markersize=8 if dtype == "f32" else 5, clip_on=False)
+            ax.plot(native, layout.bytes(native, dtype), "o", color=colour, markersize=dot, clip_on=False)
         f32, f16 = (format_bytes(layout.bytes(native, dtype)) for dtype in ("f32", "f16"))
-        text = f"{name}\n{f32}, f16 {f16}" if native == high else f"{name}: {f32}"
+        text = f"{name}\n{f32}, f16 {f16}" if native == high else f"{name}\n{f32}"
         ends.append((native, layout.bytes(native), text, colour, own))
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     bytes_axis(ax.yaxis, "KV cache of one conversation, bytes", log=True)
     ax.set_xlim(low, high)
-    ax.set_xticks(ticks := [512 * 4**i for i in range(20) if low <= 512 * 4**i <= high], [f"{t:,}" for t in ticks])
+    ax.set_xticks(ticks := [2 * 4**i for i in range(20) if low <= 2 * 4**i <= high], [f"{t:,}" for t in ticks])
     ax.minorticks_off()
     ax.set_xlabel("tokens in the conversation, up to each model's native context")
     ax.set_title("One conversation's KV cache: f32 solid, f16 dashed")
@@ -107,13 +111,8 @@ def kv_against_context(
     ax.set_ylim(*ax.get_ylim())  # the labels' places depend on it
     at_edge = [(nbytes, text, colour, own) for native, nbytes, text, colour, own in ends if native == high]
     name_at_edge(ax, [*at_edge, *((nbytes, text, INK, False) for nbytes, text in levels)], height=5.1)
-    for native, nbytes, text, colour, own in ends:
-        if native != high:
-            above = all(nbytes >= other for n, other, *_ in ends if n <= native)
-            note(
-                ax, text, (native, nbytes), (12, 10) if above else (9, -15), color=dark(colour), fontsize=SMALL,
-                ha="right" if above else "left", va="bottom" if above else "top", weight="bold" if own else "normal",
-            )  # fmt: skip
+    inside = [((native, nbytes), text, colour, own) for native, nbytes, text, colour, own in ends if native != high]
+    name_in_gaps(ax, inside, size=(5.9, 5.1))
     sizes = (
         f"{name} at {s.layout.native_seq_len:,} tokens {format_bytes(s.layout.bytes(s.layout.native_seq_len))} in f32, "
         f"{format_bytes(s.layout.bytes(s.layout.native_seq_len, 'f16'))} in f16"
@@ -150,10 +149,17 @@ def reserved_and_resident(
     vessel.bar(0, reserved, width=0.8, facecolor="white", edgecolor=INK, linewidth=1.4, linestyle=DASHED)
     vessel.bar(0, resident[-1], width=0.8, facecolor=SKY, edgecolor=INK, linewidth=0.8)
     vessel.axhline(reserved, color=INK, linewidth=2)
-    note(vessel, f"reserved\n{format_bytes(reserved)}", (0, reserved), (0, 6), ha="center", va="bottom")
+    note(
+        vessel,
+        f"reserved\n{format_bytes(reserved)}",
+        (0, max(reserved, resident[-1])),
+        (0, 6),
+        ha="center",
+        va="bottom",
+    )
     low = resident[-1] < 0.6 * reserved
     note(
-        vessel, f"resident\n{format_bytes(resident[-1])}", (0, resident[-1]), (0, 6) if low else (0, -10),
+        vessel, f"resident\n{format_bytes(resident[-1])}", (0, min(resident[-1], reserved)), (0, 6 if low else -10),
         ha="center", va="bottom" if low else "top", halo="white" if low else None,
     )  # fmt: skip
     vessel.set_xlim(-0.62, 0.62)
@@ -167,9 +173,10 @@ def reserved_and_resident(
     predicted = [kv_cache_bytes(config, int(n), kv_dtype) if n else 0 for n in line]
     ax.plot(line, predicted, color=VERMILION, linewidth=2.4)
     ax.plot(n_past, resident, "o", color=BLUE, markersize=9, markeredgecolor="white", zorder=3)
+    rule = "bytes a token × n_past" if config.kv_layout.window is None else "sliding windows counted"
     note(ax, "dots: measured,\npages in memory", (0.04, 0.95), xycoords="axes fraction", color=dark(BLUE), va="top")
     note(
-        ax, "line: the formula,\nbytes a token × n_past", (0.98, 0.06), xycoords="axes fraction",
+        ax, f"line: the formula,\n{rule}", (0.98, 0.06), xycoords="axes fraction",
         color=dark(VERMILION), ha="right", va="bottom",
     )  # fmt: skip
     ax.set_xlim(-0.02 * last, 1.04 * last)
@@ -179,7 +186,7 @@ def reserved_and_resident(
     fig.suptitle("Reserved is not resident", x=0.01, ha="left")
     fig.alt = (
         f"A cache of {seq_len:,} positions reserves {format_bytes(reserved)}. Resident bytes grow with the positions "
-        f"evaluated and follow the formula: {format_bytes(resident[-1])} measured after {n_past[-1]:,}, where the formula gives "
+        f"evaluated and follow the formula: {format_bytes(resident[-1])} measured after {n_past[-1]:,}, by the formula "
         f"{format_bytes(kv_cache_bytes(config, n_past[-1], kv_dtype) if n_past[-1] else 0)}."
     )
     return fig
@@ -196,21 +203,22 @@ def session_bars(weights_nbytes: int, session_nbytes: Mapping[str, int] | Sequen
     if not isinstance(session_nbytes, Mapping):
         session_nbytes = {f"session {i + 1}": nbytes for i, nbytes in enumerate(session_nbytes)}
     n, caches = len(session_nbytes), sum(session_nbytes.values())
-    if not n:
-        raise ParameterError("no sessions: give at least one session's bytes")
+    if not n or weights_nbytes <= 0:
+        raise ParameterError(f"{weights_nbytes} bytes of weights and {n} sessions; expected at least one of each")
     shared, separate = weights_nbytes + caches, n * weights_nbytes + caches
-    weights, sessions = ("weights", weights_nbytes), [*session_nbytes.items()]
-    stacks = [[weights, *sessions], [block for session in sessions for block in (weights, session)]]
+    weights = "weights", weights_nbytes, False
+    sessions = [(name, nbytes, True) for name, nbytes in session_nbytes.items()]
+    stacks = [weights, *sessions], [block for session in sessions for block in (weights, session)]
     if n > 8:  # too many to tell apart
-        stacks = [[weights, (f"{n} caches", caches)], [(f"{n} × weights", n * weights_nbytes), (f"{n} caches", caches)]]
+        all_caches = f"{n} caches", caches, True
+        stacks = [weights, all_caches], [(f"{n} × weights", n * weights_nbytes, False), all_caches]
     fig = picture(5.4)
     ax = fig.add_subplot()
     top, line = separate * 1.12, 0.055 * separate  # line: the height that a line of text takes
     bars = (0, 1.16)
     for x, stack in zip(bars, stacks, strict=True):
         base, beside = 0, []
-        for name, nbytes in stack:
-            cache = not name.endswith("weights")
+        for name, nbytes, cache in stack:
             colour, hatch = (ORANGE, "///") if cache else (SKY, "")
             ax.bar(x, nbytes, bottom=base, width=0.5, facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.9)
             name, size, middle = _shortened(name, 14), format_bytes(nbytes), base + nbytes / 2
@@ -313,7 +321,7 @@ def cache_snapshot(session: Session) -> CacheSnapshot:
 
 @drawn
 def cache_filling(cache: Session | CacheSnapshot | Sequence[CacheSnapshot], *, positions: int | None = None) -> Picture:
-    """The cache as a picture: layers by positions, dark where a key is short, bright where it is long, dotted where empty.
+    """The cache as a picture, layers by positions: dark where a key is short, bright where long, dotted where empty.
 
     Args:
         cache: a session as it is now, or snapshots of `cache_snapshot`, drawn one below the other.
@@ -345,6 +353,13 @@ def cache_filling(cache: Session | CacheSnapshot | Sequence[CacheSnapshot], *, p
                 snapshot.n_past, shown, facecolor="white", edgecolor="#cccccc", hatch="..", linewidth=0, zorder=0
             )
         ax.axvline(min(snapshot.n_past, shown), color=VERMILION, linewidth=3, clip_on=False)
+        given_back = np.flatnonzero(np.isnan(snapshot.norms[:, 0])) if snapshot.n_past else np.array([], int)
+        if len(given_back):
+            until = int(np.argmax(np.isfinite(snapshot.norms[given_back[0]])))
+            longest = max(np.split(given_back, np.flatnonzero(np.diff(given_back) > 1) + 1), key=len)
+            if until > 0.3 * shown:
+                text = "given back: outside the window"
+                note(ax, text, (until / 2, longest.mean() + 0.5), ha="center", color=FAINT, fontsize=SMALL)
         near_end = snapshot.n_past > 0.75 * shown
         note(
             ax, f"n_past {snapshot.n_past:,}", (min(snapshot.n_past, shown), n_layers / 2), (-8 if near_end else 8, 0),
@@ -389,11 +404,12 @@ def with_and_without_cache(
     high = max(max(seconds_with), max(seconds_without))
     ax.plot(lengths, seconds_without, "o", linestyle=DASHED, color=VERMILION, markersize=6)
     ax.plot(lengths, seconds_with, "s", linestyle=SOLID, color=BLUE, markersize=6)
-    ratio = seconds_without[-1] / seconds_with[-1] if seconds_with[-1] else float("inf")
+    last = [statistics.median(seconds[-8:]) for seconds in (seconds_without, seconds_with)]  # one slow step is no trend
+    ratio = last[0] / last[1] if last[1] else float("inf")
     span = (max(lengths) - min(lengths)) or 1
     ax.set_xlim(min(lengths) - 0.03 * span, max(lengths) + 0.03 * span)
     ax.set_ylim(0, high * 1.12 or 1)
-    ends = seconds_without[-1], seconds_with[-1]
+    ends = last[0], last[1]
     texts = "without a cache:\neverything again,\nat each step", "with the cache:\nonly the new token"
     name_at_edge(ax, [(y, t, c, False) for y, t, c in zip(ends, texts, (VERMILION, BLUE), strict=True)], height=4.0)
     if ratio > 1.5:
@@ -417,7 +433,7 @@ def with_and_without_cache(
     ax.set_title("What the cache buys")
     fig.alt = (
         f"Time against length from {lengths[0]:,} to {lengths[-1]:,} tokens: without a cache it rises to "
-        f"{seconds_without[-1]:.3g} seconds, with the cache to {seconds_with[-1]:.3g}, {ratio:.1f} times less."
+        f"{last[0]:.3g} seconds, with the cache to {last[1]:.3g}, {ratio:.1f} times less."
     )
     return fig
 
@@ -440,7 +456,9 @@ def wrong_calculators(rows: Sequence[tuple[str, float]]) -> Picture:
             {"facecolor": GREEN} if y == 0 else {"facecolor": "#f3d9c4", "edgecolor": VERMILION, "hatch": "//"}
         )
         ax.barh(y, nbytes, height=0.66, linewidth=1.2, **style)
-        note(ax, f"{format_bytes(nbytes)}\n{word}", (nbytes, y), (8, 0), weight="bold" if y == 0 else "normal")
+        text = f"{format_bytes(nbytes)}\n{word}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # the dotted line passes behind the words
+        note(ax, text, (nbytes, y), (8, 0), weight="bold" if y == 0 else "normal", bbox=box)
     ax.axvline(right, color=INK, linestyle=DOTTED, linewidth=1.6, zorder=0)
     ax.set_yticks(range(len(rows)), [name for name, _ in rows])
     ax.tick_params(axis="y", length=0)

@@ -14,6 +14,8 @@ from functools import lru_cache, wraps
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import numpy as np
+
 try:
     import matplotlib
     from matplotlib import font_manager
@@ -21,6 +23,7 @@ try:
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+    from matplotlib.transforms import Affine2D
 except ImportError as e:
     raise ImportError(
         'teachllama.show draws with matplotlib, which is not installed: pip install "teachllama[lab]"'
@@ -31,9 +34,9 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
+ORANGE, SKY = "#E69F00", "#56B4E9"
 INK, FAINT = "#333333", "#8a8a8a"  # text; what should stay in the background
-SOLID, DASHED, DOTTED, DASH_DOT = "-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))
+SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.2))
 
 TITLE, BODY, SMALL = 16, 13, 11.5  # points, at 9 inches of width
 WIDTH = 9.0  # inches
@@ -140,6 +143,47 @@ def name_at_edge(ax: Axes, labels: Sequence[tuple[float, str, str, bool]], heigh
             ax, text, (1, fraction), (20, y - middle), xycoords="axes fraction", color=dark(colour), fontsize=SMALL,
             weight="bold" if bold else "normal", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.9, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)},
+        )  # fmt: skip
+
+
+def name_in_gaps(
+    ax: Axes, labels: Sequence[tuple[tuple[float, float], str, str, bool]], size: tuple[float, float]
+) -> None:
+    """Names points of `ax`, each on the side where the fewest lines and other names are.
+
+    Args:
+        labels: (point in data units, text, colour, bold).
+        size: of the axes in inches, near enough.
+    """
+    to_points = ax.transAxes.inverted() + Affine2D().scale(72 * size[0], 72 * size[1])
+    paths = []
+    for line in ax.lines:
+        path = to_points.transform(line.get_transform().transform(line.get_xydata()))
+        t = np.linspace(0, len(path) - 1, 400)
+        paths.append(np.column_stack([np.interp(t, np.arange(len(path)), values) for values in path.T]))
+    lines, taken = np.concatenate(paths), list[tuple[float, float, float, float]]()
+
+    def box(at: tuple[float, float], text: str, offset: tuple[float, float]) -> tuple[float, float, float, float]:
+        rows = text.split("\n")
+        length, half = 0.68 * SMALL * max(map(len, rows)), 0.75 * SMALL * len(rows)
+        left, middle = at[0] + offset[0] - length * (offset[0] < 0), at[1] + offset[1]
+        return left, left + length, middle - half, middle + half
+
+    def cost(left: float, right: float, low: float, high: float, far: float) -> float:
+        x, y = lines.T
+        crossed = np.count_nonzero((x > left) & (x < right) & (y > low) & (y < high))
+        on_names = sum(left < r and l < right and low < h and b < high for l, r, b, h in taken)
+        outside = max(0, -left) + max(0, -low) + max(0, high - 72 * size[1]) + max(0, right - 72 * size[0])
+        return crossed + 300 * on_names + 10 * outside + far
+
+    for xy, text, colour, bold in labels:
+        x, y = to_points.transform(ax.transData.transform(xy))
+        offsets = [(side, dy) for dy in (0, 12, 18, 24, 34, 46, -12, -18, -24, -34, -46) for side in (-8, 8)]
+        best = min(offsets, key=lambda o: cost(*box((x, y), text, o), far=abs(o[1])))
+        taken.append(box((x, y), text, best))
+        note(
+            ax, text, xy, best, color=dark(colour), fontsize=SMALL, ha="right" if best[0] < 0 else "left",
+            weight="bold" if bold else "normal",
         )  # fmt: skip
 
 

@@ -39,8 +39,10 @@ class Tokenizer(ABC):
 
     Attributes:
         vocab_size: how many tokens; ids are 0 to vocab_size - 1.
-        bos_id, eos_id: the tokens that begin and end a text, or None.
-        add_bos, add_eos: whether `encode(..., add_special=True)` puts them there.
+        bos_id: the token that begins a text, or None.
+        eos_id: the token that ends a text, or None.
+        add_bos: whether `encode(..., add_special=True)` begins with bos.
+        add_eos: whether it ends with eos.
         eog_ids: the ids that end a generation: eos, end of turn, end of message, as llama.cpp decides them.
     """
 

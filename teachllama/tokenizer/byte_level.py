@@ -41,7 +41,8 @@ LETTER_TO_BYTE = {letter: bytes([b]) for b, letter in BYTE_TO_LETTER.items()}
 class BytePairTokenizer(Tokenizer):
     """Byte-level BPE: GPT-2, Llama 3, Qwen 2, SmolLM, and those that share their regexes (`PRE_TOKENIZERS`).
 
-    NOTE: the `regex` package may know characters that are newer than llama.cpp's tables (about Unicode 15).
+    NOTE: where the file names no bos or eos there is none; llama.cpp takes token 11, as in Falcon. And `regex` knows
+    characters that llama.cpp's tables, of about Unicode 15, do not.
     """
 
     def __init__(self, metadata: Mapping[str, Any]):

@@ -1,0 +1,40 @@
+"""Runs notebooks top to bottom in fresh kernels and keeps their outputs: `make notebooks`, or name some.
+
+Use it before each commit that touches a notebook, so that what is committed is what a reader will see.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+HERE = Path(__file__).parent
+
+
+def execute(path: Path) -> None:
+    """Runs one notebook on its default model and writes it back, without what differs between any two runs."""
+    notebook = nbformat.read(path, as_version=4)
+    env = {name: value for name, value in os.environ.items() if name != "TEACHLLAMA_MODEL"}
+    client = NotebookClient(
+        notebook,
+        timeout=600,
+        kernel_name="python3",
+        store_widget_state=False,
+        resources={"metadata": {"path": str(HERE)}},
+    )
+    client.execute(env=env)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when each cell ran
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.write(notebook, path)
+
+
+if __name__ == "__main__":
+    for path in [Path(p) for p in sys.argv[1:]] or sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+        print(f"running {path.name}", flush=True)
+        execute(path)

@@ -1,0 +1,810 @@
+"""Who still refers to an object, in words that a notebook's reader understands.
+
+Follows references backwards to the names people know: variables, outputs, tracebacks, generators, views. Knows nothing
+of models: a session is any object with `k_cache` and `v_cache`. `teachllama.memory` offers all of it.
+"""
+
+from __future__ import annotations
+
+import gc
+import html
+import inspect
+import mmap
+import re
+import sys
+import textwrap
+import threading
+import time
+import traceback
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from teachllama.errors import ParameterError
+
+KINDS = (
+    "variable", "local", "output", "traceback", "generator", "item", "attribute", "closure", "view", "cycle", "other",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Holder:
+    """One thing that keeps an object, or its memory, alive."""
+
+    kind: str  # one of KINDS
+    text: str  # what it is, in words
+    advice: str  # how to let go
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """What `who_refers_to` found, in words; it holds no objects. Empty and false when nothing refers to the object."""
+
+    title: str
+    holders: tuple[Holder, ...]
+    complete: bool = True  # False: the search met its limits, and there may be more
+    _SHOWN = 20
+
+    def __len__(self) -> int:
+        return len(self.holders)
+
+    def __iter__(self) -> Iterator[Holder]:
+        return iter(self.holders)
+
+    @property
+    def kinds(self) -> set[str]:
+        """The kinds of holders that were found, from `KINDS`."""
+        return {holder.kind for holder in self.holders}
+
+    def _tail(self) -> list[str]:
+        more = len(self.holders) - self._SHOWN
+        tail = [f"and {more} more, in .holders"] if more > 0 else []
+        return tail if self.complete else [*tail, "the search met its limits: there may be more"]
+
+    def __repr__(self) -> str:
+        lines = [self.title]
+        for i, holder in enumerate(self.holders[: self._SHOWN], 1):
+            for first, text in ((f"{i:3}. ", holder.text), ("     to let go: ", holder.advice)):
+                lines += textwrap.wrap(first + text, 96, subsequent_indent=" " * 5, break_on_hyphens=False)
+        return "\n".join(lines + [f"     ({line})" for line in self._tail()])
+
+    def _repr_html_(self) -> str:
+        def words(text: str) -> str:
+            return re.sub("`(.+?)`", r"<code>\1</code>", html.escape(text, quote=False))
+
+        shown = self.holders[: self._SHOWN]
+        items = "".join(f"<li>{words(h.text)}<br><i>to let go:</i> {words(h.advice)}</li>" for h in shown)
+        tail = "".join(f"<p>({words(line)})</p>" for line in self._tail())
+        return f"<p>{words(self.title)}</p><ol>{items}</ol>{tail}"
+
+
+def who_refers_to(obj: Any, *, max_objects: int = 2000, seconds: float = 10.0) -> Report:
+    """Finds what keeps `obj` alive, and tells it in words, each with what to do about it.
+
+    Follows references backwards from the object to the names that people know: notebook variables, outputs, attributes,
+    tracebacks, generators. A session's cache is looked for too, because an array that views it keeps its memory from
+    going; so are arrays that share an array's memory. Weak references do not count. A value that a running call or loop
+    has no name for cannot be seen.
+
+    Args:
+        obj: any object; to ask later about one that may be gone by then, see `watch`.
+        max_objects: stop after following this many.
+        seconds: stop after about this long; each step backwards looks at every object of the process once.
+
+    Raises:
+        ParameterError: obj is None.
+    """
+    if obj is None:
+        raise ParameterError("found None, which everything refers to; expected an object such as a session")
+    target, memory, name = _Node(obj), _Memory.of(obj), type(obj).__name__
+    del obj  # should the search be interrupted, its traceback must not become one more holder
+    return _report(target, memory, name, max_objects, seconds)
+
+
+class Watch:
+    """Remembers an object without keeping it alive, to tell later who does. Make one with `watch`; print it."""
+
+    def __init__(self, obj: Any):
+        try:
+            self._ref = weakref.ref(obj)
+        except TypeError:
+            raise ParameterError(
+                f"found {type(obj).__name__}, which takes no weak references; expected a session, a model or an array"
+            ) from None
+        self._memory, self._name = _Memory.of(obj), type(obj).__name__
+
+    @property
+    def alive(self) -> bool:
+        """Whether the object still exists. Its memory may outlive it: `holders` tells."""
+        return self._ref() is not None
+
+    def holders(self) -> Report:
+        """As `who_refers_to`; of an object that is gone, who still holds its memory."""
+        return _report(_Node(self._ref()), self._memory, self._name)
+
+    def __repr__(self) -> str:
+        return repr(self.holders())
+
+    def _repr_html_(self) -> str:
+        return self.holders()._repr_html_()
+
+
+def watch(obj: Any) -> Watch:
+    """Remembers `obj` weakly: `.alive`, `.holders()` and `print(watch)` tell later whether it is gone or, if not, why.
+
+    Take it before `session.close()`: a closed session no longer tells where its cache was.
+
+    Raises:
+        ParameterError: objects of this type take no weak references (numbers, text, lists).
+    """
+    return Watch(obj)
+
+
+def forget_history() -> None:
+    """Lets go of what Python and IPython keep by themselves: displayed results, and the last error with its traceback.
+
+    Clears `Out`, `_`, `__`, `___`, `_1`, `_2` and so on, IPython's own copies of these, its record of the last cell,
+    and `sys.last_value` with its kin; then collects garbage. The usual means do less: `del Out[5]` leaves `_5` and `_`;
+    `%reset -f out` leaves a hidden copy of `_` (IPython 9) and all tracebacks; `traceback.clear_frames` leaves the copy
+    of a call's variables that showing the error has made (Python 3.11 and 3.12).
+    """
+    import builtins
+
+    for name in ("last_type", "last_value", "last_traceback", "last_exc"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    if not callable(getattr(builtins, "_", callable)):  # a plain Python prompt's; a callable one is gettext's
+        del builtins._  # type: ignore[attr-defined]
+    shell = _ipython()
+    if shell is None:
+        return
+    shell.user_ns.get("_oh", {}).clear()
+    for namespace in (shell.user_ns, shell.user_ns_hidden, vars(shell.displayhook)):
+        for name in [name for name in namespace if _RESULT.fullmatch(name)]:
+            if name.strip("_"):
+                del namespace[name]
+            else:
+                namespace[name] = ""  # IPython goes on updating `_` only while all its copies agree
+    if hasattr(shell.InteractiveTB, "tb"):
+        shell.InteractiveTB.tb = None
+    if (last := shell.last_execution_result) is not None:
+        last.result = last.error_in_exec = None
+    gc.collect()  # showing an error leaves its traceback in a reference cycle
+
+
+_RESULT = re.compile(r"_{1,3}|_\d+")  # the names under which results are kept
+_GENERATORS = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
+_CACHED_FUNCTION: type = type(lru_cache(len))
+
+
+def _ipython() -> Any:
+    """The running IPython shell or None; never imports IPython."""
+    get = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    return get() if get is not None else None
+
+
+def _report(target: _Node, memory: _Memory, name: str, max_objects: int = 2000, seconds: float = 10.0) -> Report:
+    gone = target.obj is None
+    try:
+        holders, complete = _find(target, memory, max_objects, seconds)
+    except BaseException as e:  # Ctrl-C
+        traceback.clear_frames(e.__traceback__)
+        raise
+    finally:
+        target.obj = None
+    things = "1 thing refers" if len(holders) == 1 else f"{len(holders)} things refer"
+    if gone:
+        title = f"The {name} is gone, but {things} to its memory:" if holders else f"gone: nobody refers to the {name}"
+    else:
+        title = f"{things} to this {name}:" if holders else f"Nothing refers to this {name} but the call that asks."
+    return Report(title, holders, complete)
+
+
+def _find(target: _Node, memory: _Memory, max_objects: int, seconds: float) -> tuple[tuple[Holder, ...], bool]:
+    """Holders of an object (None: it is gone) and of its memory, sorted; and whether the search was complete."""
+    deadline = time.monotonic() + seconds
+    places = _Places()
+    scan = _Scan(target, memory, places)
+    searches = [_Search([_Node(target.obj)], places, scan)] if target.obj is not None else []
+    if scan.over:
+        searches.append(_Search(list(scan.over.values()), places, scan, id(target.obj), memory.noun))
+    found = {h.text: h for search in searches for h in search.run(max_objects, deadline)}
+    order = sorted(found.values(), key=lambda h: (KINDS.index(h.kind), _natural(h.text)))
+    return tuple(order), all(search.complete for search in searches)
+
+
+def _natural(text: str) -> list[tuple[int, str]]:
+    """A key that sorts `Out[9]` before `Out[10]`."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """Where an object's array memory lies, without holding it."""
+
+    ranges: tuple[tuple[int, int], ...] = ()  # addresses
+    owner: weakref.ref[Any] | None = None  # what must live for them to mean anything, where that can be known
+    noun: str = ""
+
+    @classmethod
+    def of(cls, obj: Any) -> _Memory:
+        """An array's or a buffer's memory, or that of a session's `k_cache` and `v_cache`."""
+        arrays, noun = [obj], "a NumPy array that shares its memory"
+        if not isinstance(obj, np.ndarray):
+            arrays, noun = [], "a NumPy view of its cache"
+            for name in ("k_cache", "v_cache"):
+                try:
+                    arrays.append(getattr(obj, name, None))
+                except Exception:  # a closed session has no cache to look at
+                    continue
+            if isinstance(obj, (mmap.mmap, bytearray, memoryview)):
+                try:
+                    arrays, noun = [as_array(obj)], "a NumPy view of it"
+                except ParameterError:  # closed, or strided
+                    return cls()
+        arrays = [array for array in arrays if isinstance(array, np.ndarray)]
+        if not arrays:
+            return cls()
+        owner: Any = arrays[0]
+        while isinstance(owner, (np.ndarray, memoryview)):
+            below = owner.base if isinstance(owner, np.ndarray) else owner.obj
+            if below is None:
+                break
+            owner = below
+        try:
+            return cls(tuple(map(_span, arrays)), weakref.ref(owner), noun)
+        except TypeError:
+            return cls(tuple(map(_span, arrays)), None, noun)
+
+    def overlaps(self, array: np.ndarray) -> bool:
+        low, high = _span(array)
+        return any(low < end and start < high for start, end in self.ranges)
+
+
+def _span(array: np.ndarray) -> tuple[int, int]:
+    low, high = map(int, np.lib.array_utils.byte_bounds(array))
+    return low, high if array.size else low
+
+
+class _Node:
+    """An object on the way. Of all that is made here only nodes hold objects, so that a search can leave itself out."""
+
+    __slots__ = ("child", "obj", "refers_to", "up")
+
+    def __init__(self, obj: Any, child: int = -1):
+        self.obj, self.child = obj, child  # child: index of the node through which it was found; -1 for a start
+        self.refers_to: list[int] = []  # indices of all nodes it refers to,
+        self.up: list[int] = []  # and of all that refer to it
+
+
+class _Root(NamedTuple):
+    """A place that people know by name."""
+
+    name: str  # as in code: session, Out[5]
+    role: str  # "notebook variable"
+    kind: str = "variable"
+    of: str = ""  # " of the running function `f`"
+
+    def __str__(self) -> str:
+        return self.name if " " in self.name else f"`{self.name}`"
+
+
+class _Step(NamedTuple):
+    """One reference on the way from the object to a root: it is `phrase` of a `noun`."""
+
+    phrase: str  # "item 2"
+    noun: str  # "list"
+    access: str = ""  # "[2]": how code gets from the noun to it, where that is one place
+    kind: str = "attribute"
+    release: str = ""  # ".close()": how the noun lets go of it
+
+
+class _Places:
+    """The places people know: namespaces of modules and of the notebook, variables of running calls, kept errors."""
+
+    def __init__(self) -> None:
+        self.namespaces: dict[int, Callable[[str], _Root | None]] = {}  # id of a dictionary: what a name in it is
+        self.roots: dict[int, list[_Root]] = {}  # id of an object: the places that hold it
+        self.ends: set[int] = set()  # ids of kept errors: not followed further
+        self.errors: dict[int, str] = {}  # id of a frame in a kept error's traceback: the error's type
+        shell = _ipython()
+        if shell is not None:
+            self._add_notebook(shell)
+        for key, module in list(sys.modules.items()):
+            self.namespaces.setdefault(id(getattr(module, "__dict__", None)), _global_of(key))
+        self._add_errors(shell)
+        self._add_running()
+
+    def _add_notebook(self, shell: Any) -> None:
+        def result(name: str, of: str = ", in IPython's own copy") -> _Root | None:
+            role = "output history" if name.strip("_") else "last result"
+            return _Root(name, role, "output", of) if _RESULT.fullmatch(name) else None
+
+        hook, last = shell.displayhook, shell.last_execution_result
+        self.namespaces[id(shell.user_ns)] = lambda name: result(name, "") or _Root(name, "notebook variable")
+        self.namespaces[id(shell.user_ns.get("_oh"))] = lambda name: _Root(f"Out[{name}]", "output history", "output")
+        self.namespaces.update(dict.fromkeys((id(shell.user_ns_hidden), id(hook), id(vars(hook))), result))
+        if last is not None:
+            record = _Root("IPython's record of the last cell", "last result", "output")
+            self.namespaces.update(dict.fromkeys((id(last), id(vars(last))), lambda name: record))
+
+    def _add_errors(self, shell: Any) -> None:
+        last = getattr(shell, "last_execution_result", None)
+        kept = {f"sys.{name}": getattr(sys, name, None) for name in ("last_value", "last_exc", "last_traceback")}
+        kept["IPython's record of the last cell"] = getattr(last, "error_in_exec", None)
+        kept["IPython's InteractiveTB.tb"] = getattr(getattr(shell, "InteractiveTB", None), "tb", None)
+        for name, top in kept.items():
+            todo: list[tuple[Any, str]] = [(top, "error")]
+            while todo:
+                item, error = todo.pop()
+                if item is None or id(item) in self.ends:
+                    continue
+                self.ends.add(id(item))
+                self.roots[id(item)] = [_Root(name, "last error", "traceback")]
+                if isinstance(item, BaseException):
+                    below = [item.__context__, item.__cause__, item.__traceback__, *getattr(item, "exceptions", ())]
+                    todo += [(x, type(item).__name__) for x in below]
+                elif isinstance(item, types.TracebackType):
+                    todo += [(item.tb_next, error), (item.tb_frame, error)]
+                else:
+                    self.errors[id(item)] = error
+
+    def _add_running(self) -> None:
+        # A running call's variables are not yet in its frame object (Python 3.11 on): the collector does not see them.
+        for frame, where in _running():
+            of = f" of the running function `{frame.f_code.co_qualname}`{where}"
+            if not _is_function(frame):
+                self.namespaces.setdefault(id(frame.f_locals), lambda name, of=of: _Root(name, "variable", "local", of))  # type: ignore[misc]
+                continue
+            for name, value in _locals(frame).items():
+                self.roots.setdefault(id(value), []).append(_Root(name, "local variable", "local", of))
+            if sys.version_info < (3, 13):  # where locals() was called, its result stays until the call ends
+                self.roots[id(frame.f_locals)] = [_Root("locals()", "result", "local", of)]
+                _locals(frame)
+
+
+def _global_of(module: str) -> Callable[[str], _Root | None]:
+    if module in ("builtins", "threading"):  # a plain Python prompt's `_`; running threads, which _running tells of
+        return lambda name: _Root(name, "last result", "output") if name == "_" else None
+    return lambda name: _Root(name if module == "__main__" else f"{module}.{name}", "global variable")
+
+
+def _running() -> Iterator[tuple[types.FrameType, str]]:
+    """Every running call of Python code outside this module, and in which thread, if that is another.
+
+    Keeps no frame of this module, not even its own: when it returned, such a frame would live on, in a cycle with its
+    own variables, and hold what they hold.
+    """
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    tops = sys._current_frames()
+    tops[threading.get_ident()] = sys._getframe(1)
+    for ident in list(tops):
+        where = "" if ident == threading.get_ident() else f" in thread {names.get(ident, 'without a name')}"
+        frame: types.FrameType | None = tops.pop(ident)
+        while frame is not None:
+            if frame.f_globals is not globals():
+                yield frame, where
+            frame = frame.f_back
+
+
+def _is_function(frame: types.FrameType) -> bool:
+    """Else it runs a module or a class body, whose f_locals is a real dictionary."""
+    return bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
+
+
+def _locals(frame: types.FrameType) -> dict[str, Any]:
+    """A frame's variables, without leaving in the frame the copy that before Python 3.13 would keep them alive."""
+    values = frame.f_locals
+    copy = dict(values)
+    # 3 references: the frame's, `values`, and getrefcount's argument. More: somebody called locals(). A traced frame's
+    # copy is written back after the trace function, so it must stay.
+    if sys.version_info < (3, 13) and _is_function(frame) and frame.f_trace is None and sys.getrefcount(values) <= 3:
+        values.clear()
+    return copy
+
+
+class _Scan:
+    """Looks once at all that the process's containers refer to, for what the garbage collector does not tell.
+
+    NumPy arrays are not containers to it: it cannot say whose memory an array views, nor what is in an array of
+    objects. Nor does it track dictionaries and tuples of nothing but such things.
+    """
+
+    def __init__(self, target: _Node, memory: _Memory, places: _Places):
+        self.target = target
+        self.over: dict[int, _Node] = {}  # arrays over that memory, and the mapping under them, by id
+        self.parents: dict[int, list[_Node]] = {}  # referrers that the collector does not tell, by the object's id
+        owner = memory.owner() if memory.owner is not None else None
+        if memory.owner is not None and owner is None:
+            memory = _Memory()  # unmapped: something else may lie at those addresses now
+        self.memory = memory
+        if owner is not None and owner is not target.obj and not isinstance(owner, np.ndarray):
+            self.over[id(owner)] = _Node(owner)
+        self.wanted: set[type] = {np.ndarray, dict, tuple}
+        for frame, _ in _running():
+            if _is_function(frame):
+                self._sweep([_locals(frame)], 0)
+        everything = gc.get_objects()
+        try:
+            for i in range(0, len(everything), 4096):
+                self._sweep(everything[i : i + 4096], 0)
+        finally:
+            everything.clear()  # it holds this call's frame, and the frame holds it: a cycle
+
+    def _sweep(self, group: Sequence[Any], depth: int) -> set[int]:
+        """Ids of what leads to an array that matters, in a group of containers and the untracked ones in them."""
+        below = gc.get_referents(*group)
+        self.wanted.update(t for t in set(map(type, below)) if issubclass(t, np.ndarray))
+        below = [x for x in below if type(x) in self.wanted]
+        hits = {id(x) for x in below if issubclass(type(x), np.ndarray) and self._matters(x)}
+        inner = [x for x in below if type(x) in (dict, tuple) and not gc.is_tracked(x)]
+        if inner and depth < 4:
+            hits |= self._sweep(inner, depth + 1)
+        if not hits or not depth:  # of tracked containers the collector tells later
+            return hits
+        holding = [(x, c) for c in group for x in gc.get_referents(c) if id(x) in hits]
+        for x, container in holding:
+            self._add_parent(x, container)
+        return {id(container) for _, container in holding}
+
+    def _matters(self, array: np.ndarray) -> bool:
+        target = self.target.obj
+        matters = array is target
+        if not matters and self.memory.overlaps(array):
+            self.over.setdefault(id(array), _Node(array))
+            matters = True
+        if target is not None and array.dtype.hasobject and array.size <= 100_000:
+            for element in array.flat:
+                if element is target:
+                    self._add_parent(target, array)
+                    return True
+        return matters
+
+    def _add_parent(self, x: Any, parent: Any) -> None:
+        known = self.parents.setdefault(id(x), [])
+        if not any(node.obj is parent for node in known):
+            known.append(_Node(parent))
+
+
+class _Search:
+    """Follows references backwards, breadth first, from some objects to the places people know."""
+
+    def __init__(self, start: list[_Node], places: _Places, scan: _Scan, wall: int = 0, noun: str = ""):
+        self.nodes, self.n_starts = start, len(start)
+        self.places, self.scan = places, scan
+        self.wall = wall  # id of the session whose memory this is about: what that holds goes when it goes
+        self.noun = noun  # what the starts are to it; empty where the start is the object itself
+        self.complete = True
+        self.roots: dict[int, list[_Root]] = {}  # by node
+        self.held: set[int] = set()  # nodes that a known place holds, if under no name that people know
+        self.cycles: list[int] = []  # nodes that the start refers to
+
+    def run(self, max_objects: int, deadline: float) -> list[Holder]:
+        nodes = self.nodes
+        seen = {id(node.obj): i for i, node in enumerate(nodes)}
+        done = 0
+        while done < len(nodes):
+            if done > max_objects or time.monotonic() > deadline:
+                self.complete = False
+                break
+            group = range(done, min(done + 32, len(nodes)))  # the collector compares every reference with each of these
+            done = group.stop
+            for i in group:
+                for root in self.places.roots.get(id(nodes[i].obj), ()):
+                    self._add_root(i, root)
+            here = {id(nodes[i].obj): i for i in group if id(nodes[i].obj) not in self.places.ends}
+            targets = tuple([nodes[i].obj for i in here.values()])
+            referrers = gc.get_referrers(*targets) if targets else []
+            skip = {id(targets), id(referrers), self.wall}
+            referrers += [parent.obj for key in here for parent in self.scan.parents.get(key, ())]
+            for referrer in referrers:
+                if id(referrer) in skip or self._is_noise(referrer):
+                    continue
+                below = list(dict.fromkeys(here[id(x)] for x in _referents(referrer) if id(x) in here))
+                if self._is_namespace(referrer, below):
+                    continue
+                j = seen.get(id(referrer), len(nodes))
+                if j == len(nodes):
+                    if j - done > 500:  # as of a million tuples in a list: follow some of them
+                        self.complete = False
+                        continue
+                    seen[id(referrer)] = j
+                    nodes.append(_Node(referrer, below[0]))
+                elif j < self.n_starts and not self.noun:
+                    self.cycles += below
+                nodes[j].refers_to += below
+                for i in below:
+                    nodes[i].up.append(j)
+            del targets, referrers
+        return self._holders()
+
+    def _is_noise(self, referrer: Any) -> bool:
+        """This search itself; and a generator that runs now, whose variables are known already."""
+        kind = type(referrer)
+        if kind in _GENERATORS:
+            return bool(getattr(referrer, f"{_GENERATORS[kind]}_running"))
+        # a session's finalizer refers to its mapping, as the session does, and goes with it
+        return kind in (_Node, types.ModuleType) or (bool(self.noun) and kind.__qualname__ == "finalize._Info")
+
+    def _add_root(self, i: int, root: _Root | None) -> None:
+        self.held.add(i)
+        if root is not None:
+            self.roots.setdefault(i, []).append(root)
+
+    def _is_namespace(self, referrer: Any, below: list[int]) -> bool:
+        """If so, notes under which names it holds these nodes."""
+        words = self.places.namespaces.get(id(referrer))
+        if words is None and type(referrer) is dict and "__builtins__" in referrer:
+            words = _global_of("__main__")  # code that exec ran, or a module that is no longer listed
+        if words is not None:
+            for i in below:
+                for name in _names(referrer, self.nodes[i].obj):
+                    self._add_root(i, words(name))
+            return True
+        if issubclass(type(referrer), type):
+            for i in below:
+                self._add_root(i, None)
+                namespace, child = self.nodes[i].obj, self.nodes[i].child
+                if type(namespace) is dict and child >= 0:
+                    for name in _names(namespace, self.nodes[child].obj):
+                        self._add_root(child, _Root(f"{referrer.__qualname__}.{name}", "class attribute"))
+            return True
+        return False
+
+    def _holders(self) -> list[Holder]:
+        found = []
+        for i, roots in self.roots.items():
+            steps = self._steps(self._path(i))
+            roots = sorted(set(roots), key=lambda r: (KINDS.index(r.kind), " " in r.name, _natural(r.name), r.of))
+            outputs = list({root.name: root for root in reversed(roots) if root.kind == "output"}.values())[::-1]
+            others = [root for root in roots if root.kind != "output"]
+            groups = [others + outputs] if steps else [*([root] for root in others), outputs]
+            found += [self._holder(i, steps, group) for group in groups if group]
+        # What a known place holds is explained, and so is what only leads back to the object itself.
+        explained = set(self.held)
+        todo = list(explained)
+        while todo:
+            new = set(self.nodes[todo.pop()].refers_to) - explained
+            explained |= new
+            todo += new
+        for i in dict.fromkeys(self.cycles):
+            path = self._path(i)
+            explained |= set(path)
+            text = f"a reference cycle: it is {_chain(self._steps([*path, path[0]]), 'this')}"
+            found.append(Holder("cycle", text, "break one link, or `gc.collect()` once no name is left"))
+        if self.complete:
+            for i in range(self.n_starts, len(self.nodes)):
+                if self.nodes[i].child < self.n_starts and i not in explained:
+                    found += self._unnamed(i)
+        return found
+
+    def _path(self, i: int) -> list[int]:
+        """From a start up to node i."""
+        path = [i]
+        while (i := self.nodes[i].child) >= 0:
+            path.append(i)
+        return path[::-1]
+
+    def _steps(self, path: list[int]) -> list[_Step]:
+        return _describe([self.nodes[i].obj for i in path], self.places.errors)
+
+    def _holder(self, i: int, steps: list[_Step], roots: list[_Root]) -> Holder:
+        root, *others = roots
+        shown = [f"{other}{other.of}" for other in others[:4]] + [f"{len(others) - 4} more"] * (len(others) > 4)
+        also = f"also {', '.join(shown)}" if others else ""
+        if steps:
+            role = f"{'the' if root.kind in ('output', 'traceback') else 'a'} {root.role}{root.of}"
+            joint = ", held by" if "`" in steps[-1].noun else ""  # the noun has a name of its own
+            text = f"{_chain(steps, 'the')}{joint} {root} ({'; '.join(filter(None, [role, also]))})"
+        elif root.kind == "output":
+            text = f"{root}, the {root.role}{root.of}" + (f" ({also})" if also else "")
+        else:
+            text = f"the {root.role} {root}{root.of}"
+        kind = root.kind
+        if steps and kind not in ("output", "traceback"):
+            kind = min((step.kind for step in steps), key=KINDS.index)
+        return Holder("view" if self.noun else kind, text + self._what(i), self._advice(i, steps, roots))
+
+    def _what(self, i: int) -> str:
+        """What this start is, if not the object itself."""
+        array = self.nodes[self._path(i)[0]].obj
+        if not self.noun:
+            return ""
+        return f": {self.noun}, shape {array.shape}" if isinstance(array, np.ndarray) else ": the mapping itself"
+
+    def _advice(self, i: int, steps: list[_Step], roots: list[_Root]) -> str:
+        name, kinds = roots[0].name, {root.kind for root in roots}
+        own = [root.name for root in roots if root.kind == roots[0].kind in ("variable", "local")]
+        names = dict.fromkeys(own) if name != "locals()" else {}
+        releases = [f"`del {name}`" for name in names]
+        if kinds & {"output", "traceback"}:
+            releases.append("`teachllama.memory.forget_history()`")
+        ways = []
+        if names and steps and len(steps) <= 4 and steps[0].noun != "tuple" and all(step.access for step in steps):
+            ways.append(f"`del {name}{''.join(step.access for step in reversed(steps))}`")
+        elif names and len(steps) == 1 and steps[0].release:
+            ways.append(f"`{name}{steps[0].release}`")
+        if releases and (len(releases) == 1 or not ways):
+            ways.append(" and ".join(releases))
+        if self.noun and names and not steps and isinstance(self.nodes[i].obj, np.ndarray):
+            ways.append(f"keep a copy instead: `{name} = {name}.copy()`")
+        return ", or ".join(ways + ["let the function return"] * ("local" in kinds))
+
+    def _unnamed(self, i: int) -> list[Holder]:
+        """Of a direct referrer that no known place holds: a cycle has it, or only running code or an extension does."""
+        came = {i: self.nodes[i].child}
+        todo = deque([i])
+        while todo:
+            j = todo.popleft()
+            if not self.nodes[j].up:
+                if self.noun:
+                    return []  # buffers between an array and its mapping look like this
+                path = [j]
+                while (j := came.get(j, -1)) >= 0:
+                    path.append(j)
+                steps = self._steps(path[::-1])
+                text = f"{_chain(steps)}, which only running code (a loop, a call) or an extension module holds"
+                return [
+                    Holder(min((s.kind for s in steps), key=KINDS.index, default="other"), text, "let that code finish")
+                ]
+            for k in self.nodes[j].up:
+                if k not in came:
+                    came[k] = j
+                    todo.append(k)
+        path = self._path(i)
+        while len(path) < 4:  # as far as one step's words may reach
+            path.append(self.nodes[path[-1]].up[0])
+        text = f"a reference cycle that nothing else refers to: it is {_chain(self._steps(path)[:1])}"
+        return [Holder("cycle", text + self._what(i), "`gc.collect()`")]
+
+
+# ---- words: what an object is of the object that refers to it ----
+
+
+def _referents(x: Any) -> list[Any]:
+    return list(x.flat) if isinstance(x, np.ndarray) and x.dtype.hasobject else gc.get_referents(x)
+
+
+def _dict_of(x: Any) -> Any:
+    try:
+        return object.__getattribute__(x, "__dict__")
+    except AttributeError:
+        return None
+
+
+def _names(x: Any, child: Any) -> list[str]:
+    """The keys or attributes under which x holds the child. Runs no property and no other code of x."""
+    pairs = x if isinstance(x, dict) else _dict_of(x)
+    names = [str(key) for key, value in list(dict.items(pairs)) if value is child] if isinstance(pairs, dict) else []
+    for cls in type(x).__mro__:
+        for name, member in list(vars(cls).items()):
+            if type(member) is types.MemberDescriptorType:  # __slots__, and fields of built-in types
+                try:
+                    names += [name] if member.__get__(x) is child else []
+                except AttributeError:  # an empty slot
+                    continue
+    return names
+
+
+def _describe(chain: list[Any], errors: Mapping[int, str]) -> list[_Step]:
+    """Words for a chain of objects, each referred to by the next."""
+    steps = []
+    i = 0
+    while i + 1 < len(chain):
+        step, used = _step(chain[i], chain[i + 1], chain[i + 2 : i + 4])
+        i += used
+        if type(chain[i]) is types.FrameType:  # up its traceback to the error, as one step
+            while i + 1 < len(chain) and type(chain[i + 1]) in (types.FrameType, types.TracebackType):
+                i += 1
+            error = errors.get(id(chain[i]))
+            if i + 1 < len(chain) and isinstance(chain[i + 1], BaseException):
+                i += 1
+                error = type(chain[i]).__name__
+            if error:
+                step = step._replace(noun=f"{step.noun}, in the traceback of {_a(error)} {error}")
+        steps.append(step)
+    return [step for step in steps if step.phrase]
+
+
+def _step(child: Any, parent: Any, above: list[Any]) -> tuple[_Step, int]:
+    """Words for "the child is ... of the parent", and how many links of the chain they cover."""
+    kind, up = type(parent), above[0] if above else None
+    name = kind.__name__
+    if kind in (dict, types.CellType) and type(up) in (types.FrameType, _CACHED_FUNCTION, *_GENERATORS):
+        return _step(child, up, above[1:])[0], 2  # the frame's copy of its variables; a variable that it shares
+    if kind is types.CellType and len(above) == 2 and type(above[1]) is types.FunctionType:  # cell <- tuple <- function
+        code = above[1].__code__
+        names = [n for n, cell in zip(code.co_freevars, above[1].__closure__ or (), strict=False) if cell is parent]
+        return _Step(f"the variable {_ticks(names)} in the closure", f"function `{code.co_qualname}`", "", "closure"), 3
+    if kind is dict and _dict_of(up) is parent:
+        return _attribute(up, _names(parent, child)), 2
+    if kind in (dict, tuple) and type(up) is types.FunctionType:
+        return _Step("a default argument", f"function `{up.__qualname__}`", "", "closure"), 2
+    if kind is types.FrameType or kind in _GENERATORS:
+        frame = parent if kind is types.FrameType else getattr(parent, f"{_GENERATORS[kind]}_frame")
+        names = [n for n, value in _locals(frame).items() if value is child] if frame is not None else []
+        phrase = f"the local variable {_ticks(names)}" if names else "a value in use"
+        if kind is types.FrameType:
+            return _Step(phrase, f"function `{frame.f_code.co_qualname}`", "", "traceback"), 1
+        noun = "coroutine" if kind is types.CoroutineType else "generator"
+        return _Step(phrase, f"suspended {noun} `{parent.__qualname__}`", "", "generator", ".close()"), 1
+    if kind is types.MethodType:
+        return _Step("the `self`", f"bound method `{parent.__func__.__qualname__}`"), 1
+    if kind is _CACHED_FUNCTION:
+        noun = f"cached function `{parent.__wrapped__.__qualname__}`"
+        return _Step("a remembered call", noun, "", "item", ".cache_clear()"), 1
+    if name in ("managedbuffer", "traceback", "_lru_list_elem"):  # plumbing
+        return _Step("", ""), 1
+    if kind is memoryview:
+        return _Step("the memory", "memoryview", "", "view"), 1
+    if issubclass(kind, np.ndarray):
+        return _Step("an element", "NumPy array", "", "item"), 1
+    if issubclass(kind, dict):
+        keys = [_key(key) for key, value in list(dict.items(parent)) if value is child]
+        access = f"[{keys[0]}]" if len(keys) == 1 and keys[0][0] != "<" else ""
+        phrase = f"the value at {_listed('key', keys)}" if keys else "a key"
+        return _Step(phrase, "dictionary" if kind is dict else name, access, "item"), 1
+    if issubclass(kind, (list, tuple, deque)):
+        at = [str(n) for n, x in enumerate(list(parent)) if x is child]
+        return _Step(_listed("item", at), name, f"[{at[0]}]" if len(at) == 1 else "", "item"), 1
+    if issubclass(kind, (set, frozenset)):
+        return _Step("a member", name, "", "item"), 1
+    return _attribute(parent, _names(parent, child)), 1
+
+
+def _attribute(x: Any, names: list[str]) -> _Step:
+    noun = f"function `{x.__qualname__}`" if type(x) is types.FunctionType else f"{type(x).__name__} object"
+    if not names:
+        return _Step("a part", noun, "", "other")
+    return _Step(f"attribute {_ticks(['.' + name for name in names])}", noun, f".{names[0]}")
+
+
+def _key(key: Any) -> str:
+    """A key as code; keys but of Python's plainest types by type only, because their repr is anybody's code."""
+    text = repr(key) if type(key) in (str, int, float, bool, bytes, type(None)) else f"<{type(key).__name__}>"
+    return text if len(text) <= 40 else f"<{type(key).__name__} {text[:30]}...>"
+
+
+def _listed(word: str, items: list[str]) -> str:
+    if len(items) < 2:
+        return f"{word} {''.join(items)}"
+    shown, last = (items[:3], f"{len(items) - 3} more") if len(items) > 4 else (items[:-1], items[-1])
+    return f"{word}s {', '.join(shown)} and {last}"
+
+
+def _ticks(names: list[str]) -> str:
+    return " and ".join(f"`{name}`" for name in names)
+
+
+def _a(noun: str) -> str:
+    return "an" if noun[:1].lower() in tuple("aeiou") else "a"
+
+
+def _chain(steps: list[_Step], article: str = "") -> str:
+    """ "item 0 of a list, which is attribute `.x` of a Story object"; the article is the last noun's."""
+    if not steps:
+        return "a part of the interpreter's own objects"
+    parts = [f"{step.phrase} of {'the' if '`' in step.noun else _a(step.noun)} {step.noun}" for step in steps[:-1]]
+    if len(parts) > 4:
+        parts[2:-1] = [f"held through {len(parts) - 3} more objects"]
+    last = steps[-1]
+    article = article or ("the" if "`" in last.noun else _a(last.noun))
+    return ", which is ".join([*parts, f"{last.phrase} of {article} {last.noun}"])
+
+
+def as_array(buffer: Any) -> np.ndarray:
+    if isinstance(buffer, np.ndarray):
+        return buffer
+    try:
+        view = memoryview(buffer)
+        return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+    except (TypeError, ValueError, BufferError) as e:
+        raise ParameterError(
+            f"found {type(buffer).__name__} ({e}); expected a NumPy array, or a contiguous buffer such as an mmap"
+        ) from None
