@@ -10,7 +10,7 @@ ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # Without a display there is no browser to open: print the address.
 BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser)
 
-.PHONY: lab run test test-fast lint docs notebooks binder-check clean
+.PHONY: lab run test test-fast lint docs notebooks binder-check bench clean
 
 # Made anew when pyproject.toml changes; the extras that are there are remembered in the stamp's name.
 $(VENV)/.installed-%: pyproject.toml
@@ -54,5 +54,16 @@ docs: $(INSTALLED)
 binder-check:
 	sh binder/check.sh
 
+# The peer is llama.cpp, built for this very machine (about four minutes, needs cmake and a C compiler), kept apart.
+PEER = .venv-peer/.installed
+$(PEER):
+	$(PYTHON) -m venv .venv-peer
+	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+	@touch $@
+
+bench: $(INSTALLED) $(PEER)
+	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/python benchmarks/compare.py --peer .venv-peer/bin/python
+
 clean:
-	rm -rf $(VENV) docs/_build out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer docs/_build out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -491,7 +491,7 @@ def _hub_facts(spec: str) -> tuple[str, int, str]:
         repo_id, file, revision = _hub_match(spec) or ("", "", "")
         facts = get_hf_file_metadata(hf_hub_url(repo_id, file, revision=revision))
         etag = str(facts.etag or "")
-        return etag if re.fullmatch("[0-9a-f]{64}", etag) else "", int(facts.size), str(facts.commit_hash)
+        return etag if re.fullmatch("[0-9a-f]{64}", etag) else "", int(facts.size or 0), str(facts.commit_hash)
 
 
 def _from_hub(spec: str, commit: str, nbytes: int, staging: Path, part: Path, progress: bool) -> None:

@@ -46,4 +46,6 @@ def test_notebook_04_stays_under_1_gb_and_its_page_is_written(smollm2_path: str,
     assert peak, done.stdout[-500:]
     assert int(peak[1].replace(",", "")) < 1000
     assert "377,487,360" in done.stdout
-    assert page.read_text(encoding="utf-8").count("data:image/png") >= 6
+    html = page.read_text(encoding="utf-8")
+    assert html.count("data:image/png") >= 6
+    assert "No description has been provided" not in html

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import time
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +77,21 @@ def run(args: argparse.Namespace) -> int:
         failure = e
     html = Path(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
-    html.write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+    html.write_text(_with_alt_text(HTMLExporter().from_notebook_node(notebook)[0], notebook), encoding="utf-8")
     print(f"\n{path.name}: {time.perf_counter() - started:.0f} s{_peak()}; the page is {html}")
     if failure is not None:
         print(f"teachllama run: a cell failed:\n{failure}", file=sys.stderr)
     return 1 if failure else 0
+
+
+def _with_alt_text(page: str, notebook: Any) -> str:
+    """Puts each picture's own description where nbconvert's template writes that there is none."""
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
+    for output in outputs:
+        if "image/png" in output.get("data", {}):
+            alt = output.metadata.get("image/png", {}).get("alt") or "a picture, described in the text below it"
+            page = page.replace('alt="No description has been provided for this image"', f'alt="{escape(alt)}"', 1)
+    return page
 
 
 def _peak() -> str:
