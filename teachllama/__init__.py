@@ -7,19 +7,24 @@ with tl.load_model("smollm2-135m") as model, model.create_session(seq_len=256) a
 """
 
 from teachllama import memory
+from teachllama.chat import Chat
 from teachllama.config import ModelConfig
+from teachllama.embeddings import embed
 from teachllama.errors import (
+    ChatError,
     ClosedError,
     ContextFullError,
     FetchError,
     GGUFError,
     ParameterError,
     TeachLlamaError,
+    TemplateError,
     TokenError,
     UnsupportedModelError,
 )
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
+from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 from teachllama.session import GenerationStats, Session, Token
@@ -28,6 +33,9 @@ from teachllama.threads import set_num_threads
 __version__ = "0.1.0"
 
 __all__ = [
+    "Alternative",
+    "Chat",
+    "ChatError",
     "ClosedError",
     "ContextFullError",
     "FetchError",
@@ -41,9 +49,13 @@ __all__ = [
     "SamplingParams",
     "Session",
     "TeachLlamaError",
+    "TemplateError",
     "Token",
     "TokenError",
     "UnsupportedModelError",
+    "alternatives",
+    "attention_weights",
+    "embed",
     "kv_cache_bytes",
     "kv_layout_from_metadata",
     "load_model",

@@ -34,3 +34,11 @@ class ParameterError(TeachLlamaError, ValueError):
 
 class FetchError(TeachLlamaError):
     """A model could not be found or fetched: no such name, no network, a full disk, a wrong checksum."""
+
+
+class ChatError(TeachLlamaError):
+    """A conversation that cannot be: malformed messages, roles the model's template refuses, a damaged history file."""
+
+
+class TemplateError(TeachLlamaError):
+    """A chat template that is missing, is not valid, fails, reaches out of its sandbox, or was stopped at a limit."""

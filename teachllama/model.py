@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,24 +20,30 @@ from teachllama.config import ModelConfig, config_from_metadata
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
 from teachllama.gguf_file import GGUFFile, TensorInfo, open_gguf
 from teachllama.tokenizer import Tokenizer, tokenizer_from_metadata
-from teachllama.weights import F32Matrix, F32Store
+from teachllama.weights import BlockStore, F32Store, Matrix
 
 if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+    from teachllama.kernels.compiled import CompiledForward
     from teachllama.kv_cache import KVCache
     from teachllama.session import Session
 
+Watch = Callable[[int, np.ndarray, Callable[[], np.ndarray]], None]
 MOST_SCORES = 1 << 24  # attention scores of one batch: 64 MB of float32
 MOST_BATCH = 512
+# Types whose blocks the kernels multiply as they are; kernels/blocks.py has one function for each.
+NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
     """One layer's weights. Matrices that multiply the same input are stacked, so that one product serves them."""
 
-    qkv: F32Matrix  # (n_heads * head_dim + n_kv_heads * (head_dim + value_dim), dim)
-    attn_output: F32Matrix  # (dim, n_heads * value_dim)
-    gate_up: F32Matrix  # (2 * hidden_dim, dim)
-    ffn_down: F32Matrix  # (dim, hidden_dim)
+    qkv: Matrix  # (n_heads * head_dim + n_kv_heads * (head_dim + value_dim), dim)
+    attn_output: Matrix  # (dim, n_heads * value_dim)
+    gate_up: Matrix  # (2 * hidden_dim, dim)
+    ffn_down: Matrix  # (dim, hidden_dim)
     norms: dict[str, np.ndarray]  # by GGUF's names: attn_norm, ffn_norm, ...: (dim,) or (head_dim,)
 
 
@@ -45,17 +52,29 @@ class Weights:
     """Every weight of a model, and the store that owns their memory."""
 
     store: F32Store
-    embedding: F32Matrix  # (vocab_size, dim)
-    output: F32Matrix  # (vocab_size, dim); the embedding itself where the file has no other
+    embedding: Matrix  # (vocab_size, dim)
+    output: Matrix  # (vocab_size, dim); the embedding itself where the file has no other
     output_norm: np.ndarray  # (dim,)
     rope_divisors: np.ndarray | None  # (rope_dim / 2,)
     layers: list[Layer] = field(default_factory=list)
 
 
-def forward(model: Model, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
+def forward(
+    model: Model,
+    tokens: np.ndarray,
+    start: int,
+    cache: KVCache,
+    *,
+    all_logits: bool = False,
+    watch: Watch | None = None,
+) -> np.ndarray:
     """The forward pass: tokens (n,) at positions start to start + n -> logits.
 
     Writes the tokens' keys and values to the cache and attends to what is there before them.
+
+    Args:
+        watch: is called after each layer with its number, the residual stream (n, dim), to be copied by who wants to
+            keep it, and a function that computes how the heads attended, (n_heads, n, T).
 
     Returns:
         float32 logits: (n, vocab_size) if `all_logits`, else the last token's (1, vocab_size).
@@ -102,6 +121,8 @@ def forward(model: Model, tokens: np.ndarray, start: int, cache: KVCache, *, all
         if arch.post_norms:
             h = ops.rmsnorm(h, norms["post_ffw_norm"], c.norm_eps)
         x += h
+        if watch is not None:
+            watch(i, x, partial(ops.attention_weights, q, keys, c.attention_scale, n_ahead, window))
 
     if not all_logits:
         x = x[-1:]  # the vocabulary product is the largest of all: only where it is wanted
@@ -118,13 +139,24 @@ class Model:
     memory back at once.
     """
 
-    def __init__(self, file: GGUFFile):
+    def __init__(self, file: GGUFFile, weights: str = "f32", backend: str | None = "numpy"):
         self.path = file.path
         self.config: ModelConfig = config_from_metadata(file.metadata)
         self.arch: Arch = ARCHS[self.config.arch]
         self.tokenizer: Tokenizer = tokenizer_from_metadata(file.metadata)
         self.chat_template: str | None = file.metadata.get("tokenizer.chat_template")
-        self._weights: Weights | None = _load_weights(file, self.config, self.arch, self.tokenizer.vocab_size)
+        self.backend: str = _chosen_backend(backend, self.config)
+        native = None
+        if weights == "native":
+            from gguf import GGMLQuantizationType
+
+            native = {GGMLQuantizationType[name] for name in NATIVE}
+        self._weights: Weights | None = _load_weights(file, self.config, self.arch, self.tokenizer.vocab_size, native)
+        self._compiled: CompiledForward | None = None
+        if self.backend == "numba":
+            from teachllama.kernels.compiled import CompiledForward
+
+            self._compiled = CompiledForward(self.config, self.arch, self.weights)
         self.nbytes: int = self.weights.store.nbytes
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -184,9 +216,20 @@ class Model:
         """The sessions that are open now, oldest first. The model itself does not keep them alive."""
         return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
 
+    def forward(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
+        """The function `forward` for this model, on the backend it was loaded with. Sessions call it."""
+        compiled = self._compiled
+        self.weights  # raises if the model is closed
+        if compiled is not None:
+            return compiled(tokens, start, cache, all_logits=all_logits)
+        return forward(self, tokens, start, cache, all_logits=all_logits)
+
     def close(self) -> None:
         """Gives the weights' memory back to the operating system. Its sessions can then no longer evaluate."""
         weights, self._weights = self._weights, None
+        compiled, self._compiled = self._compiled, None
+        if compiled is not None:
+            compiled.close()
         if weights is not None:
             weights.store.close()
 
@@ -202,26 +245,61 @@ class Model:
         return f"<Model {c.name!r}: {c.arch}, {c.n_layers} layers, {state}>"
 
 
-def load_model(path: str | os.PathLike[str], *, weights: str = "f32") -> Model:
+def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend: str | None = None) -> Model:
     """Loads a model from a GGUF file, or by a name that `teachllama models` lists.
 
     Args:
         path: a .gguf file, or a known name such as "smollm2-135m" that was fetched before.
-        weights: "f32": every weight dequantized to float32.
+        weights: "native": the file's own blocks, memory-mapped, as they are. "f32": every weight made float32.
+        backend: "numba": compiled kernels. "numpy": the reference, one page to read, and slow. None: compiled where
+            Numba is installed and the model's dimensions allow it.
 
     Raises:
         FetchError: no such file or name; the message says which command fetches it.
         GGUFError: the file is damaged, or its metadata or tensors contradict each other.
-        UnsupportedModelError: the file is sound, but this engine does not run it.
+        UnsupportedModelError: the file is sound, but this engine, or the backend asked for, does not run it.
+        ParameterError: weights or backend is not one of those above.
     """
-    if weights != "f32":
-        raise ParameterError(f"weights is {weights!r}; this version holds weights as 'f32'")
-    with open_gguf(hub.find(path)) as file:
-        return Model(file)
+    if weights not in ("native", "f32"):
+        raise ParameterError(f"weights is {weights!r}; expected 'native' (the file's blocks) or 'f32'")
+    if backend not in (None, "numba", "numpy"):
+        raise ParameterError(f"backend is {backend!r}; expected 'numba', 'numpy', or None to choose")
+    file = open_gguf(hub.find(path))
+    try:
+        model = Model(file, weights, backend)
+    except BaseException:
+        file.close()
+        raise
+    if weights == "f32":
+        file.close()
+    return model
 
 
-def _load_weights(file: GGUFFile, c: ModelConfig, arch: Arch, n_tokens: int) -> Weights:
-    """Checks the tensor table against the config, all of it, and only then reserves memory and dequantizes."""
+def _chosen_backend(wanted: str | None, config: ModelConfig) -> str:
+    if wanted == "numpy":
+        return "numpy"
+    try:
+        from teachllama.kernels.compiled import why_not
+    except ImportError as e:
+        if wanted is None:
+            return "numpy"
+        raise UnsupportedModelError(f"backend 'numba' needs Numba, which cannot be imported here: {e}") from None
+    reason = why_not(config)
+    if reason is None:
+        return "numba"
+    if wanted is None:
+        return "numpy"
+    raise UnsupportedModelError(f"backend 'numba' does not run this model: {reason}. Use backend='numpy'")
+
+
+def _load_weights(
+    file: GGUFFile, c: ModelConfig, arch: Arch, n_tokens: int, native: Container[GGMLQuantizationType] | None
+) -> Weights:
+    """Checks the tensor table against the config, all of it, and only then reserves memory and dequantizes.
+
+    Args:
+        native: types whose blocks stay as they are; None dequantizes everything.
+    """
     tensors = dict(file.tensors)
     head_norms = ("attn_q_norm", "attn_k_norm")
     used: list[TensorInfo] = []
@@ -266,24 +344,24 @@ def _load_weights(file: GGUFFile, c: ModelConfig, arch: Arch, n_tokens: int) -> 
             "Running without them would give wrong results, so it is refused"
         )
 
-    store = F32Store(file, used)
+    store = F32Store(file, used) if native is None else BlockStore(file, used, native)
     try:
-        embed = F32Matrix(store.load(embedding))
+        embed = store.matrix(embedding)
         result = Weights(
             store,
             embed,
-            F32Matrix(store.load(output)) if output else embed,
-            store.load(output_norm),
-            store.load(divisors) if divisors else None,
+            store.matrix(output) if output else embed,
+            store.vector(output_norm),
+            store.vector(divisors) if divisors else None,
         )
         for q, k, v, attn_output, gate, up, down, norms in plan:
             result.layers.append(
                 Layer(
-                    F32Matrix(store.load(q, k, v)),
-                    F32Matrix(store.load(attn_output)),
-                    F32Matrix(store.load(gate, up)),
-                    F32Matrix(store.load(down)),
-                    {name: store.load(info) for name, info in norms.items()},
+                    store.matrix(q, k, v),
+                    store.matrix(attn_output),
+                    store.matrix(gate, up),
+                    store.matrix(down),
+                    {name: store.vector(info) for name, info in norms.items()},
                 )
             )
     except BaseException:

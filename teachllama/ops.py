@@ -68,8 +68,26 @@ def attention(
     before the first token. Each of the G heads serves H / G query heads (https://arxiv.org/abs/2305.13245), which are
     stacked as rows, so keys are never copied.
     """
-    n, n_heads, d = q.shape
-    groups, total, dv = values.shape
+    (n, n_heads, _), (groups, total, dv) = q.shape, values.shape
+    scores = _scores(q, keys, scale, n_ahead, window)  # (G, H/G, n, T)
+    scores -= scores.max(axis=-1, keepdims=True)
+    np.exp(scores, out=scores)
+    sums = scores.sum(axis=-1, keepdims=True)  # (G, H/G, n, 1)
+    out = (scores.reshape(groups, -1, total) @ values).reshape(
+        groups, -1, n, dv
+    ) / sums  # dividing here: dv < T numbers
+    return out.transpose(2, 0, 1, 3).reshape(n, n_heads * dv)
+
+
+def attention_weights(q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window: int | None) -> np.ndarray:
+    """How much each token looks at each key: (n_heads, n, T), every row summing to 1. For pictures; see `attention`."""
+    n, n_heads, _ = q.shape
+    return softmax(_scores(q, keys, scale, n_ahead, window)).reshape(n_heads, n, -1)
+
+
+def _scores(q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window: int | None) -> np.ndarray:
+    """q . k, scaled, with what a token may not see at -inf: (G, H/G, n, T)."""
+    (n, _, d), (groups, total, _) = q.shape, keys.shape
     rows = (
         (q * np.float32(scale)).reshape(n, groups, -1, d).transpose(1, 2, 0, 3).reshape(groups, -1, d)
     )  # (G, H/G*n, d)
@@ -81,10 +99,4 @@ def attention(
             hidden |= key <= token - window
         first = int(np.argmax(hidden.any(axis=0))) if hidden.any() else total  # only these columns need the mask
         np.copyto(scores[..., first:], -np.inf, where=hidden[:, first:])
-    scores -= scores.max(axis=-1, keepdims=True)
-    np.exp(scores, out=scores)
-    sums = scores.sum(axis=-1, keepdims=True)  # (G, H/G, n, 1)
-    out = (scores.reshape(groups, -1, total) @ values).reshape(
-        groups, -1, n, dv
-    ) / sums  # dividing here: dv < T numbers
-    return out.transpose(2, 0, 1, 3).reshape(n, n_heads * dv)
+    return scores

@@ -18,7 +18,7 @@ import numpy as np
 from teachllama import sampling
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.kv_cache import KVCache
-from teachllama.model import MOST_BATCH, MOST_SCORES, forward
+from teachllama.model import MOST_BATCH, MOST_SCORES
 from teachllama.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
@@ -166,9 +166,9 @@ class Session:
                 part = ids[done : done + min(MOST_BATCH, max(16, batch))]
                 done += len(part)
                 if all_logits or done == len(ids):
-                    rows.append(forward(self.model, part, start, self._cache, all_logits=all_logits))
+                    rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
                 else:
-                    forward(self.model, part, start, self._cache)
+                    self.model.forward(part, start, self._cache)
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         self._logits = logits[-1].copy() if len(logits) > 1 else logits[-1]
         self.tokens.extend(ids.tolist())  # the last step: until here an interrupt changed nothing that counts

@@ -5,6 +5,7 @@ Usage: python tests/notebook_rules.py NOTEBOOK...    (pre-commit calls it so; ne
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -42,6 +43,10 @@ def problems(path: str | Path, machine_folders: tuple[str, ...] | None = None) -
                 found.append(
                     f"cell {i}: {output['ename']}; mend it, or tag the cell raises-exception if it is meant to fail"
                 )
+        if _cut(cell.get("outputs", [])):
+            found.append(
+                f"cell {i}: one stream in several pieces, which GitHub shows apart: run it with `make notebooks`"
+            )
         for text in dict.fromkeys(_texts(cell)):
             found += [
                 f"cell {i}: names a path of the machine: {path!r}" for path in _machine_paths(text, machine_folders)
@@ -63,6 +68,12 @@ def _order(cells: list[dict[str, Any]]) -> Iterator[str]:
             return
     if ran and not any(cell["outputs"] for _, cell in ran):
         yield "no cell has an output: run all cells (`make notebooks`), and commit what they show"
+
+
+def _cut(outputs: list[dict[str, Any]]) -> bool:
+    """Whether two neighbouring outputs are texts of one stream."""
+    names = [o.get("name") if o["output_type"] == "stream" else None for o in outputs]
+    return any(a and a == b for a, b in itertools.pairwise(names))
 
 
 def _texts(value: Any) -> Iterator[str]:

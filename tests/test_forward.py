@@ -16,13 +16,13 @@ from tests.tools import tiny_metadata, tiny_model, tiny_tensors, write_gguf
 
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: str) -> Iterator[tl.Model]:
-    with tl.load_model(smollm2_path) as model:
+    with tl.load_model(smollm2_path, weights="f32", backend="numpy") as model:
         yield model
 
 
 @pytest.fixture(scope="module")
 def gemma3(gemma3_path: str) -> Iterator[tl.Model]:
-    with tl.load_model(gemma3_path) as model:
+    with tl.load_model(gemma3_path, weights="f32", backend="numpy") as model:
         yield model
 
 

@@ -62,7 +62,7 @@ def error(cells: Cells) -> None:
 
 
 def output(text: str) -> Callable[[Cells], None]:
-    return lambda cells: cells[1]["outputs"].append(stream(text))
+    return lambda cells: cells[1].update(outputs=[stream(text)])
 
 
 BROKEN: dict[str, tuple[Callable[[Cells], None], str]] = {
@@ -77,6 +77,7 @@ BROKEN: dict[str, tuple[Callable[[Cells], None], str]] = {
     "a Windows home folder": (output("C:\\Users\\ann"), "Users"),
     "a warning's temporary file": (output("/tmp/ipykernel_7/1.py:1: UserWarning"), "ipykernel_7"),
     "this checkout": (output(f"<Model {notebook_rules.ROOT}/x.gguf>"), "names a path of the machine"),
+    "a stream in pieces": (lambda cells: cells[1]["outputs"].append(stream("43\n")), "cell 1: one stream in several"),
     "a path in the source": (lambda cells: cells[1].update(source='open("/root/x")'), "/root/x"),
 }
 
@@ -89,6 +90,26 @@ def test_a_broken_rule_is_found_and_named(what: str, tmp_path: Path) -> None:
     found = notebook_rules.problems(write(tmp_path, cells))
     assert len(found) == 1
     assert named in found[0]
+
+
+def test_two_streams_of_different_names_may_stand_side_by_side(tmp_path: Path) -> None:
+    cells = good_cells()
+    cells[1]["outputs"].append({**stream("careful\n"), "name": "stderr"})
+    assert notebook_rules.problems(write(tmp_path, cells)) == []
+
+
+def test_running_a_notebook_joins_the_pieces_of_a_stream_and_nothing_else() -> None:
+    pytest.importorskip("nbclient", reason="the lab extra is not installed")
+    from nbformat.v4 import new_output
+
+    from notebooks.execute import merge_streams
+
+    picture = new_output("display_data", {"text/plain": "a picture"})
+    words = [new_output("stream", name="stdout", text=text) for text in "abcd"]
+    warning = new_output("stream", name="stderr", text="!")
+    merged = merge_streams([words[0], words[1], warning, words[2], picture, words[3]])
+    assert [o.get("text", "") for o in merged] == ["ab", "!", "c", "", "d"]
+    assert merge_streams([]) == []
 
 
 def test_an_error_that_is_meant_is_allowed_when_tagged(tmp_path: Path) -> None:

@@ -24,7 +24,9 @@ WARM = tl.SamplingParams(temperature=1.0, top_k=20)
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
     with tl.load_model(
-        tiny_model(tmp_path_factory.mktemp("m") / "t.gguf", request.param, **{f"{request.param}.context_length": 256})
+        tiny_model(tmp_path_factory.mktemp("m") / "t.gguf", request.param, **{f"{request.param}.context_length": 256}),
+        weights="f32",
+        backend="numpy",
     ) as m:
         yield m
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import copy
 import ctypes
 import io
 import linecache
@@ -20,12 +21,13 @@ import textwrap
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+import numpy as np
 import psutil
 
 MOST_SECONDS = 1.0
@@ -236,3 +238,62 @@ def recognise(answer: Any, right: Any, slips: Iterable[Slip], praise: str, other
 def short(text: str, most: int = 120) -> str:
     """At most so many characters of a text."""
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+# ---- where a verdict counts ----
+
+
+class NotYet(AssertionError):
+    """What `assert_right` raises. IPython shows the check's words alone: here a traceback would explain nothing."""
+
+    def __init__(self, result: CheckResult):
+        super().__init__(f"[{result.mistake or 'other'}] {result.message}")  # the name, for who counts mistakes
+        self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        return repr(self.result).split("\n")
+
+
+def assert_right(result: CheckResult) -> None:
+    """Prints a check's praise, or raises `NotYet` with its hint: for a graded cell, which passes unless it raises."""
+    if not result.ok:
+        raise NotYet(result)
+    print(result)
+
+
+def agrees(
+    function: object, right: Callable[..., Any], cases: Sequence[tuple[Any, ...]], seconds: float = MOST_SECONDS
+) -> CheckResult:
+    """Checks that a learner's function gives what `right` gives, on cases that the learner has not seen.
+
+    Args:
+        function: the learner's.
+        right: takes the same arguments; what it returns is compared as an array, numbers to four digits.
+        cases: tuples of arguments; each function gets copies of its own.
+        seconds: how long the learner's may take for one.
+    """
+    if not callable(function):
+        return CheckResult(False, f"A function is wanted; this is of type {type_name(function)}.", "type")
+    for case in cases:
+        wanted = np.asarray(right(*copy.deepcopy(case)))
+        outcome = run(_agrees, function, copy.deepcopy(case), wanted, seconds=seconds)
+        if outcome.failure:
+            return outcome.failure
+        if outcome.value is not True:
+            return CheckResult(
+                False,
+                "On values that the visible test does not use, it gives something else than it should. If the visible "
+                "test is content: is something written into your code that should come from its arguments?",
+                "other_values",
+            )
+    return CheckResult(True, f"Also on {len(cases)} cases that you had not seen.")
+
+
+def _agrees(function: Callable[..., Any], case: tuple[Any, ...], wanted: np.ndarray) -> bool:
+    with np.errstate(all="ignore"):
+        found = np.asarray(function(*case))
+    if found.shape != wanted.shape:
+        return False
+    if wanted.dtype.kind in "biufc":
+        return found.dtype.kind in "biufc" and bool(np.allclose(found, wanted, 1e-4, 1e-6))
+    return bool(np.array_equal(found, wanted))

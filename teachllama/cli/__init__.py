@@ -20,6 +20,8 @@ COMMANDS = {
     "models": ("teachllama.cli.models", "list the models that are here"),
     "inspect": ("teachllama.cli.inspect", "print what is inside a GGUF file"),
     "kv": ("teachllama.cli.kv", "how much memory the KV cache of a model takes"),
+    "generate": ("teachllama.cli.generate", "go on with a text, token by token"),
+    "chat": ("teachllama.cli.chat", "talk with a model in the terminal"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
 

@@ -127,7 +127,7 @@ class Tokenizer(ABC):
             ) from None
         ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
         after_special = True
-        for part in self._partition(text, parse_special):
+        for part in self._partition(text, set() if parse_special else self._control):
             if isinstance(part, str):
                 ids += self._encode_part(" " + part if self.add_space_prefix and after_special else part)
             else:
@@ -135,9 +135,25 @@ class Tokenizer(ABC):
             after_special = not isinstance(part, str)
         return ids + ([self.eos_id] if add_special and self.add_eos and self.eos_id is not None else [])
 
-    def _partition(self, text: str, parse_special: bool) -> list[str | int]:
+    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+        """The ids of a text put together from parts, each (text, parse_special).
+
+        The same as `encode` of the whole, but control tokens are read only where a part allows it, and never across the
+        border of two. Ordinary text merges across borders.
+        """
+        ids: list[int] = []
+        run = ""  # ordinary text between two control tokens
+        for text, parse_special in parts:
+            for part in self._partition(text, self._special - self._control) if parse_special else [text]:
+                if isinstance(part, str):
+                    run += part
+                else:
+                    ids += [*self.encode(run), part]
+                    run = ""
+        return ids + self.encode(run)
+
+    def _partition(self, text: str, skipped: set[int]) -> list[str | int]:
         """The text cut at special tokens, each replaced by its id: the longest first, as llama.cpp does it."""
-        skipped: set[int] = set() if parse_special else self._control
         groups = [group for start, group in self._find.items() if start in text]
         found = [entry for group in groups for entry in group if entry[1] not in skipped and entry[2] in text]
         parts: list[str | int] = [text] if text else []

@@ -1,0 +1,167 @@
+"""Renders a chat template that a stranger wrote, and survives it.
+
+Two walls. Jinja's sandbox keeps a template away from the attributes through which Python can be taken over. It does not
+keep it from using all memory, or from never ending: `{{ 'x' * 10**11 }}` is one call into C that nothing inside Python
+can interrupt, and filters have a dozen like it. So templates are rendered in a process of their own (`renderer.py`),
+which is watched from here and ended when it has used up its processor time or memory. It is started once, which takes
+about a tenth of a second, and then answers in about a millisecond; one that was ended is replaced at the next call.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from teachllama.errors import ChatError, TemplateError
+
+MOST_TEMPLATE = 1 << 18  # characters; the longest in use have about 20,000
+POLL_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What rendering may use, together for all renderings of one call.
+
+    Args:
+        seconds: of processor time, so that a busy machine does not count.
+        megabytes: of memory of the process that renders; about 25 are its own.
+        characters: of one rendered text.
+    """
+
+    seconds: float = 3.0
+    megabytes: int = 400
+    characters: int = 1 << 22
+
+
+DEFAULT = Limits()
+
+
+class _Renderer:
+    """The process that renders; one for all threads, started when it is first needed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        atexit.register(self.stop)
+
+    def ask(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
+        """Sends one request and waits for its answer. Any thread may call; they take turns."""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._start()
+            process, done, found = self._process, threading.Event(), list[str]()
+            watcher = threading.Thread(target=_watch, args=(process, limits, done, found), daemon=True)
+            watcher.start()
+            assert process.stdin is not None
+            assert process.stdout is not None
+            answer: dict[str, Any] | None = None
+            try:
+                process.stdin.write(json.dumps(request).encode() + b"\n")
+                process.stdin.flush()
+                answer = json.loads(process.stdout.readline())
+            except (OSError, ValueError):  # it is gone, in the middle of a line or before it
+                pass
+            finally:
+                done.set()
+                watcher.join()
+                if answer is None or answer.get("error") == "limit":  # after a Ctrl-C, an answer may be on its way
+                    self._end()
+            return answer or {"error": "limit" if found else "ended", "message": "".join(found)}
+
+    def stop(self) -> None:
+        """Ends the process; the next request starts another."""
+        with self._lock:
+            self._end()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        script = str(Path(__file__).with_name("renderer.py"))
+        try:
+            return subprocess.Popen(
+                [sys.executable, "-I", "-S", script, json.dumps(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C at the terminal is not meant for it
+                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
+            )
+        except OSError as e:
+            raise TemplateError(
+                f"chat templates are rendered in a process of their own, and {sys.executable!r} did not start: {e}"
+            ) from e
+
+    def _end(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()  # closes its pipes and waits for it
+
+
+def _watch(process: subprocess.Popen[bytes], limits: Limits, done: threading.Event, found: list[str]) -> None:
+    """Ends a process that passes its limits before `done`, and says in `found` which one it was."""
+    try:
+        watched = psutil.Process(process.pid)
+        used = lambda: sum(watched.cpu_times()[:2])
+        before = used()
+        while not done.wait(POLL_S):
+            if watched.memory_info().rss > limits.megabytes << 20:
+                found.append(f"more than {limits.megabytes} MB of memory")
+            elif used() - before > limits.seconds:
+                found.append(f"more than {limits.seconds:g} s")
+            if found:
+                process.kill()
+                return
+    except psutil.Error:  # it ended by itself
+        pass
+
+
+_renderer = _Renderer()
+
+
+def render(template: str, calls: Sequence[Mapping[str, Any]], limits: Limits = DEFAULT) -> list[str]:
+    """Renders a template once for each set of variables, exactly as Hugging Face's `apply_chat_template` would.
+
+    Args:
+        template: Jinja source, trusted in nothing.
+        calls: variables of each rendering: messages, add_generation_prompt, bos_token, ... as JSON can hold them.
+        limits: what it may use.
+
+    Raises:
+        ChatError: the template refuses these messages; the message is the template's own.
+        TemplateError: it is not a template, it fails, it reaches out of its sandbox, or it was stopped at a limit.
+    """
+    if len(template) > MOST_TEMPLATE:
+        raise TemplateError(
+            f"the chat template has {len(template):,} characters; at most {MOST_TEMPLATE:,} are accepted. "
+            "Real ones have a few thousand: the file is damaged or hostile"
+        )
+    request = {
+        "template": template,
+        "calls": [dict(call) for call in calls],
+        "characters": limits.characters,
+        "megabytes": limits.megabytes,
+        "seconds": limits.seconds,
+    }
+    answer = _renderer.ask(request, limits)
+    if "texts" in answer:
+        return answer["texts"]
+    kind, message = answer["error"], answer["message"].removesuffix(".")
+    if kind == "refused":
+        raise ChatError(f"the model's chat template refuses this conversation: {message}")
+    raise TemplateError(
+        {
+            "ended": "the process that renders chat templates ended without an answer: is jinja2 installed?",
+            "syntax": f"the chat template is not valid Jinja: {message}. Give another with template=...",
+            "failed": f"the chat template failed on this conversation: {message}. Give another with template=...",
+            "limit": f"the chat template was stopped: it used {message}. Real ones take a thousandth of that: "
+            "do not trust this file, or give another template with template=...",
+        }[kind]
+    )

@@ -1,0 +1,68 @@
+"""Texts as vectors: the same forward pass, read one step before it becomes logits.
+
+A model that predicts the next token has to gather in its last layer what the text is about; the average of that over a
+text's tokens, or its last token's, is a usable embedding, though models trained for it do better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from teachllama import ops
+from teachllama.errors import ContextFullError, ParameterError
+from teachllama.looking import watched_eval
+from teachllama.model import MOST_SCORES, Model
+
+POOLINGS = ("mean", "last")
+
+
+def embed(model: Model, texts: str | Iterable[str], *, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
+    """Embeds texts, each by itself.
+
+    The final hidden state of each token, after the output norm, pooled over the text's tokens; as llama.cpp does it.
+
+    Args:
+        texts: several texts, or one. A beginning-of-text token is put before each where the model wants one.
+        pooling: "mean" of all tokens, or the "last" token's: the only one that has seen the whole text.
+        normalize: scale each to length 1, so that dot products are cosines.
+
+    Returns:
+        float32 (n_texts, dim).
+
+    Raises:
+        ParameterError: pooling is neither, or `texts` are no texts.
+        TokenError: a text is empty or cannot be encoded.
+        ContextFullError: a text is longer than the model's context.
+    """
+    if pooling not in POOLINGS:
+        raise ParameterError(f"pooling is {pooling!r}; expected one of {', '.join(map(repr, POOLINGS))}")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise ParameterError(f"expected texts to embed, found {type(bad[0]).__name__}")
+    out = np.zeros((len(texts), model.config.dim), np.float32)
+    for row, text in zip(out, texts):
+        states = hidden_states(model, model.encode(text, add_special=True))
+        row[:] = states.mean(axis=0) if pooling == "mean" else states[-1]
+    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), np.float32(1e-12)) if normalize else out
+
+
+def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
+    """The final hidden state of every token, after the output norm: float32 (n, dim)."""
+    ids, c = list(token_ids), model.config
+    most = min(c.seq_len, int((MOST_SCORES / c.n_heads) ** 0.5))
+    if len(ids) > most:
+        raise ContextFullError(
+            f"a text of {len(ids)} tokens is {len(ids) - most} longer than the {most} that are embedded at once; "
+            "cut it into pieces, and embed or average those"
+        )
+    last: list[np.ndarray] = []
+
+    def keep(i: int, x: np.ndarray, weights: Callable[[], np.ndarray]) -> None:
+        if i == c.n_layers - 1:
+            last.append(ops.rmsnorm(x, model.weights.output_norm, c.norm_eps))
+
+    with model.create_session(seq_len=max(1, len(ids))) as session:
+        watched_eval(session, ids, keep)
+    return last[0]

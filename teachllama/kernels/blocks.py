@@ -1,0 +1,317 @@
+"""Quantized blocks: how each type of a GGUF file stores 32 weights, and dot products with them as they are.
+
+A row of a matrix is a string of blocks. For each type one function reads a group of 32 weights of a row: it returns two
+vectors of 16 numbers, a scale `d` and an offset `m`, so that weight = d * number + m. Everything else is the same for
+all types. Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, and `gguf.quants`, which the tests
+compare with.
+
+Knows nothing of layers or threads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES
+from gguf import GGMLQuantizationType as T
+
+from teachllama.kernels.simd import (
+    f16_at,
+    f32_at,
+    fetch,
+    fma,
+    fma_numbers,
+    fma_scalar,
+    i8_at,
+    iota,
+    jit,
+    load,
+    load_bf16,
+    load_f16,
+    load_i8,
+    load_u8,
+    put_f32,
+    splat,
+    splat_int,
+    store,
+    to_float,
+    total,
+    u8_at,
+    u32_at,
+    zeros16,
+)  # fmt: skip
+
+GROUP = 32  # weights read at a time
+AHEAD = 2048  # bytes: how early a row's next bytes are asked for
+ZERO, ONE = np.float32(0), np.float32(1)  # a plain 0.0 would be a float64 to Numba
+
+
+@jit
+def f32(row: int, i: int) -> Any:
+    at = row + 128 * i
+    return load(at), load(at + 64), ONE, ZERO
+
+
+@jit
+def f16(row: int, i: int) -> Any:
+    at = row + 64 * i
+    return load_f16(at), load_f16(at + 32), ONE, ZERO
+
+
+@jit
+def bf16(row: int, i: int) -> Any:
+    at = row + 64 * i
+    return load_bf16(at), load_bf16(at + 32), ONE, ZERO
+
+
+@jit
+def q8_0(row: int, i: int) -> Any:  # d: f16, then 32 signed bytes
+    at = row + 34 * i
+    return to_float(load_i8(at + 2)), to_float(load_i8(at + 18)), f16_at(at), ZERO
+
+
+@jit
+def q4_0(row: int, i: int) -> Any:  # d: f16, then 16 bytes: weight l in the low four bits of byte l, l + 16 in the high
+    at = row + 18 * i
+    q, d = load_u8(at + 2), f16_at(at)
+    return to_float(q & 15), to_float(q >> 4), d, np.float32(-8) * d
+
+
+@jit
+def q4_1(row: int, i: int) -> Any:  # d, m: f16
+    at = row + 20 * i
+    q = load_u8(at + 4)
+    return to_float(q & 15), to_float(q >> 4), f16_at(at), f16_at(at + 2)
+
+
+@jit
+def fifth_bits(q: Any, at: int) -> Any:
+    """The low and high four bits of 16 bytes, each with its fifth bit from the 32 bits at an address."""
+    bits = splat_int(u32_at(at)) >> iota()
+    return to_float(q & 15 | (bits & 1) << 4), to_float(q >> 4 | (bits >> 16 & 1) << 4)
+
+
+@jit
+def q5_0(row: int, i: int) -> Any:  # d: f16, the fifth bits: 32, then as q4_0
+    at = row + 22 * i
+    d = f16_at(at)
+    low, high = fifth_bits(load_u8(at + 6), at + 2)
+    return low, high, d, np.float32(-16) * d
+
+
+@jit
+def q5_1(row: int, i: int) -> Any:
+    at = row + 24 * i
+    low, high = fifth_bits(load_u8(at + 8), at + 4)
+    return low, high, f16_at(at), f16_at(at + 2)
+
+
+@jit
+def scale_and_offset(block: int, j: int) -> Any:
+    """d and m of group j of 8 in a Q4_K or Q5_K block of 256: 6 bits each, packed in 12 bytes after the block's own."""
+    s = block + 4
+    if j < 4:
+        scale, offset = u8_at(s + j) & 63, u8_at(s + j + 4) & 63
+    else:
+        scale = (u8_at(s + j + 4) & 15) | ((u8_at(s + j - 4) >> 6) << 4)
+        offset = (u8_at(s + j + 4) >> 4) | ((u8_at(s + j) >> 6) << 4)
+    return f16_at(block) * np.float32(scale), -f16_at(block + 2) * np.float32(offset)
+
+
+@jit
+def q4_k(row: int, i: int) -> Any:
+    block, j = row + 144 * (i >> 3), i & 7
+    at, shift = block + 16 + 32 * (j >> 1), 4 * (j & 1)
+    d, m = scale_and_offset(block, j)
+    return to_float(load_u8(at) >> shift & 15), to_float(load_u8(at + 16) >> shift & 15), d, m
+
+
+@jit
+def q5_k(row: int, i: int) -> Any:
+    block, j = row + 176 * (i >> 3), i & 7
+    at, shift = block + 48 + 32 * (j >> 1), 4 * (j & 1)
+    d, m = scale_and_offset(block, j)
+    low = load_u8(at) >> shift & 15 | (load_u8(block + 16) >> j & 1) << 4
+    high = load_u8(at + 16) >> shift & 15 | (load_u8(block + 32) >> j & 1) << 4
+    return to_float(low), to_float(high), d, m
+
+
+@jit
+def q6_k(row: int, i: int) -> Any:  # a scale for each 16 weights, so the vectors come scaled
+    block, half, k = row + 210 * (i >> 3), i >> 2 & 1, i & 3
+    low, high = block + 64 * half + 32 * (k & 1), block + 128 + 32 * half
+    scales, d = block + 192 + 8 * half + 2 * k, f16_at(block + 208)
+    nibble, two = 4 * (k >> 1), 2 * k
+    a = (load_u8(low) >> nibble & 15 | (load_u8(high) >> two & 3) << 4) - 32
+    b = (load_u8(low + 16) >> nibble & 15 | (load_u8(high + 16) >> two & 3) << 4) - 32
+    return to_float(a) * (d * np.float32(i8_at(scales))), to_float(b) * (d * np.float32(i8_at(scales + 1))), ONE, ZERO
+
+
+def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tuple[Any, Any]:
+    """For one type: `dots` (a matrix's rows times a vector) and `unpack` (a row as float32)."""
+
+    @jit
+    def step(row: int, i: int, x0: Any, x1: Any, x_sum: float, acc: Any, offsets: float) -> Any:
+        """Adds group i's dot product to a row's accumulators."""
+        v0, v1, d, m = group(row, i)
+        if scaled:
+            acc = fma_scalar(d, fma(v1, x1, v0 * x0), acc)
+        else:
+            acc = fma(v1, x1, fma(v0, x0, acc))
+        if offset:
+            offsets = fma_numbers(m, x_sum, offsets)
+        return acc, offsets
+
+    @jit
+    def dots(w: int, row_bytes: int, groups: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
+        """out[r] = row r times x, for begin <= r < end. x_sums: the sum of each 32 of x.
+
+        Four rows share a read of x. They lie far apart, a quarter of all rows: a processor follows four separate
+        streams of memory well, and loses its way among four rows that share a page.
+        """
+        quarter, group_bytes = (end - begin) // 4, row_bytes // groups
+        far, far_out = quarter * row_bytes, 4 * quarter
+        for r in range(begin, begin + quarter):
+            row0, to = w + r * row_bytes, out + 4 * r
+            row1, row2, row3 = row0 + far, row0 + 2 * far, row0 + 3 * far
+            a0, a1, a2, a3 = zeros16(), zeros16(), zeros16(), zeros16()
+            m0 = m1 = m2 = m3 = ZERO
+            for i in range(groups):
+                x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
+                ahead = i * group_bytes + AHEAD
+                fetch(row0 + ahead)
+                fetch(row1 + ahead)
+                fetch(row2 + ahead)
+                fetch(row3 + ahead)
+                if wide:
+                    fetch(row0 + ahead + 64)
+                    fetch(row1 + ahead + 64)
+                    fetch(row2 + ahead + 64)
+                    fetch(row3 + ahead + 64)
+                a0, m0 = step(row0, i, x0, x1, x_sum, a0, m0)
+                a1, m1 = step(row1, i, x0, x1, x_sum, a1, m1)
+                a2, m2 = step(row2, i, x0, x1, x_sum, a2, m2)
+                a3, m3 = step(row3, i, x0, x1, x_sum, a3, m3)
+            put_f32(to, total(a0) + m0)
+            put_f32(to + far_out, total(a1) + m1)
+            put_f32(to + 2 * far_out, total(a2) + m2)
+            put_f32(to + 3 * far_out, total(a3) + m3)
+        for r in range(begin + 4 * quarter, end):
+            acc, offsets = zeros16(), ZERO
+            for i in range(groups):
+                x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
+                acc, offsets = step(w + r * row_bytes, i, x0, x1, x_sum, acc, offsets)
+            put_f32(out + 4 * r, total(acc) + offsets)
+
+    @jit
+    def unpack(row: int, groups: int, out: int) -> None:
+        for i in range(groups):
+            v0, v1, d, m = group(row, i)
+            store(out + 128 * i, fma_scalar(d, v0, splat(m)))
+            store(out + 128 * i + 64, fma_scalar(d, v1, splat(m)))
+
+    return dots, unpack
+
+
+NATIVE = {  # types whose blocks are used as they are in the file -> (bytes, weights) of a block
+    kind: (GGML_QUANT_SIZES[kind][1], GGML_QUANT_SIZES[kind][0])
+    for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K)
+}
+_F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K = (int(kind) for kind in NATIVE)
+_dots_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
+_dots_f16, _unpack_f16 = _functions(f16, False, False)
+_dots_bf16, _unpack_bf16 = _functions(bf16, False, False)
+_dots_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
+_dots_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
+_dots_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
+_dots_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
+_dots_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
+_dots_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
+_dots_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
+_dots_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
+
+
+@jit
+def row_nbytes(kind: int, columns: int) -> int:
+    """Bytes of one row of a matrix."""
+    if kind == _F32:
+        return 4 * columns
+    if kind in (_F16, _BF16):
+        return 2 * columns
+    groups = columns // GROUP
+    if kind == _Q8_0:
+        return 34 * groups
+    if kind == _Q4_0:
+        return 18 * groups
+    if kind == _Q4_1:
+        return 20 * groups
+    if kind == _Q5_0:
+        return 22 * groups
+    if kind == _Q5_1:
+        return 24 * groups
+    if kind == _Q4_K:
+        return 144 * (groups // 8)
+    if kind == _Q5_K:
+        return 176 * (groups // 8)
+    return 210 * (groups // 8)
+
+
+@jit
+def dots(kind: int, w: int, columns: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
+    """Rows begin to end of a matrix of any native type, times x: out[r] = row r . x.
+
+    Args:
+        w: address of the matrix; x: of `columns` float32; x_sums: of their sums, one for each 32; out: of the results.
+    """
+    nbytes, groups = row_nbytes(kind, columns), columns // GROUP
+    if kind == _Q8_0:
+        _dots_q8_0(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q4_1:
+        _dots_q4_1(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q4_0:
+        _dots_q4_0(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q5_0:
+        _dots_q5_0(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q5_1:
+        _dots_q5_1(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q4_K:
+        _dots_q4_k(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q5_K:
+        _dots_q5_k(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _Q6_K:
+        _dots_q6_k(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _F16:
+        _dots_f16(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _BF16:
+        _dots_bf16(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _F32:
+        _dots_f32(w, nbytes, groups, x, x_sums, out, begin, end)
+
+
+@jit
+def unpack(kind: int, w: int, columns: int, row: int, out: int) -> None:
+    """Row `row` of a matrix of any native type, as float32 at address `out`."""
+    at, groups = w + row * row_nbytes(kind, columns), columns // GROUP
+    if kind == _Q8_0:
+        _unpack_q8_0(at, groups, out)
+    elif kind == _Q4_1:
+        _unpack_q4_1(at, groups, out)
+    elif kind == _Q4_0:
+        _unpack_q4_0(at, groups, out)
+    elif kind == _Q5_0:
+        _unpack_q5_0(at, groups, out)
+    elif kind == _Q5_1:
+        _unpack_q5_1(at, groups, out)
+    elif kind == _Q4_K:
+        _unpack_q4_k(at, groups, out)
+    elif kind == _Q5_K:
+        _unpack_q5_k(at, groups, out)
+    elif kind == _Q6_K:
+        _unpack_q6_k(at, groups, out)
+    elif kind == _F16:
+        _unpack_f16(at, groups, out)
+    elif kind == _BF16:
+        _unpack_bf16(at, groups, out)
+    elif kind == _F32:
+        _unpack_f32(at, groups, out)

@@ -1,0 +1,181 @@
+"""Compiles the kernels once a machine, and keeps the machine code in the user's cache folder.
+
+The file's name is made of the kernels' sources, the processor, and the versions of Numba and llvmlite: after a change
+of any of them the kernels are compiled anew, and another processor's code is never run. Its first 32 bytes are a
+checksum of the rest: a damaged file is compiled anew too. Loading it needs llvmlite alone, not Numba.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import importlib.metadata
+import mmap
+import os
+import platform
+import re
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import platformdirs
+
+from teachllama.kernels import halves
+
+SYMBOL = "teachllama_serve"
+Serve = Callable[[int, int, int, int], int]
+_serve: Serve | None = None
+_keep: list[Any] = []  # the machine code must stay where it is for as long as the process lives
+_lock = threading.Lock()
+
+
+def file() -> Path:
+    """Where this machine's compiled kernels are kept. TEACHLLAMA_KERNEL_CACHE names another folder."""
+    parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), platform.machine(), sys.platform]
+    parts += [importlib.metadata.version(package) for package in ("numba", "llvmlite")]
+    parts += [p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
+    folder = os.environ.get("TEACHLLAMA_KERNEL_CACHE")
+    return (Path(folder) if folder else platformdirs.user_cache_path("teachllama") / "kernels") / f"{name}.o"
+
+
+def is_warm() -> bool:
+    """True if `serve` has nothing to compile."""
+    return _serve is not None or _read(file()) is not None
+
+
+def serve() -> Serve:
+    """The compiled `step.serve`: from the cache, or compiled now, which takes about twenty seconds and says so."""
+    global _serve
+    with _lock:
+        if _serve is None:
+            path = file()
+            code = _read(path)
+            if code is None:
+                with _Progress():
+                    code = _compile()
+                _keep_file(path, code)
+            _serve = _linked(code)
+            _let_go_of_llvm()
+        return _serve
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data[32:] if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32] else None
+
+
+def _keep_file(path: Path, code: bytes) -> None:
+    """Writes the file whole or not at all; without a place for it the kernels are compiled at each start."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_bytes(hashlib.sha256(code).digest() + code)
+        part.replace(path)
+    except OSError as e:
+        try:
+            part.unlink()
+        except OSError:
+            pass
+        warnings.warn(
+            f"compiled kernels cannot be kept in {path.parent} ({e.strerror or e}), so each start will compile them "
+            "again; set TEACHLLAMA_KERNEL_CACHE to a folder that can be written",
+            stacklevel=2,
+        )
+
+
+def _compile() -> bytes:
+    """Machine code of `step.serve` for this processor, as an object file."""
+    import numba
+
+    from teachllama.kernels import step
+
+    signature = "int64(int64, int64, int64, int64)"
+    compiled = numba.njit(signature, nogil=True, error_model="numpy")(step.serve.py_func)
+    ((_, overload),) = compiled.overloads.items()
+    text = compiled.inspect_llvm(compiled.signatures[0])
+    # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
+    name = overload.fndesc.llvm_func_name  # type: ignore[attr-defined]
+    text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
+    text = text.replace(name, SYMBOL)
+    _initialize()
+    module = llvm.parse_assembly(text)
+    return _machine().emit_object(module)
+
+
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def _machine() -> Any:
+    target = llvm.Target.from_default_triple()
+    features = llvm.get_host_cpu_features().flatten()
+    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
+
+
+def _linked(code: bytes) -> Serve:
+    _initialize()
+    empty = llvm.parse_assembly("")
+    llvm.add_symbol(halves.NAME, halves.HALVES.ctypes.data)
+    engine = llvm.create_mcjit_compiler(empty, _machine())
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    # Numba's calling convention: the result and an exception come back through pointers; kernels raise none.
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_int32, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 4
+    )
+    function = kind(engine.get_function_address(SYMBOL))  # a call through ctypes gives up the interpreter lock
+    _keep.append(engine)
+
+    def call(sync: int, thread: int, seen: int, patience: int) -> int:
+        result, error = ctypes.c_int64(), ctypes.c_void_p()
+        if function(ctypes.byref(result), ctypes.byref(error), sync, thread, seen, patience):
+            raise RuntimeError("a compiled kernel failed")
+        return result.value
+
+    return call
+
+
+def _let_go_of_llvm() -> None:
+    """Gives back the pages of LLVM's code that linking made resident, some 30 MB; they are read again if needed.
+
+    Linux alone: only there can a process see which of its mappings hold nothing but what is in a file.
+    """
+    if sys.platform != "linux":
+        return
+    library = ctypes.CDLL(None)
+    with open("/proc/self/maps") as maps:
+        for line in maps:
+            addresses, permissions = line.split()[:2]
+            if permissions == "r-xp" and "llvmlite" in line:
+                start, end = (int(address, 16) for address in addresses.split("-"))
+                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+class _Progress:
+    """Says on stderr that something long is going on, and for how long."""
+
+    def __enter__(self) -> None:
+        self._done, self._started = threading.Event(), time.perf_counter()
+        self._thread = threading.Thread(target=self._show, daemon=True)
+        self._thread.start()
+
+    def _show(self) -> None:
+        while not self._done.wait(1):
+            seconds = time.perf_counter() - self._started
+            print(f"\rcompiling kernels for this processor, once: {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+
+    def __exit__(self, *exc: object) -> None:
+        self._done.set()
+        self._thread.join()
+        if time.perf_counter() - self._started > 1:
+            print(file=sys.stderr)

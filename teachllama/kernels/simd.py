@@ -1,0 +1,272 @@
+"""Vectors for Numba: several numbers in one value, and memory read by address.
+
+Numba turns plain loops into vector code by itself, except where it cannot see through the bytes of a quantized block.
+The types here say it outright: `F32x16` and `F32x32` hold 16 or 32 float32, `I32x16` holds 16 integers. Nothing names a
+processor: they are LLVM's generic vectors, and one F32x16 becomes one register of AVX-512, two of AVX2, four of NEON.
+https://llvm.org/docs/LangRef.html#vector-type
+
+Knows nothing of models. An address is trusted: Python has checked shapes and lifetimes before a kernel sees it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, overload, register_model
+
+from teachllama.kernels import halves
+
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_F16, _F32 = ir.HalfType(), ir.FloatType()
+
+# Kernels are compiled into one function each: everything they call is inlined by LLVM, no caching of the parts.
+jit: Any = njit(nogil=True, error_model="numpy", boundscheck=False)
+
+
+class VectorType(types.Type):
+    """A vector of `lanes` numbers of one LLVM type."""
+
+    def __init__(self, name: str, element: Any, lanes: int):
+        self.element, self.lanes = element, lanes
+        super().__init__(name=f"{name}x{lanes}")
+
+
+@register_model(VectorType)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: VectorType):
+        super().__init__(manager, kind, ir.VectorType(kind.element, kind.lanes))
+
+
+F32x16, F32x32 = VectorType("F32", _F32, 16), VectorType("F32", _F32, 32)
+I32x16, I32x32 = VectorType("I32", _I32, 16), VectorType("I32", _I32, 32)
+
+HIDDEN = -1e30  # the score of a key that a token must not see: e^HIDDEN is 0, and no NaN comes of it
+Emit = Callable[[Any, Any], Any]  # (LLVM builder, arguments) -> LLVM value
+
+
+def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
+    """A function for kernels. `result` is a type, or the number of the argument whose type it has."""
+
+    def typed(typingctx: Any, *given: Any) -> Any:
+        wanted = [g if w is None else w for g, w in zip(given, arguments, strict=True)]
+        returns = given[result] if isinstance(result, int) else result
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            value = emit(builder, args)
+            return context.get_dummy_value() if value is None else value
+
+        return returns(*wanted), generate
+
+    # Numba looks at the parameters' names and number, so the function is given as many as it takes.
+    names = [f"a{i}" for i in range(len(arguments))]
+    wrapper = {0: lambda t: typed(t), 1: lambda t, a0: typed(t, a0), 2: lambda t, a0, a1: typed(t, a0, a1)}
+    wrapper[3] = lambda t, a0, a1, a2: typed(t, a0, a1, a2)
+    return intrinsic(wrapper[len(names)])
+
+
+def _pointer(builder: Any, address: Any, kind: Any) -> Any:
+    return builder.inttoptr(address, kind.as_pointer())
+
+
+def _load(builder: Any, address: Any, kind: Any, lanes: int = 0) -> Any:
+    """One number, or `lanes` of them, at an address of any alignment."""
+    return builder.load(_pointer(builder, address, ir.VectorType(kind, lanes) if lanes else kind), align=1)
+
+
+def _store(builder: Any, args: Any) -> None:
+    builder.store(args[1], _pointer(builder, args[0], args[1].type), align=1)
+
+
+def _splat(builder: Any, value: Any, lanes: int) -> Any:
+    vector = ir.VectorType(value.type, lanes)
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, _I32(0))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _constant(kind: Any, *values: float) -> Any:
+    return ir.Constant(kind, list(values) * (1 if len(values) > 1 else kind.count))
+
+
+def _llvm(builder: Any, name: str, result: Any, args: list[Any], **flags: Any) -> Any:
+    kind = ir.FunctionType(result, [a.type for a in args])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args, **flags)
+
+
+def _vector_llvm(name: str) -> Emit:
+    return lambda b, args: _llvm(b, f"llvm.{name}.v{args[0].type.count}f32", args[0].type, list(args))
+
+
+_V16, _W16 = ir.VectorType(_F32, 16), ir.VectorType(_I32, 16)
+_A, _F, _I = types.int64, types.float32, types.int64
+
+# ---- memory ----
+f32_at = _function(_F, (_A,), lambda b, a: _load(b, a[0], _F32))
+
+
+def _half(b: Any, args: Any) -> Any:
+    kind = ir.ArrayType(_F32, 1 << 16)
+    table = b.module.globals.get(halves.NAME) or ir.GlobalVariable(b.module, kind, halves.NAME)
+    index = b.zext(_load(b, args[0], _I16), _I64)
+    return b.load(b.gep(table, [_I64(0), index], inbounds=True))
+
+
+f16_at = _function(_F, (_A,), _half)
+i8_at = _function(_I, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8), _I64))
+u8_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8), _I64))
+u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
+i64_at = _function(_I, (_A,), lambda b, a: _load(b, a[0], _I64))
+put_f32 = _function(types.void, (_A, _F), _store)
+put_i64 = _function(types.void, (_A, _I), _store)
+put_f16 = _function(types.void, (_A, _F), lambda b, a: _store(b, (a[0], b.fptrunc(a[1], _F16))))
+
+load = _function(F32x16, (_A,), lambda b, a: _load(b, a[0], _F32, 16))
+load_f16 = _function(F32x16, (_A,), lambda b, a: b.fpext(_load(b, a[0], _F16, 16), _V16))
+load_bf16 = _function(
+    F32x16,
+    (_A,),
+    lambda b, a: b.bitcast(b.shl(b.zext(_load(b, a[0], _I16, 16), _W16), _constant(_W16, 16)), _V16),
+)
+load_i8 = _function(I32x16, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8, 16), _W16))
+load_u8 = _function(I32x16, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8, 16), _W16))
+load_like = _function(1, (_A, None), lambda b, a: _load(b, a[0], a[1].type.element, a[1].type.count))
+store = _function(types.void, (_A, None), _store)
+
+
+def _fetch(b: Any, args: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # to read, keep in every cache, data
+
+
+fetch = _function(types.void, (_A,), _fetch)  # starts loading a cache line that will be needed; any address is allowed
+
+# ---- making vectors ----
+zeros16 = _function(F32x16, (), lambda b, a: _constant(_V16, 0.0))
+zeros32 = _function(F32x32, (), lambda b, a: _constant(ir.VectorType(_F32, 32), 0.0))
+splat = _function(F32x16, (_F,), lambda b, a: _splat(b, a[0], 16))
+splat_like = _function(1, (_F, None), lambda b, a: _splat(b, a[0], a[1].type.count))
+splat_int = _function(I32x16, (_I,), lambda b, a: _splat(b, b.trunc(a[0], _I32), 16))
+iota = _function(I32x16, (), lambda b, a: _constant(_W16, *range(16)))
+
+lanes = _function(_I, (None,), lambda b, a: _I64(a[0].type.count))  # how many numbers a vector holds
+
+# ---- arithmetic ----
+fma = _function(2, (None, None, None), _vector_llvm("fma"))  # a * b + c, rounded once
+fma_scalar = _function(  # scalar * b + c
+    2,
+    (_F, None, None),
+    lambda b, a: _vector_llvm("fma")(b, (_splat(b, a[0], a[1].type.count), a[1], a[2])),
+)
+fma_numbers = _function(_F, (_F, _F, _F), lambda b, a: _llvm(b, "llvm.fma.f32", _F32, list(a)))  # of plain numbers
+largest = _function(0, (None, None), _vector_llvm("maxnum"))
+smallest = _function(0, (None, None), _vector_llvm("minnum"))
+square_root = _function(0, (None,), _vector_llvm("sqrt"))
+to_float = _function(F32x16, (I32x16,), lambda b, a: b.sitofp(a[0], _V16))
+_nearest = _function(0, (None,), _vector_llvm("rint"))
+
+
+def _kept(b: Any, args: Any) -> Any:
+    value, first, end = args
+    lanes = value.type.count
+    kind = ir.VectorType(_I32, lanes)
+    lane = _constant(kind, *range(lanes))
+    after = b.icmp_signed(">=", lane, _splat(b, b.trunc(first, _I32), lanes))
+    before = b.icmp_signed("<", lane, _splat(b, b.trunc(end, _I32), lanes))
+    return b.select(b.and_(after, before), value, _constant(value.type, HIDDEN))
+
+
+keep_lanes = _function(0, (None, _I, _I), _kept)  # lanes first to end as they are, the others HIDDEN
+
+
+def _two_to_the(b: Any, args: Any) -> Any:
+    kind = ir.VectorType(_I32, args[0].type.count)
+    exponent = b.add(b.fptosi(args[0], kind), _constant(kind, 127))
+    return b.bitcast(b.shl(exponent, _constant(kind, 23)), args[0].type)
+
+
+_power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writing a float32's exponent
+total = _function(  # the sum of all lanes, in any order
+    _F,
+    (F32x16,),
+    lambda b, a: _llvm(
+        b, "llvm.vector.reduce.fadd.v16f32", _F32, [ir.Constant(_F32, -0.0), a[0]], fastmath=("reassoc",)
+    ),
+)
+peak = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
+
+
+def _operator(symbol: Any, on_floats: str | None, on_ints: str | None) -> None:
+    """Gives vectors an operator; the right side may be a plain number, which then stands in every lane."""
+
+    def both(b: Any, args: Any) -> Any:
+        left, right = args
+        name = on_floats if left.type.element == _F32 else on_ints
+        if not isinstance(right.type, ir.VectorType):
+            if on_ints and right.type != left.type.element and left.type.element == _I32:
+                right = b.trunc(right, _I32)
+            right = _splat(b, right, left.type.count)
+        return getattr(b, str(name))(left, right)
+
+    vectors = _function(0, (None, None), both)
+    with_float = _function(0, (None, _F), both)
+    with_int = _function(0, (None, _I), both)
+
+    @overload(symbol)
+    def _(left, right):  # type: ignore[no-untyped-def]  # Numba compares this signature with the lambdas'
+        if not isinstance(left, VectorType):
+            return None
+        if isinstance(right, VectorType):
+            return lambda left, right: vectors(left, right)
+        if left.element == _F32:
+            return lambda left, right: with_float(left, right)
+        return lambda left, right: with_int(left, right)
+
+
+negative = _function(0, (None,), lambda b, a: b.fneg(a[0]))
+
+for _symbol, _on_floats, _on_ints in (
+    (operator.add, "fadd", "add"),
+    (operator.sub, "fsub", "sub"),
+    (operator.mul, "fmul", "mul"),
+    (operator.truediv, "fdiv", None),
+    (operator.and_, None, "and_"),
+    (operator.or_, None, "or_"),
+    (operator.lshift, None, "shl"),
+    (operator.rshift, None, "lshr"),
+):
+    _operator(_symbol, _on_floats, _on_ints)
+
+
+@jit
+def exp(x: Any) -> Any:
+    """e^x for each lane, to about one unit in the last place, with x held between -87 and 88.
+
+    2^n * e^r with |r| at most ln(2) / 2, and a polynomial for e^r (coefficients of Cephes' expf,
+    https://www.netlib.org/cephes/).
+    """
+    x = smallest(largest(x, splat_like(-87.0, x)), splat_like(88.0, x))
+    n = _nearest(x * 1.44269504088896341)
+    r = fma_scalar(-0.693359375, n, x)  # ln(2) in two parts, so that r keeps all its bits
+    r = fma_scalar(2.12194440e-4, n, r)
+    p = fma_scalar(1.9875691500e-4, r, splat_like(1.3981999507e-3, x))
+    p = fma(p, r, splat_like(8.3334519073e-3, x))
+    p = fma(p, r, splat_like(4.1665795894e-2, x))
+    p = fma(p, r, splat_like(1.6666665459e-1, x))
+    p = fma(p, r, splat_like(5.0000001201e-1, x))
+    p = fma(p, r * r, r + splat_like(1.0, x))
+    return p * _power_of_two(n)
+
+
+# ---- between threads ----
+add_at = _function(  # the old value
+    _I, (_A, _I), lambda b, a: b.atomic_rmw("add", _pointer(b, a[0], _I64), a[1], "seq_cst")
+)
+see_at = _function(_I, (_A,), lambda b, a: b.load_atomic(_pointer(b, a[0], _I64), "acquire", 8))
+set_at = _function(types.void, (_A, _I), lambda b, a: b.store_atomic(a[1], _pointer(b, a[0], _I64), "release", 8))
+let_others_run = _function(types.void, (), lambda b, a: _llvm(b, "sched_yield", _I32, []) and None)

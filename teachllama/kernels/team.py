@@ -1,0 +1,89 @@
+"""Threads that run a compiled job side by side.
+
+A `Team` is this thread and n - 1 helpers. Helpers are Python threads that spend their time inside compiled code, where
+they need no interpreter lock: they look for the next job for about a millisecond, so that the next token of a reply
+finds them awake, and then sleep until one comes.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from teachllama.kernels.layout import GENERATION, JOB_AT, N_SYNC, PLAN_AT
+
+PATIENCE = 100_000  # looks at the next job, about a millisecond, before a helper goes to sleep
+
+
+class Team:
+    """Runs jobs one at a time: a second Python thread that brings one waits its turn.
+
+    Args:
+        serve: the compiled `step.serve`.
+    """
+
+    def __init__(self, serve: Callable[[int, int, int, int], int]):
+        self._serve, self._wake = serve, threading.Condition()
+        self.turn = threading.RLock()  # held by whoever has a job to prepare and run
+        sync = np.zeros(N_SYNC + 8, np.int64)
+        self._sync = sync[-sync.ctypes.data % 64 // 8 :]  # on a cache line's edge: no two counters share a line
+        self._n_helpers, self._running = 0, False
+
+    def run(self, plan: np.ndarray[Any, Any], job: np.ndarray[Any, Any], n_threads: int) -> None:
+        """Runs a job on n threads, this one among them, and returns when it is done.
+
+        Ctrl-C is seen before or after, never between: what starts the job is inside the compiled call.
+        """
+        with self.turn:
+            while self._n_helpers < n_threads - 1:
+                self._n_helpers += 1
+                threading.Thread(
+                    target=self._help,
+                    args=(self._n_helpers, int(self._sync[GENERATION])),
+                    name="teachllama",
+                    daemon=True,
+                ).start()
+            self._sync[PLAN_AT], self._sync[JOB_AT] = plan.ctypes.data, job.ctypes.data
+            try:
+                with self._wake:
+                    self._running = True
+                    self._wake.notify_all()
+                self._serve(self._sync.ctypes.data, 0, n_threads, 0)
+            finally:
+                self._running = False
+
+    def _help(self, thread: int, seen: int) -> None:
+        while True:
+            seen = self._serve(self._sync.ctypes.data, thread, seen, PATIENCE)
+            with self._wake:
+                while not self._running:
+                    self._wake.wait()
+
+
+_team: Team | None = None
+_lock = threading.Lock()
+
+
+def team(serve: Callable[[int, int, int, int], int]) -> Team:
+    """This process's team."""
+    global _team
+    with _lock:
+        if _team is None:
+            _team = Team(serve)
+        return _team
+
+
+def _forget() -> None:
+    """After a fork the child has no helpers, and perhaps a lock that nobody will release: it makes its own."""
+    global _team, _lock
+    _team, _lock = None, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

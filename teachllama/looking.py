@@ -1,0 +1,93 @@
+"""Looking inside: the likeliest next tokens at any position, and what attention looks at. For pictures, not speed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from teachllama.errors import ParameterError, TokenError
+from teachllama.model import MOST_SCORES, Model, Watch, forward
+from teachllama.ops import softmax
+
+if TYPE_CHECKING:
+    from teachllama.session import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could come next."""
+
+    id: int
+    piece: str
+    probability: float  # from 0 to 1, of the model's own distribution: temperature 1, no cuts, no penalties
+
+
+def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alternative]]:
+    """The k likeliest next tokens at each position, likeliest first.
+
+    Args:
+        logits: (n, vocab_size), as `session.eval(ids, all_logits=True)` returns them, or (vocab_size,) for one
+            position: `session.logits`.
+        k: how many; at most the vocabulary.
+
+    Returns:
+        a list of k for each of the n positions (one list for one position).
+
+    Raises:
+        ParameterError: k or the logits' shape is not as above.
+    """
+    logits = np.atleast_2d(np.asarray(logits, np.float32))
+    if logits.ndim != 2 or logits.shape[1] != model.config.vocab_size:
+        raise ParameterError(f"logits have shape {logits.shape}; expected (n, {model.config.vocab_size})")
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= logits.shape[1]:
+        raise ParameterError(f"k is {k!r}; expected a whole number from 1 to {logits.shape[1]}")
+    result = []
+    for row in logits:
+        probabilities = softmax(row.astype(np.float64))
+        likeliest = np.argsort(-row, kind="stable")[:k]
+        result.append([Alternative(int(i), model.piece(i), float(probabilities[i])) for i in likeliest])
+    return result
+
+
+def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np.ndarray:
+    """How much each token of a text looks at each token before it, in every head of one layer.
+
+    Args:
+        text: text (special tokens are parsed; begun with a beginning-of-text token where the model wants one), or ids.
+        layer: from 0 to n_layers - 1; a negative one counts from the end.
+
+    Returns:
+        float32 (n_heads, n, n): row i is token i's; it sums to 1, and is 0 for tokens that i cannot see.
+
+    Raises:
+        ParameterError: there is no such layer. TokenError: no tokens, or too many for a picture.
+    """
+    n_layers = model.config.n_layers
+    if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or not -n_layers <= layer < n_layers:
+        raise ParameterError(f"layer is {layer!r}; expected a whole number from 0 to {n_layers - 1}")
+    ids = model.encode(text, add_special=True, parse_special=True) if isinstance(text, str) else list(text)
+    most = min(model.config.seq_len, int((MOST_SCORES / model.config.n_heads) ** 0.5))
+    if len(ids) > most:
+        raise TokenError(f"{len(ids)} tokens are too many for a picture of n x n numbers a head; at most {most}")
+    found: list[np.ndarray] = []
+
+    def keep(i: int, x: np.ndarray, weights: Callable[[], np.ndarray]) -> None:
+        if i == layer % n_layers:
+            found.append(weights())
+
+    with model.create_session(seq_len=max(1, len(ids))) as session:
+        watched_eval(session, ids, keep)
+    return found[0]
+
+
+def watched_eval(session: Session, token_ids: Iterable[int], watch: Watch) -> None:
+    """Runs tokens through a fresh session's model in one batch, by the reference `forward`, with `watch` looking on.
+
+    The session is not advanced: close it, or evaluate the same tokens as usual.
+    """
+    ids = session._checked_ids(token_ids)
+    with np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
+        forward(session.model, ids, 0, session._cache, watch=watch)

@@ -1,0 +1,174 @@
+"""`teachllama generate` and `teachllama chat`: streaming, figures, commands, and Ctrl-C at a real terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from teachllama import cli
+from teachllama.chat import FORMATS
+from teachllama.cli.generate import printable
+from tests.test_chat import tiny_chat_model
+from tests.tools import tiny_model
+
+COMMAND = [sys.executable, "-m", "teachllama"]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    with tiny_chat_model(tmp_path) as model:
+        return str(model.path)
+
+
+def talk(path: str, text: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, "chat", path, "--max-new-tokens", "5", "--seed", "1", *flags],
+        input=text, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=120,
+    )  # fmt: skip
+
+
+def test_generate_goes_on_with_a_text_and_gives_its_figures(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--max-new-tokens", "6", "--seed", "3", "--temperature", "0.9", "--top-k", "40", "--top-p", "0.95"]
+    argv = ["generate", path, "the will", *flags, "--min-p", "0.01", "--repeat-penalty", "1.1", "--seq-len", "32"]
+    assert cli.main(argv) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("the will")
+    assert first.err.startswith("[4 tokens read")
+    assert "6 written" in first.err
+    assert "length]" in first.err
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == first.out  # the same seed, the same text
+
+
+def test_generate_reads_a_prompt_from_standard_input(path: str) -> None:
+    done = subprocess.run(
+        [*COMMAND, "generate", path, "-", "--max-new-tokens", "1"], input="the", capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("the")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["generate", "PATH", ""], "the prompt is empty"),
+        (["generate", "PATH", "x", "--temperature", "-1"], "temperature is -1.0"),
+        (["generate", "PATH", "x", "--seq-len", "0"], "seq_len is 0"),
+        (["generate", "PATH", "x", "--seed", "-5"], "seed is -5"),
+        (["generate", "PATH", "a" * 40, "--seq-len", "8"], "do not fit in seq_len 8"),
+        (["generate", "/nowhere.gguf", "x"], "nowhere.gguf"),
+        (["chat", "PATH", "--template", "/nowhere.jinja"], "neither one of chatml"),
+        (["chat", "PATH", "--load", "/nowhere.json"], "could not be read"),
+        (["chat", "PATH", "--top-p", "7"], "top_p is 7.0"),
+    ],
+)
+def test_an_error_is_one_line(path: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([path if a == "PATH" else a for a in argv]) == 1
+    err = capsys.readouterr().err
+    assert words in err
+    assert err.startswith(f"teachllama {argv[0]}: ")
+    assert err.count("\n") == 1
+
+
+def test_chat_answers_and_obeys_its_commands(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    done = talk(
+        path, f"the inn\n/show\n/save {file}\n/reset\n/show\n/load {file}\nthen\n/trim\n/help\n/nope\n/save\n/quit\nno"
+    )
+    out = done.stdout
+    assert done.returncode == 0
+    assert "<|im_start|>user\nthe inn<|im_end|>" in out
+    for words in ("saved 2 messages", "begins again", "nothing was said yet", "loaded 2 messages", "forgot the 0"):
+        assert words in out
+    assert "no such command: /nope" in out
+    assert "/save needs a file name" in out
+    assert "no<|im_end|>" not in out
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    assert [m["role"] for m in saved["messages"]] == ["user", "assistant"]
+    assert done.stderr.count("written") == 2
+
+
+def test_an_error_in_a_chat_is_told_and_the_conversation_goes_on(path: str, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.json"
+    bad.write_text("[]", encoding="utf-8")
+    done = talk(path, f"{'a' * 300}\n/load {bad}\n/load {tmp_path}/none\nthe\n", "--seq-len", "64")
+    assert done.returncode == 0
+    assert "! the conversation is" in done.stderr
+    assert "too many" in done.stderr
+    assert "! " + str(bad) in done.stderr
+    assert "could not be read" in done.stderr
+    assert "written" in done.stderr
+
+
+def test_a_chat_takes_a_system_message_a_template_and_a_saved_conversation(path: str, tmp_path: Path) -> None:
+    file = tmp_path / "talk.json"
+    talk(path, f"the\n/save {file}\n", "--system", "Be kind.", "--template", "gemma")
+    assert json.loads(file.read_text(encoding="utf-8"))["messages"][0]["content"] == "Be kind."
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}", encoding="utf-8")
+    assert "[Be kind.][the][" in talk(path, "/show\n", "--load", str(file), "--template", str(template)).stdout
+
+
+def test_a_model_without_a_template_says_which_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", str(tiny_model(tmp_path / "t.gguf"))]) == 1
+    err = capsys.readouterr().err
+    assert all(name in err for name in FORMATS)
+
+
+def test_what_a_model_writes_cannot_command_the_terminal() -> None:
+    assert printable("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == "a\ufffd[2Jb\ufffd\ufffd1mc\ufffd\n\tq\u00e9\u4f60"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(path: str, tmp_path: Path) -> None:
+    pexpect = pytest.importorskip("pexpect")
+    file = tmp_path / "talk.json"
+    flags = ["--max-new-tokens", "100000", "--seq-len", "32768", "--seed", "1", "--temperature", "2"]
+    terminal = pexpect.spawn(
+        COMMAND[0],
+        ["-W", "ignore", *COMMAND[1:], "chat", path, *flags],
+        # a job in the background, as this test may be, has SIGINT ignored, and would hand that down
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        encoding="utf-8",
+        codec_errors="replace",
+        timeout=60,
+    )
+    try:
+        terminal.expect("/help lists the commands")
+        terminal.expect("> ")
+        deadline = time.monotonic() + 60
+        while True:  # a reply of random weights may end at once
+            terminal.sendline("the inn")
+            terminal.expect("the inn\r\n")
+            terminal.expect(r"\S{3}")
+            terminal.sendintr()
+            if terminal.expect([r"; stopped by you\]", r"; end of text\]"]) == 0:
+                break
+            assert time.monotonic() < deadline
+        terminal.expect("> ")
+        terminal.sendline(f"/save {file}")
+        terminal.expect(r"saved \d+ messages")
+        messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
+        assert messages[-2] == {"role": "user", "content": "the inn"}
+        assert messages[-1]["role"] == "assistant"
+        assert messages[-1]["content"]
+        terminal.sendintr()  # at the prompt it leaves nothing and nobody
+        terminal.expect("/quit leaves")
+        terminal.sendline("then")
+        terminal.expect("then\r\n")
+        terminal.expect(r"\S{3}")
+        terminal.sendintr()
+        terminal.expect(r"; (stopped by you|end of text)\]")
+        terminal.expect("> ")
+        terminal.sendeof()
+        terminal.expect(pexpect.EOF)
+        terminal.close()
+        assert terminal.exitstatus == 0
+    finally:
+        terminal.close(force=True)
