@@ -10,7 +10,7 @@ ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # Without a display there is no browser to open: print the address.
 BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser)
 
-.PHONY: lab run test test-fast lint docs notebooks binder-check bench clean
+.PHONY: lab run test test-fast lint docs notebooks assignments grade-demo binder-check bench clean
 
 # Made anew when pyproject.toml changes; the extras that are there are remembered in the stamp's name.
 $(VENV)/.installed-%: pyproject.toml
@@ -23,10 +23,12 @@ INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
 lab: $(INSTALLED)
 	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
 	$(BIN)/jupyter lab $(ROOT) $(BROWSER) notebooks/04_sessions_and_memory.ipynb
 
 run: $(INSTALLED)
 	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
 	$(BIN)/teachllama run 04
 
 lint: $(INSTALLED)
@@ -38,6 +40,7 @@ lint: $(INSTALLED)
 # The second model is Gemma 3; its licence is at https://ai.google.dev/gemma/terms, and its tests are skipped without it.
 test: lint
 	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
 	$(BIN)/python -m pytest -q
 
 test-fast: lint
@@ -46,6 +49,16 @@ test-fast: lint
 # Runs the notebooks in fresh kernels and keeps their outputs; do this before you commit one.
 notebooks: $(INSTALLED)
 	$(BIN)/python notebooks/execute.py
+
+# The exercises as nbgrader assignments: the students' versions, in exercises/release.
+assignments: $(INSTALLED)
+	$(BIN)/python -m exercises.make
+
+# Three made-up students, graded from end to end; their grades, and feedback pages in out/grade-demo.
+grade-demo: $(INSTALLED)
+	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
+	$(BIN)/python -m exercises.grade_demo
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
@@ -56,14 +69,17 @@ binder-check:
 
 # The peer is llama.cpp, built for this very machine (about four minutes, needs cmake and a C compiler), kept apart.
 PEER = .venv-peer/.installed
-$(PEER):
-	$(PYTHON) -m venv .venv-peer
-	CMAKE_ARGS=-DGGML_NATIVE=ON .venv-peer/bin/python -m pip install --quiet --no-binary llama-cpp-python llama-cpp-python==0.3.36
+$(PEER): benchmarks/build_peer.sh
+	sh benchmarks/build_peer.sh .venv-peer $(PYTHON)
 	@touch $@
 
+# Ours beside the peer's, in turn; writes docs/measured/ and the plot of docs/speed.md.
 bench: $(INSTALLED) $(PEER)
 	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
 	$(BIN)/python benchmarks/compare.py --peer .venv-peer/bin/python
+	$(BIN)/python benchmarks/fidelity.py --peer .venv-peer/bin/python
+	$(BIN)/python benchmarks/page.py
 
 clean:
-	rm -rf $(VENV) .venv-peer docs/_build out .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis

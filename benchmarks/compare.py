@@ -7,91 +7,206 @@ hour. What counts is the ratio, the median over pairs measured one right after t
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # for tests.tools, which writes GGUF files
-
-TASKS = [
-    {"task": "decode", "n": 128, "n_past": 4},
-    {"task": "decode", "n": 64, "n_past": 1024},
-    {"task": "prefill", "n": 32},
-    {"task": "prefill", "n": 512},
-]
+TASKS: dict[str, dict[str, Any]] = {
+    "decode 128 at n_past 4": {"task": "decode", "n": 128, "n_past": 4},
+    "decode 64 at n_past 4096": {"task": "decode", "n": 64, "n_past": 4096},
+    "prefill 32": {"task": "prefill", "n": 32},
+    "prefill 512": {"task": "prefill", "n": 512},
+}
 
 
 class Engine:
     """A worker process and how to ask it."""
 
-    def __init__(self, python: str, name: str, model: str, threads: int):
-        command = [python, str(HERE / "worker.py"), name, model, str(threads)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.load_seconds = self._answer()["load_seconds"]
+    def __init__(self, python: str, name: str, model: Path, threads: int, *how: str):
+        command = [python, str(HERE / "worker.py"), name, str(model), str(threads), *how]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        self.load_seconds: float = self._answer()["load_seconds"]
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended without an answer")
+            raise SystemExit(f"{' '.join(map(str, self.process.args))} ended without an answer")  # type: ignore[arg-type]
         return json.loads(line)
 
-    def seconds(self, task: dict[str, object]) -> float:
-        """Runs one task and says how long it took."""
+    def ask(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Runs one task and returns its answer."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
-        return self._answer()["seconds"]
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the process."""
+        self.process.kill()
+        self.process.wait()
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What this machine can do at most: bytes read a second, and float32 operations a second."""
+    import numpy as np
+    from numba import njit
+
+    from teachllama.kernels.matmul import multiply_tile
+    from teachllama.kernels.simd import jit, load, total, zeros16
+    from teachllama.pages import Pages
+
+    @jit
+    def read(at: int, n: int) -> float:  # four streams, as the kernels read
+        a, b, c, d, step = zeros16(), zeros16(), zeros16(), zeros16(), n // 256 * 64
+        for i in range(0, step, 64):
+            a, b = a + load(at + i), b + load(at + step + i)
+            c, d = c + load(at + 2 * step + i), d + load(at + 3 * step + i)
+        return total((a + b) + (c + d))
+
+    @njit(nogil=True)
+    def products(w: int, x: int, out: int, times: int) -> None:
+        for _ in range(times):
+            multiply_tile(w, 1024, 4, 48, x, 256, out, False, 32)
+
+    def rate(call: Callable[[int], object], work: float) -> float:
+        call(0)
+        best = 1e9
+        for _ in range(5):
+            started = time.perf_counter()
+            workers = [threading.Thread(target=call, args=(i,)) for i in range(threads)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            best = min(best, time.perf_counter() - started)
+        return threads * work / best
+
+    nbytes = 150_000_000 // threads // 256 * 256
+    pages = Pages(threads * nbytes)
+    data = pages.array(0, (threads * nbytes,), np.uint8)
+    data[:] = 1
+    small = np.ones((threads, 3 * 48 * 256), np.float32)
+
+    def product(i: int) -> None:
+        at = small[i].ctypes.data
+        products(at, at + 4 * 48 * 256, at + 8 * 48 * 256, 2000)
+
+    bandwidth = rate(lambda i: [read(data.ctypes.data + i * nbytes, nbytes) for _ in range(4)], 4 * nbytes)
+    flops = rate(product, 2000 * 2 * 48 * 256 * 32)
+    name = platform.processor() or platform.machine()
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    return {"processor": name, "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
+
+
+def measure(ours: Engine, peer: Engine, pairs: int) -> dict[str, Any]:
+    """All tasks on one model: for each, tokens a second of both and the ratios of the pairs."""
+    memory = {"ours": ours.ask({"task": "resident"})["resident"], "peer": peer.ask({"task": "resident"})["resident"]}
+    rows = {}
+    for name, task in TASKS.items():
+        for engine in (ours, peer):  # the first of anything is slow
+            engine.ask({**task, "n": 8, "n_past": 8} if task["task"] == "decode" else task)
+        found = [(ours.ask(task)["seconds"], peer.ask(task)["seconds"]) for _ in range(pairs)]
+        mine, theirs = ([task["n"] / seconds for seconds in column] for column in zip(*found, strict=True))
+        rows[name] = {
+            "ours": statistics.median(mine),
+            "peer": statistics.median(theirs),
+            "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
+            "ratios": sorted(a / b for a, b in zip(mine, theirs, strict=True)),
+        }
+        print(row_of(name, rows[name]), flush=True)
+    return {"rows": rows, "resident": memory}
+
+
+def row_of(name: str, row: dict[str, Any]) -> str:
+    spread = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"
+    return f"{name:26} {row['ours']:>7.1f} tok/s {row['peer']:>7.1f} tok/s {row['ratio']:>6.2f}x   {spread}"
 
 
 def main() -> None:
     """Measures, prints a table, and saves it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer", required=True, metavar="PYTHON", help="a Python that has llama-cpp-python")
-    parser.add_argument("--model", default="smollm2-135m", help="a .gguf file or a name (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=0, help="default: physical cores")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each task, each beside the peer's")
-    parser.add_argument("--save", default="out/benchmark.json", metavar="FILE")
+    parser.add_argument("--loads", type=int, default=5, help="how many times each model is loaded by both")
+    parser.add_argument("--only", default="", help="measure only variants whose name contains this")
+    parser.add_argument("--save", default=str(HERE.parent / "docs" / "measured" / "speed.json"), metavar="FILE")
     args = parser.parse_args()
 
-    from gguf import GGMLQuantizationType
-
     from teachllama import hub
-    from tests.tools import copy_as
+    from teachllama.errors import FetchError
+    from teachllama.requantize import requantize
+    from teachllama.threads import get_num_threads
 
+    threads = args.threads or get_num_threads()
+    limits = machine(threads)
+    print(
+        f"{limits['processor']}, {threads} threads: reads {limits['read_gb_s']:.1f} GB/s, "
+        f"{limits['f32_gflop_s']:.0f} GFLOP/s of float32\nmedians of {args.pairs} pairs"
+    )
+    flags = Path(args.peer).parent.parent / "build-flags"
+    result: dict[str, Any] = {
+        "date": datetime.date.today().isoformat(),
+        "machine": limits,
+        "pairs": args.pairs,
+        "peer_build": flags.read_text().strip() if flags.exists() else "unknown",
+        "models": {},
+    }
     with tempfile.TemporaryDirectory() as folder:
-        # Both get the same float32 weights: ours dequantizes the file itself, the peer reads a float32 copy of it.
-        path = hub.find(args.model)
-        copy = copy_as(path, Path(folder) / "f32.gguf", GGMLQuantizationType.F32)
-        ours = Engine(sys.executable, "teachllama", str(path), args.threads)
-        peer = Engine(args.peer, "llama.cpp", str(copy), args.threads)
-        for engine in (ours, peer):
-            for task in TASKS:
-                engine.seconds({**task, "n": 8})  # the first of anything is slow
-        rows = []
-        for task in TASKS:
-            pairs = [(ours.seconds(task), peer.seconds(task)) for _ in range(args.pairs)]
-            ratios = sorted(theirs / mine for mine, theirs in pairs)
-            mine, theirs = (task["n"] / statistics.median(column) for column in zip(*pairs))  # type: ignore[operator]
-            name = f"{task['task']} {task['n']}" + (f" at n_past {task['n_past']}" if "n_past" in task else "")
-            ratio = statistics.median(ratios)
-            rows.append({"task": name, "ours_tps": mine, "llama_cpp_tps": theirs, "ratio": ratio, "ratios": ratios})
-
-    print(f"{path.name}, float32 weights, {args.threads} threads, medians of {args.pairs} pairs\n")
-    print(f"{'':24} {'teachllama':>12} {'llama.cpp':>12} {'ratio':>7}   spread")
-    for row in rows:
-        spread = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"
-        speeds = f"{row['ours_tps']:>6.1f} tok/s {row['llama_cpp_tps']:>6.1f} tok/s"
-        print(f"{row['task']:24} {speeds} {row['ratio']:>6.2f}x   {spread}")
-    print(f"{'load':24} {ours.load_seconds:>10.2f} s {peer.load_seconds:>10.2f} s")
+        smollm2 = hub.find("smollm2-135m")
+        copies = {kind: Path(folder) / f"smollm2-{kind}.gguf" for kind in ("Q8_0", "F16", "F32")}
+        variants = {"SmolLM2-135M Q4_1 (as published)": smollm2} | {f"SmolLM2-135M {k}": p for k, p in copies.items()}
+        try:
+            variants["Gemma 3 270M Q4_K_M"] = hub.find("gemma3-270m")
+        except FetchError:
+            print("gemma3-270m is not here: left out")
+        for name, path in variants.items():
+            if args.only not in name:
+                continue
+            for kind, copy in copies.items():
+                if copy == path:
+                    requantize(smollm2, copy, kind)
+            print(f"\n{name:26} {'teachllama':>13} {'llama.cpp':>13} {'ratio':>7}   spread")
+            loads: list[tuple[float, float]] = []
+            for i in range(args.loads):
+                ours = Engine(sys.executable, "teachllama", path, threads)
+                peer = Engine(args.peer, "llama.cpp", path, threads)
+                loads.append((ours.load_seconds, peer.load_seconds))
+                if i < args.loads - 1:
+                    ours.close()
+                    peer.close()
+            found = measure(ours, peer, args.pairs)
+            mine, theirs = (statistics.median(column) for column in zip(*loads, strict=True))
+            found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path)}
+            memory = found["resident"]
+            print(f"{'load':26} {mine:>11.2f} s {theirs:>11.2f} s {theirs / mine:>6.2f}x")
+            megabytes = f"{memory['ours'] / 1e6:>10.0f} MB {memory['peer'] / 1e6:>10.0f} MB"
+            print(f"{'resident, one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
+            ours.close()
+            peer.close()
+            result["models"][name] = found
     save = Path(args.save)
     save.parent.mkdir(parents=True, exist_ok=True)
-    save.write_text(json.dumps({"model": path.name, "threads": args.threads, "rows": rows}, indent=1), encoding="utf-8")
+    save.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\nsaved: {save}")
 
 
 if __name__ == "__main__":

@@ -1,86 +1,160 @@
 """One engine in one process: reads tasks as JSON lines on stdin, answers each with a JSON line on stdout.
 
-`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS`; `compare.py` starts
-one of each, the second with the Python that has llama-cpp-python, and gives them the same tasks in turn.
-Tasks: {"task": "decode", "n": 128, "n_past": 4} and {"task": "prefill", "n": 512}; answers: {"seconds": ...}.
+`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS`; `compare.py` and
+`fidelity.py` start one of each, the second with the Python that has llama-cpp-python, and give them the same tasks.
+
+Tasks and answers:
+    {"task": "decode", "n": 128, "n_past": 4}    -> {"seconds": ...}
+    {"task": "prefill", "n": 512}                -> {"seconds": ...}
+    {"task": "resident"}                         -> {"resident": bytes}: loaded, a context of 1024, one token
+    {"task": "logits", "ids": [...], "to": FILE} -> {}: saves float32 (n, vocab_size) with NumPy
+    {"task": "greedy", "ids": [...], "n": 48}    -> {"ids": [...]}
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 SEQ_LEN = 8192
 TOKENS = [504, 3575, 282, 4649, 314, 260, 216, 33]  # any ids do: time does not depend on them
 
 
-def teachllama_engine(path: str, threads: int) -> tuple[Callable[[], None], Callable[[Sequence[int]], int]]:
-    """Two functions: forget everything; evaluate ids and return the likeliest next token."""
-    import teachllama as tl
+class TeachLlama:
+    """Our engine; the cache is float16, as llama.cpp's is by default."""
 
-    tl.set_num_threads(threads)
-    session = tl.load_model(path).create_session(seq_len=SEQ_LEN)
+    def __init__(self, path: str, threads: int, **how: str):
+        import teachllama as tl
 
-    def evaluate(ids: Sequence[int]) -> int:
-        session.eval(ids)
-        return session.sample()
+        tl.set_num_threads(threads)
+        self.model = tl.load_model(path, **how)  # type: ignore[arg-type]
+        self.create(1024)
 
-    return session.reset, evaluate
+    def create(self, seq_len: int) -> None:
+        self.session = self.model.create_session(seq_len=seq_len, kv_dtype="f16")
+
+    def reset(self) -> None:
+        self.session.reset()
+
+    def evaluate(self, ids: Sequence[int]) -> int:
+        """Evaluates ids; the likeliest next token."""
+        self.session.eval(ids)
+        return self.session.sample()
+
+    def logits(self, ids: Sequence[int]) -> Any:
+        return self.session.eval(ids, all_logits=True)
 
 
-def llama_cpp_engine(path: str, threads: int) -> tuple[Callable[[], None], Callable[[Sequence[int]], int]]:
-    """The same two functions, over llama.cpp's C interface."""
-    import llama_cpp
-    import numpy as np
+class LlamaCpp:
+    """llama.cpp over its C interface."""
 
-    quiet = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(quiet, None)
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = SEQ_LEN, 512, threads, threads
-    context = llama_cpp.llama_init_from_model(model, params)
-    n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-    keep: list[Any] = [quiet]
+    def __init__(self, path: str, threads: int):
+        import llama_cpp
 
-    def evaluate(ids: Sequence[int]) -> int:
+        self.api, self.threads = llama_cpp, threads
+        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library only points at it
+        llama_cpp.llama_log_set(self.quiet, None)
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
+        self.n_vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.context = None
+        self.create(1024)
+
+    def create(self, seq_len: int) -> None:
+        if self.context is not None:
+            self.api.llama_free(self.context)
+        params = self.api.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = (
+            seq_len,
+            512,
+            self.threads,
+            self.threads,
+        )
+        self.context = self.api.llama_init_from_model(self.model, params)
+
+    def reset(self) -> None:
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
+
+    def evaluate(self, ids: Sequence[int]) -> int:
+        import numpy as np
+
         for at in range(0, len(ids), 512):
             part = ids[at : at + 512]
-            array = (llama_cpp.llama_token * len(part))(*part)  # named: the batch only points at it
-            if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(array, len(part))):
+            array = (self.api.llama_token * len(part))(*part)  # named: the batch only points at it
+            if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(part))):
                 raise RuntimeError("llama_decode failed")
-        logits = llama_cpp.llama_get_logits_ith(context, -1)
-        return int(np.ctypeslib.as_array(logits, shape=(n_vocab,)).argmax())
+        logits = self.api.llama_get_logits_ith(self.context, -1)
+        return int(np.ctypeslib.as_array(logits, shape=(self.n_vocab,)).argmax())
 
-    def reset() -> None:
-        assert keep
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    def logits(self, ids: Sequence[int]) -> Any:
+        import numpy as np
 
-    return reset, evaluate
+        batch, rows = self.api.llama_batch_init(512, 0, 1), []
+        for at in range(0, len(ids), 512):
+            part = ids[at : at + 512]
+            batch.n_tokens = len(part)
+            for i, token in enumerate(part):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, at + i, 1, 1
+                batch.seq_id[i][0] = 0
+            if self.api.llama_decode(self.context, batch):
+                raise RuntimeError("llama_decode failed")
+            found = [self.api.llama_get_logits_ith(self.context, i) for i in range(len(part))]
+            rows += [np.ctypeslib.as_array(row, shape=(self.n_vocab,)).copy() for row in found]
+        self.api.llama_batch_free(batch)
+        return np.array(rows)
+
+
+def resident() -> int:
+    """Bytes resident in this process, mapped files included."""
+    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024 if found else 0
 
 
 def main() -> None:
     """Answers tasks until stdin ends."""
     name, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    how = dict(pair.split("=") for pair in sys.argv[4:])
     started = time.perf_counter()
-    reset, evaluate = {"teachllama": teachllama_engine, "llama.cpp": llama_cpp_engine}[name](path, threads)
+    engine = TeachLlama(path, threads, **how) if name == "teachllama" else LlamaCpp(path, threads)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
+    seq_len = 1024
     for line in sys.stdin:
         task = json.loads(line)
-        reset()
-        if task["task"] == "decode":
-            token = evaluate((TOKENS * (task["n_past"] // len(TOKENS) + 1))[: task["n_past"]])
-            started = time.perf_counter()
-            for _ in range(task["n"]):
-                token = evaluate([token])
+        engine.reset()
+        if task["task"] == "resident":
+            engine.evaluate([1])
+            print(json.dumps({"resident": resident()}), flush=True)
+            continue
+        if seq_len != SEQ_LEN:
+            seq_len = SEQ_LEN
+            engine.create(SEQ_LEN)
+        answer: dict[str, Any] = {}
+        if task["task"] == "logits":
+            import numpy as np
+
+            np.save(task["to"], engine.logits(task["ids"]))
+        elif task["task"] == "greedy":
+            ids = [engine.evaluate(task["ids"])]
+            while len(ids) < task["n"]:
+                ids.append(engine.evaluate([ids[-1]]))
+            answer["ids"] = ids
         else:
-            ids = (TOKENS * (task["n"] // len(TOKENS) + 1))[: task["n"]]
+            n_past = task.get("n_past", 0)
+            ids = (TOKENS * (max(n_past, task["n"]) // len(TOKENS) + 1))[: n_past or task["n"]]
+            token = engine.evaluate(ids) if task["task"] == "decode" else 0
             started = time.perf_counter()
-            evaluate(ids)
-        print(json.dumps({"seconds": time.perf_counter() - started}), flush=True)
+            if task["task"] == "decode":
+                for _ in range(task["n"]):
+                    token = engine.evaluate([token])
+            else:
+                engine.evaluate(ids)
+            answer["seconds"] = time.perf_counter() - started
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

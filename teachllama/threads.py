@@ -14,7 +14,10 @@ _n_threads: int | None = None
 
 
 def get_num_threads() -> int:
-    """How many threads compiled kernels use: what was set, or the physical cores this process may run on."""
+    """How many threads compiled kernels use: what was set, or the physical cores this process may run on.
+
+    `OMP_NUM_THREADS`, which other libraries heed too, is an upper limit of the latter: servers set it for each user.
+    """
     if _n_threads is not None:
         return _n_threads
     return _default()
@@ -23,6 +26,8 @@ def get_num_threads() -> int:
 @functools.cache
 def _default() -> int:
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (most := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        allowed = min(allowed, int(most))
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
 
 

@@ -19,7 +19,7 @@ SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2],
 SCALES[T.Q6_K] = [208]
 # The second scale over the first that centres random blocks on zero.
 CENTRED = {T.Q4_1: -7.5, T.Q5_1: -15.5, T.Q4_K: 7.5, T.Q5_K: 15.5}
-GUARD = 64  # float32 before and after a buffer that must stay as they are
+GUARD = 4096  # float32 before and after a buffer that must stay as they are
 CANARY = np.float32(-12345.5)
 
 

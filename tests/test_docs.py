@@ -77,6 +77,22 @@ def test_links_to_files_of_the_repository_lead_somewhere(page: str) -> None:
     assert [link for link in links if link and "://" not in link and not (ROOT / link).exists()] == []
 
 
+def test_the_path_on_the_front_page_leads_to_every_notebook_here_and_on_binder() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        assert f"(notebooks/{path.name})" in text
+        assert f"labpath=notebooks%2F{path.name})" in text
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_links_its_words_to_the_glossary(path: Path) -> None:
+    linked = re.findall(r"\.\./docs/glossary\.md#([\w-]+)", path.read_text(encoding="utf-8"))
+    glossary = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    words = {re.sub(r"\W+", "-", word.lower()) for word in re.findall(r"^(\w.*)$", glossary, re.MULTILINE)}
+    assert len(linked) >= 3
+    assert set(linked) <= words
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=lambda p: p.stem)
 def test_source_files_that_a_page_names_exist(path: Path) -> None:
     named = re.findall(

@@ -153,7 +153,9 @@ def render(template: str, calls: Sequence[Mapping[str, Any]], limits: Limits = D
     answer = _renderer.ask(request, limits)
     if "texts" in answer:
         return answer["texts"]
-    kind, message = answer["error"], answer["message"].removesuffix(".")
+    kind, message = answer["error"], answer["message"]
+    if not message.endswith(".."):  # a full stop, not an ellipsis
+        message = message.removesuffix(".")
     if kind == "refused":
         raise ChatError(f"the model's chat template refuses this conversation: {message}")
     raise TemplateError(

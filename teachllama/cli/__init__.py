@@ -22,6 +22,7 @@ COMMANDS = {
     "kv": ("teachllama.cli.kv", "how much memory the KV cache of a model takes"),
     "generate": ("teachllama.cli.generate", "go on with a text, token by token"),
     "chat": ("teachllama.cli.chat", "talk with a model in the terminal"),
+    "warmup": ("teachllama.cli.warmup", "compile the kernels for this processor ahead, once"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
 

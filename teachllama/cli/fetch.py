@@ -24,7 +24,8 @@ def run(args: argparse.Namespace) -> int:
     path = hub.fetch(args.spec, accept_licence=args.accept_licence or _ask, progress=not args.quiet)
     if not args.quiet:
         listed = next(model for model in hub.list_models() if model.path == path)
-        print(f"{listed.name}: {listed.nbytes / 1e6:,.1f} MB, checksum {listed.state}", file=sys.stderr)
+        state = "already here: it came with teachllama" if listed.state == "shipped" else f"checksum {listed.state}"
+        print(f"{listed.name}: {listed.nbytes / 1e6:,.1f} MB, {state}", file=sys.stderr)
     print(path)
     return 0
 

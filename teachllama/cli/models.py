@@ -14,18 +14,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     root, models = hub.cache_dir(), hub.list_models()
+    shipped = [(m.name, f"{m.nbytes / 1e6:,.1f} MB", m.licence) for m in models if m.state == "shipped"]
+    print("Shipped with teachllama:")
+    print(_table(("name", "size", "licence"), shipped) if shipped else "  none is left; reinstall the package")
     here = [
         (m.name, f"{m.nbytes / 1e6:,.1f} MB", m.state, m.licence, str(m.path.relative_to(root)))
         for m in models
-        if m.path
+        if m.path and m.path.is_relative_to(root)
     ]
-    print(f"Models in {root}:")
+    print(f"\nModels in {root}:")
     print(_table(("name", "size", "checksum", "licence", "file"), here) if here else "  none yet")
-    fetchable = [m.name for m in models if m.path and (m.name in hub.KNOWN or m.name.startswith("hf:"))]
+    fetchable = [row[0] for row in here if row[0] in hub.KNOWN or row[0].startswith("hf:")]
     if doubtful := [m.name for m in models if m.name in fetchable and m.state != "verified"]:
         print(f"  `teachllama fetch {doubtful[0]}` verifies that file, and replaces it if it is damaged.")
     print("\nCould be fetched:")
-    rest = [(f"teachllama fetch {m.name}", f"{m.nbytes / 1e6:,.1f} MB", m.licence) for m in models if not m.path]
+    rest = [
+        (f"teachllama fetch {m.name}", f"{m.nbytes / 1e6:,.1f} MB", m.licence)
+        for m in models
+        if not m.path and not hub.KNOWN[m.name].shipped
+    ]
     rest += [("teachllama fetch hf:OWNER/REPO/FILE.gguf", "", "see its page on the Hugging Face Hub")]
     print(_table(("command", "size", "licence"), rest))
     return 0

@@ -60,7 +60,7 @@ def serve() -> Serve:
                 with _Progress():
                     code = _compile()
                 _keep_file(path, code)
-            _serve = _linked(code)
+            _serve = linked(code)
             _let_go_of_llvm()
         return _serve
 
@@ -94,6 +94,11 @@ def _keep_file(path: Path, code: bytes) -> None:
 
 def _compile() -> bytes:
     """Machine code of `step.serve` for this processor, as an object file."""
+    return object_code(llvm_ir(), host_machine())
+
+
+def llvm_ir() -> str:
+    """`step.serve` and all it calls, as LLVM's text: what Numba makes of the Python, optimized, for any processor."""
     import numba
 
     from teachllama.kernels import step
@@ -105,10 +110,24 @@ def _compile() -> bytes:
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
     name = overload.fndesc.llvm_func_name  # type: ignore[attr-defined]
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
-    text = text.replace(name, SYMBOL)
+    return text.replace(name, SYMBOL)
+
+
+def object_code(ir: str, machine: Any) -> bytes:
+    """LLVM's text -> an object file for a machine."""
     _initialize()
-    module = llvm.parse_assembly(text)
-    return _machine().emit_object(module)
+    return machine.emit_object(llvm.parse_assembly(ir))
+
+
+def host_machine() -> Any:
+    """This processor, with all it can do."""
+    return machine_of(llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+
+
+def machine_of(triple: str, cpu: str, features: str = "") -> Any:
+    """A processor by its names in LLVM."""
+    _initialize()
+    return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
 
 def _initialize() -> None:
@@ -116,17 +135,12 @@ def _initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
-def _machine() -> Any:
-    target = llvm.Target.from_default_triple()
-    features = llvm.get_host_cpu_features().flatten()
-    return target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=3, jit=True)
-
-
-def _linked(code: bytes) -> Serve:
+def linked(code: bytes) -> Serve:
+    """Machine code made callable: arguments as `step.serve`'s."""
     _initialize()
     empty = llvm.parse_assembly("")
     llvm.add_symbol(halves.NAME, halves.HALVES.ctypes.data)
-    engine = llvm.create_mcjit_compiler(empty, _machine())
+    engine = llvm.create_mcjit_compiler(empty, host_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     # Numba's calling convention: the result and an exception come back through pointers; kernels raise none.

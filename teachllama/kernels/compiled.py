@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teachllama import ops, threads
+from teachllama.errors import ClosedError
 from teachllama.kernels import cache as compiled_cache
 from teachllama.kernels import layout
 from teachllama.kernels.layout import BLOCK, CHUNK, PANEL, WIDTH
@@ -57,6 +58,7 @@ class CompiledForward:
         self._serve = compiled_cache.serve()
         self._plan = self._written_plan()
         self._workspace: Pages | None = None
+        self._closed = False
 
     def _written_plan(self) -> np.ndarray:
         c, arch, w = self._config, self._arch, self._weights
@@ -113,6 +115,8 @@ class CompiledForward:
         job[layout.ALL_LOGITS], job[layout.LOGITS] = all_logits and n > 1, logits.ctypes.data
         crew = team(self._serve)
         with crew.turn:
+            if self._closed:  # while this call waited: the addresses lead nowhere now
+                raise ClosedError("the model was closed while this evaluation waited; load it again")
             self._reserve(job, n, start, n_threads)
             crew.run(self._plan, job, n_threads)
             if n > 1 and self._workspace is not None:  # a prefill's is large; what is measured later is caches alone
@@ -159,6 +163,7 @@ class CompiledForward:
     def close(self) -> None:
         """Gives the workspace back. Waits for a call that is still running."""
         with team(self._serve).turn:
+            self._closed = True
             if self._workspace is not None:
                 self._workspace.close()
 

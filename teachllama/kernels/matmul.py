@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from teachllama.kernels.blocks import unpack
-from teachllama.kernels.layout import PANEL, ROWS, WIDTH
+from teachllama.kernels.layout import DEPTH, PANEL, ROWS, WIDTH
 from teachllama.kernels.simd import (
     f32_at,
     fma_scalar,
@@ -29,13 +29,7 @@ from teachllama.kernels.simd import (
 def _eight_rows(w: int, row_step: int, k_step: int, x: int, n: int, out: int, add: bool, like: Any) -> None:
     """out[r] (+)= sum over k < n of w[r, k] * x[k], for 8 rows r; x and out are (., width), w any steps in bytes."""
     width = 4 * lanes(like)
-    if add:
-        a0, a1 = load_like(out, like), load_like(out + width, like)
-        a2, a3 = load_like(out + 2 * width, like), load_like(out + 3 * width, like)
-        a4, a5 = load_like(out + 4 * width, like), load_like(out + 5 * width, like)
-        a6, a7 = load_like(out + 6 * width, like), load_like(out + 7 * width, like)
-    else:
-        a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = like
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = like
     w4 = w + 4 * row_step
     for k in range(n):
         v, at, at4 = load_like(x + k * width, like), w + k * k_step, w4 + k * k_step
@@ -47,6 +41,11 @@ def _eight_rows(w: int, row_step: int, k_step: int, x: int, n: int, out: int, ad
         a5 = fma_scalar(f32_at(at4 + row_step), v, a5)
         a6 = fma_scalar(f32_at(at4 + 2 * row_step), v, a6)
         a7 = fma_scalar(f32_at(at4 + 3 * row_step), v, a7)
+    if add:
+        a0, a1 = a0 + load_like(out, like), a1 + load_like(out + width, like)
+        a2, a3 = a2 + load_like(out + 2 * width, like), a3 + load_like(out + 3 * width, like)
+        a4, a5 = a4 + load_like(out + 4 * width, like), a5 + load_like(out + 5 * width, like)
+        a6, a7 = a6 + load_like(out + 6 * width, like), a7 + load_like(out + 7 * width, like)
     store(out, a0)
     store(out + width, a1)
     store(out + 2 * width, a2)
@@ -60,34 +59,40 @@ def _eight_rows(w: int, row_step: int, k_step: int, x: int, n: int, out: int, ad
 @jit
 def _one_row(w: int, k_step: int, x: int, n: int, out: int, add: bool, like: Any) -> None:
     width = 4 * lanes(like)
-    a = load_like(out, like) if add else like
+    a = like
     for k in range(n):
         a = fma_scalar(f32_at(w + k * k_step), load_like(x + k * width, like), a)
-    store(out, a)
+    store(out, a + load_like(out, like) if add else a)
+
+
+@jit
+def _rows(
+    w: int, row_step: int, k_step: int, rows: int, x: int, n: int, out: int, add: bool, width: int, like: Any
+) -> None:
+    r = 0
+    while r + ROWS <= rows:
+        _eight_rows(w + r * row_step, row_step, k_step, x, n, out + 4 * width * r, add, like)
+        r += ROWS
+    while r < rows:
+        _one_row(w + r * row_step, k_step, x, n, out + 4 * width * r, add, like)
+        r += 1
 
 
 @jit
 def multiply_tile(
     w: int, row_step: int, k_step: int, rows: int, x: int, n: int, out: int, add: bool, width: int
 ) -> None:
-    """out (rows, width) = w (rows, n) times x (n, width), or added to out. w is float32 with any steps, in bytes."""
-    r = 0
-    if width == WIDTH:
-        zero = zeros32()
-        while r + ROWS <= rows:
-            _eight_rows(w + r * row_step, row_step, k_step, x, n, out + 128 * r, add, zero)
-            r += ROWS
-        while r < rows:
-            _one_row(w + r * row_step, k_step, x, n, out + 128 * r, add, zero)
-            r += 1
-    else:
-        half = zeros16()
-        while r + ROWS <= rows:
-            _eight_rows(w + r * row_step, row_step, k_step, x, n, out + 64 * r, add, half)
-            r += ROWS
-        while r < rows:
-            _one_row(w + r * row_step, k_step, x, n, out + 64 * r, add, half)
-            r += 1
+    """out (rows, width) = w (rows, n) times x (n, width), or added to out. w is float32 with any steps, in bytes.
+
+    Sums are made DEPTH products at a time, and those added: a long sum in one register would lose digits, and a part of
+    x of this depth stays in the first-level cache for all rows.
+    """
+    for k in range(0, n, DEPTH):
+        to_add, deep, at, x_at = add or k > 0, min(DEPTH, n - k), w + k * k_step, x + 4 * width * k
+        if width == WIDTH:
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, WIDTH, zeros32())
+        else:
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, 16, zeros16())
 
 
 @jit

@@ -251,7 +251,7 @@ def answer_by_layer(probabilities: Sequence[float], likeliest: Sequence[str], an
     ax.set_xticks([i for i in layers if i == 1 or i % max(1, n // 6) == 0])
     ax.set_xlabel("layers done; above each bar the token that would be likeliest there")
     ax.set_ylabel(f"probability of {visible(answer)}")
-    ax.set_title("The answer appears late")
+    ax.set_title("When the answer appears")
     won = [int(i) for i, t in zip(layers, likeliest) if t == answer]
     fig.alt = (
         f"The probability of {answer.strip()!r} after each of {n} layers: {probabilities[0]:.1%} after the first, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -35,7 +36,8 @@ class SentencePieceTokenizer(Tokenizer):
         scores = np.zeros(self.vocab_size) if scores is None else scores
         if np.isnan(scores).any():
             raise GGUFError("tokenizer.ggml.scores holds NaN; expected numbers")
-        ids, costs = self._ids, (-scores.astype(np.float64)).tolist()
+        ids = self._ids
+        costs = array("d", (-scores.astype(np.float64)).tobytes())  # a list would hold an object for each
         self._rank = lambda left, right: NEVER if (i := ids.get(left + right)) is None else costs[i]
         # Before a space a new word begins, since no token reaches across; except after a character that some token has
         # before a space (Gemma has ">▁</").

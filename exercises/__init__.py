@@ -1,0 +1,1 @@
+"""The exercises to hand out, collect and grade with nbgrader; README.md says how."""

@@ -1,0 +1,299 @@
+"""Makes the graded notebooks from the course's, and from those the students' versions: `make assignments`.
+
+    python -m exercises.make            # source/ from ../notebooks, then release/ with nbgrader
+    python -m exercises.make --source   # source/ only; --course FOLDER for another folder than this one
+    python -m exercises.make --check    # says what in source/ is out of step with ../notebooks
+
+An exercise is written once, in the course's notebook: its text, a cell that begins the answer and ends in a check, and
+a folded cell tagged `solution`. From these come nbgrader's cells; points and hidden tests come from `assignments.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import re
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from textwrap import dedent, indent
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from exercises.assignments import ASSIGNMENTS, Assignment, Exercise
+
+COURSE = Path(__file__).resolve().parent
+NOTEBOOKS = COURSE.parent / "notebooks"
+SITE = "https://teachllama.readthedocs.io/en/latest"
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+_TITLE = re.compile(r"\*\*Exercise (\d+)\. ")
+
+
+class OutOfStepError(Exception):
+    """A course notebook and `assignments.py` do not fit together."""
+
+
+# ---- out of a course notebook ----
+
+
+@dataclass(frozen=True)
+class Written:
+    """An exercise as the course's notebook has it."""
+
+    text: str
+    start: str  # what the answer begins with, without the check
+    solution: str
+    test: str  # the check's call, as source
+
+
+def written(notebook: NotebookNode, name: str) -> list[Written]:
+    """The exercises of a course notebook, in order.
+
+    Raises:
+        OutOfStepError: an exercise that is not a text, a code cell that ends in a check, and one tagged `solution`.
+    """
+    found: list[Written] = []
+    cells = notebook.cells
+    for i, cell in enumerate(cells):
+        title = _TITLE.search(cell.source) if cell.cell_type == "markdown" else None
+        if title is None:
+            continue
+        where = f"{name}, exercise {title[1]}"
+        after = cells[i + 1 : i + 3]
+        if [c.cell_type for c in after] != ["code", "code"] or "solution" not in after[1].metadata.get("tags", ()):
+            raise OutOfStepError(
+                f"{where}: expected its text, then a cell that begins the answer, then one tagged 'solution'"
+            )
+        if int(title[1]) != len(found) + 1:
+            raise OutOfStepError(f"{where}: expected number {len(found) + 1} here")
+        start, test = _split(after[0].source, where)
+        solution, _ = _split(after[1].source, where)
+        solution = re.sub(r"\A# Solution \d+(: )?", lambda m: "# " if m[1] else "", solution).strip("\n")
+        found.append(Written(cell.source[title.start() :], start, solution, test))
+    return found
+
+
+def _split(source: str, where: str) -> tuple[str, str]:
+    """A cell's code and the check's call with which it ends."""
+    last = ast.parse(source).body[-1]
+    if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
+        call = ast.get_source_segment(source, last) or ""
+        if call.startswith("check."):
+            return "\n".join(source.split("\n")[: last.lineno - 1]).strip("\n"), call
+    raise OutOfStepError(f"{where}: expected its cells to end in a call of `check.`, found `{ast.unparse(last)}`")
+
+
+# ---- into a graded one ----
+
+
+def graded_notebook(assignment: Assignment) -> NotebookNode:
+    """nbgrader's source notebook: solutions between marks, visible and hidden tests, points.
+
+    Raises:
+        OutOfStepError: the notebook's exercises are not those of the assignment.
+    """
+    name = assignment.notebook
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    exercises = written(notebook, name)
+    if len(exercises) != len(assignment.exercises):
+        raise OutOfStepError(
+            f"{name} has {len(exercises)} exercises, and assignments.py grades {len(assignment.exercises)} of them"
+        )
+    title = notebook.cells[0].source.split("\n")[0]
+    cells = [
+        _cell("intro", f"{title}: exercises\n\n" + _intro(assignment), markdown=True),
+        _cell("setup", assignment.setup),
+    ]
+    for i, (exercise, text) in enumerate(zip(assignment.exercises, exercises, strict=True), 1):
+        cells += _exercise_cells(f"exercise-{i}", exercise, text, assignment)
+    kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+
+
+def _intro(assignment: Assignment) -> str:
+    return dedent(f"""\
+        The exercises of [this notebook]({SITE}/notebooks/{assignment.notebook}.html), {assignment.points}
+        points in all.
+
+        Write where it says `...  # your code here`. The cell below says whether the answer is right, and if not, what
+        may have been misunderstood. When your work is graded, more tests are run, with other values: so compute, and
+        leave nothing written in that should come from the arguments. Before you hand in, restart the kernel and run
+        all cells.""")
+
+
+def _exercise_cells(name: str, exercise: Exercise, text: Written, assignment: Assignment) -> list[NotebookNode]:
+    prose, start, solution, test = (
+        _replaced(part, exercise) for part in (text.text, text.start, text.solution, text.test)
+    )
+    # Links of the notebook's folder lead nowhere from where an assignment lies.
+    prose = re.sub(r"\]\(\.\./docs/(\w+)\.md", rf"]({SITE}/\1.html", prose)
+    prose = re.sub(r"\]\((\d\d_\w+)\.ipynb", rf"]({SITE}/notebooks/\1.html", prose)
+    given = exercise.given
+    if exercise.function:
+        lines = [line for line in start.split("\n") if not re.match(r"answer = \.\.\.", line)]
+        given = "\n".join(part for part in (given, "\n".join(lines).strip("\n")) if part)
+        body = f"{BEGIN}\n{solution}\nreturn answer\n{END}"
+        answer = f"def {exercise.function}:\n{indent(body, '    ')}"
+        test = re.sub(r"\banswer\b", lambda _: exercise.function, test)
+        prose += f" Write it as a function: `{exercise.function}` returns the answer, also for other arguments."
+    else:
+        finish = ["", "", exercise.finish] if exercise.finish else []
+        answer = _filled_in(start, solution) or "\n".join([start, "", "", BEGIN, solution, *finish, END])
+    check = next(line for line in assignment.setup.split("\n") if re.search(r"\bcheck$|\bcheck,", line))
+    hidden = [
+        "# More tests run here when your work is graded: the same question, other values.",
+        "### BEGIN HIDDEN TESTS",
+        check,
+        "from teachllama.check.core import agrees, assert_right",
+        "",
+        exercise.hidden,
+        "### END HIDDEN TESTS",
+    ]
+    points = exercise.points
+    return [
+        _cell(name, " ".join([prose, exercise.note]).strip() + f" *({sum(points)} points)*", markdown=True),
+        *([_cell(f"{name}-given", given)] if given else []),
+        _cell(f"{name}-answer", answer, solution=True),
+        _cell(f"{name}-test", f"assert_right({test})", points=points[0]),
+        _cell(f"{name}-hidden", "\n".join(hidden), points=points[1]),
+    ]
+
+
+def _replaced(text: str, exercise: Exercise) -> str:
+    for old, new in exercise.replace.items():
+        text = text.replace(old, new)
+    return text.strip("\n")
+
+
+def _filled_in(start: str, solution: str) -> str:
+    """The starting function with the solution in its place; "" unless it is one function that is to be filled in.
+
+    What the solution has before the function (a comment, a helper, an import) goes into it.
+    """
+    begun, solved = ast.parse(start).body, ast.parse(solution).body
+    a, b = begun[-1], solved[-1]
+    if len(begun) != 1 or not (isinstance(a, ast.FunctionDef) and isinstance(b, ast.FunctionDef)):
+        return ""
+    if ast.unparse(a.body) != "..." or (a.name, ast.unparse(a.args)) != (b.name, ast.unparse(b.args)):  # type: ignore[arg-type]
+        return ""
+    lines = solution.split("\n")
+    before, body = indent("\n".join(lines[: b.lineno - 1]).rstrip(), "    "), lines[b.body[0].lineno - 1 :]
+    if len(solved) > 1:
+        before += "\n"  # a helper stands apart
+    head = start.split("\n")[: a.body[0].lineno - 1]
+    return "\n".join([*head, f"    {BEGIN}", *([before] if before else []), *body, f"    {END}"])
+
+
+def _cell(name: str, source: str, *, markdown: bool = False, solution: bool = False, points: int = 0) -> NotebookNode:
+    """A cell with nbgrader's metadata; all but answers are locked, and put back before grading."""
+    meta: dict[str, Any] = {
+        "schema_version": 3,
+        "grade_id": name,
+        "grade": bool(points),
+        "solution": solution,
+        "locked": not solution,
+        "task": False,
+    }
+    if points:
+        meta["points"] = points
+    make = new_markdown_cell if markdown else new_code_cell
+    return make(source=source, id=name, metadata={"nbgrader": meta})
+
+
+# ---- files ----
+
+
+def source_path(assignment: Assignment, course: Path = COURSE) -> Path:
+    """Where an assignment's source notebook lies."""
+    return course / "source" / assignment.notebook / f"{assignment.notebook}.ipynb"
+
+
+def as_text(notebook: NotebookNode) -> str:
+    """A notebook as it stands in its file."""
+    return nbformat.writes(notebook, version=4) + "\n"
+
+
+def out_of_step() -> list[str]:
+    """What in source/ is not what the course's notebooks and `assignments.py` make, one line each."""
+    found = []
+    for assignment in ASSIGNMENTS:
+        path = source_path(assignment)
+        if not path.is_file() or path.read_text(encoding="utf-8") != as_text(graded_notebook(assignment)):
+            found.append(f"{path.relative_to(COURSE.parent)} is out of step: run python -m exercises.make --source")
+    extra = {path.name for path in (COURSE / "source").iterdir()} - {a.notebook for a in ASSIGNMENTS}
+    return found + [f"exercises/source/{name} belongs to no assignment" for name in sorted(extra)]
+
+
+def write_sources(course: Path = COURSE) -> None:
+    """Writes `course`/source."""
+    for assignment in ASSIGNMENTS:
+        path = source_path(assignment, course)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(as_text(graded_notebook(assignment)), encoding="utf-8")
+
+
+def settings(course: Path, exchange: Path | None = None) -> Any:
+    """The settings of `nbgrader_config.py` for a course in another folder, as nbgrader's classes take them."""
+    from traitlets.config import PyFileConfigLoader
+
+    # nbgrader calls programs that were installed with it, also where the environment was not activated.
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    config = PyFileConfigLoader("nbgrader_config.py", path=str(COURSE)).load_config()
+    config.CourseDirectory.root = str(course)
+    if exchange:
+        config.Exchange.root, config.Exchange.cache = str(exchange), str(exchange / "cache")
+    return config
+
+
+def release(course: Path) -> list[Path]:
+    """Makes `course`/release from `course`/source with nbgrader; returns the students' notebooks.
+
+    Raises:
+        RuntimeError: nbgrader did not; its log is in the message.
+    """
+    from nbgrader.apps import NbGraderAPI
+
+    api = NbGraderAPI(config=settings(course))
+    for assignment in ASSIGNMENTS:
+        succeeded(api.generate_assignment(assignment.notebook), f"generate_assignment {assignment.notebook}")
+    return [course / "release" / a.notebook / f"{a.notebook}.ipynb" for a in ASSIGNMENTS]
+
+
+def succeeded(result: dict[str, Any], what: str) -> None:
+    """Raises RuntimeError with nbgrader's own words unless a call of its API succeeded."""
+    if not result["success"]:
+        raise RuntimeError(f"nbgrader {what}: {result.get('error') or ''}\n{result.get('log') or ''}")
+
+
+def main(arguments: list[str]) -> int:
+    """Runs what the command line asks for; 1 if --check finds anything, or nbgrader is missing."""
+    parser = argparse.ArgumentParser(description="Makes the graded notebooks and the students' versions of them.")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--source", action="store_true", help="only write source/")
+    group.add_argument("--check", action="store_true", help="only say what in source/ is out of step")
+    parser.add_argument("--course", type=Path, default=COURSE, help="where source/ and release/ go")
+    options = parser.parse_args(arguments)
+    if options.check:
+        found = out_of_step()
+        print("\n".join(found), end="\n" if found else "")
+        return 1 if found else 0
+    course = options.course.resolve()
+    write_sources(course)
+    for assignment in ASSIGNMENTS:
+        print(f"{assignment.notebook}: {len(assignment.exercises)} exercises, {assignment.points} points")
+    if not options.source:
+        if find_spec("nbgrader") is None:
+            print('nbgrader is not installed: pip install -e ".[lab,classroom]"', file=sys.stderr)
+            return 1
+        for path in release(course):
+            print(os.path.relpath(path))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,258 @@
+"""Compiled kernels on disk: kept, found again, and compiled anew where the file cannot be written or trusted."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType as T
+
+from tests.kernel_tools import native_model
+
+pytest.importorskip("numba")
+from teachllama.kernels import cache
+
+SIZES = {"llama.embedding_length": 64, "llama.feed_forward_length": 96}
+GENERATE = """
+import json, sys, warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import teachllama as tl
+    model = tl.load_model(sys.argv[1])
+    ids = [token.id for token in model.create_session(seq_len=40).generate([1, 2, 3, 4, 5], max_new_tokens=8)]
+found = [name for name in ("numba", "llvmlite") if name in sys.modules]
+said = [str(w.message) for w in caught]
+print(json.dumps({"backend": model.backend, "ids": ids, "modules": found, "warnings": said}))
+"""
+
+
+@pytest.fixture(scope="module")
+def code() -> bytes:
+    """The kernels' machine code, from this machine's cache if it is there."""
+    cache.serve()
+    kept = cache._read(cache.file())
+    return cache._compile() if kept is None else kept
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: bytes) -> list[int]:
+    """A process that has compiled nothing, whose cache folder is new and whose compiler is quick; counts its calls."""
+    calls: list[int] = []
+    monkeypatch.setattr(cache, "_serve", None)
+    monkeypatch.setattr(cache, "_compile", lambda: (calls.append(1), code)[1])
+    monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", str(tmp_path / "kernels"))
+    return calls
+
+
+def served() -> None:
+    """Calls the compiled function as a helper does that finds no job: that it returns shows that it is machine code."""
+    from teachllama.kernels.layout import GENERATION, N_SYNC
+
+    sync = np.zeros(N_SYNC, np.int64)
+    sync[GENERATION] = 5
+    assert cache.serve()(sync.ctypes.data, 1, 5, 10) == 5
+
+
+def another_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_serve", None)
+
+
+def generate(path: Path, folder: Path | None, **environment: str) -> tuple[dict[str, Any], str]:
+    """Loads a model in a new process and generates -> what it found, and what it said on stderr."""
+    env = os.environ | environment
+    if folder is not None:
+        env["TEACHLLAMA_KERNEL_CACHE"] = str(folder)
+    done = subprocess.run([sys.executable, "-c", GENERATE, str(path)], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout), done.stderr
+
+
+def test_importing_the_package_imports_neither_numba_nor_llvmlite() -> None:
+    code = "import json, sys, teachllama; print(json.dumps(sorted(sys.modules)))"
+    loaded = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    assert not {name for name in loaded if name.split(".")[0] in ("numba", "llvmlite")}
+
+
+def test_what_is_compiled_once_is_found_by_the_next_start(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not cache.is_warm()
+    served()
+    assert cache.is_warm()
+    another_start(monkeypatch)
+    assert cache.is_warm()
+    served()
+    assert compiled == [1]
+    assert [path.parent for path in (tmp_path / "kernels").iterdir()] == [cache.file().parent]
+
+
+def test_the_environment_variable_names_the_folder_and_without_it_the_users_cache_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", str(tmp_path / "a b" / "c"))
+    assert cache.file().parent == tmp_path / "a b" / "c"
+    for empty in (True, False):
+        if empty:
+            monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", "")
+        else:
+            monkeypatch.delenv("TEACHLLAMA_KERNEL_CACHE")
+        assert cache.file().parent.name == "kernels"
+        assert cache.file().parent.parent.name.lower() == "teachllama"
+
+
+@pytest.mark.parametrize("what", ["get_host_cpu_name", "get_host_cpu_features"])
+def test_another_processors_kernels_are_not_run_but_compiled_anew_and_both_are_kept(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, what: str
+) -> None:
+    features = cache.llvm.get_host_cpu_features()
+    features["something-new"] = True
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.llvm, what, lambda: "another" if what.endswith("name") else features)
+        theirs = cache.file()
+    theirs.parent.mkdir()
+    theirs.write_bytes(hashlib.sha256(b"illegal instruction").digest() + b"illegal instruction")
+    assert not cache.is_warm()
+    served()
+    assert compiled == [1]
+    assert set((tmp_path / "kernels").iterdir()) == {theirs, cache.file()}
+
+
+@pytest.mark.parametrize("package", ["numba", "llvmlite"])
+def test_another_version_of_the_compiler_has_another_file(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    mine, version = cache.file(), cache.importlib.metadata.version
+    monkeypatch.setattr(cache.importlib.metadata, "version", lambda name: "99.1" if name == package else version(name))
+    assert cache.file() != mine
+
+
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "an empty file": lambda data: b"",
+    "a checksum and nothing after it": lambda data: data[:32],
+    "half a file": lambda data: data[: len(data) // 2],
+    "a file without its last byte": lambda data: data[:-1],
+    "one bit turned over": lambda data: data[:5000] + bytes([data[5000] ^ 1]) + data[5001:],
+    "a wrong checksum": lambda data: bytes(32) + data[32:],
+    "text": lambda data: b"this is not machine code, whoever put it here" * 100,
+    "a file twice as long": lambda data: data + data,
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_file_is_compiled_anew_and_replaced(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    served()
+    good = cache.file().read_bytes()
+    cache.file().write_bytes(DAMAGE[what](good))
+    another_start(monkeypatch)
+    assert not cache.is_warm()
+    served()
+    assert compiled == [1, 1]
+    assert cache.file().read_bytes() == good
+
+
+def test_the_file_is_its_checksum_and_the_code(compiled: list[int], code: bytes) -> None:
+    served()
+    assert cache.file().read_bytes() == hashlib.sha256(code).digest() + code
+
+
+def warned_once(folder: Path) -> str:
+    """Starts, which has to work and to warn once -> the warning."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        served()
+        served()
+    (message,) = [str(w.message) for w in caught if "kernels" in str(w.message)]
+    assert str(folder) in message
+    assert "TEACHLLAMA_KERNEL_CACHE" in message
+    return message
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
+def test_a_folder_that_cannot_be_written_costs_one_warning_and_leaves_nothing_behind(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: int
+) -> None:
+    write = Path.write_bytes
+
+    def failing(path: Path, data: bytes) -> int:
+        write(path, data[:1000])  # as far as a full disk lets it
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", failing)
+    assert os.strerror(number) in warned_once(tmp_path / "kernels")
+    assert list((tmp_path / "kernels").iterdir()) == []
+    assert compiled == [1]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_costs_one_warning(compiled: list[int], tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir(mode=0o555)
+    warned_once(tmp_path / "kernels")
+
+
+@pytest.mark.parametrize("where", ["kernels", "kernels/below"])
+def test_a_file_in_the_folders_place_costs_one_warning_and_stays(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", str(tmp_path / where))
+    (tmp_path / "kernels").write_text("mine")
+    warned_once(tmp_path / where)
+    assert (tmp_path / "kernels").read_text() == "mine"
+
+
+def test_a_folder_in_the_files_place_costs_one_warning(compiled: list[int], tmp_path: Path) -> None:
+    (cache.file() / "below").mkdir(parents=True)
+    warned_once(tmp_path / "kernels")
+    assert list((tmp_path / "kernels").iterdir()) == [cache.file()]
+
+
+def test_without_llvmlite_the_reference_runs_and_numba_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = native_model(tmp_path / "t.gguf", T.Q8_0, **SIZES)
+    code = """
+import sys
+sys.modules["llvmlite"] = sys.modules["numba"] = None
+import teachllama as tl
+print(tl.load_model(sys.argv[1]).backend)
+try:
+    tl.load_model(sys.argv[1], backend="numba")
+except tl.UnsupportedModelError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    backend, message = done.stdout.splitlines()
+    assert backend == "numpy"
+    assert "needs Numba" in message
+
+
+@pytest.mark.slow
+def test_the_first_start_compiles_and_says_so_and_the_next_needs_no_compiler(tmp_path: Path) -> None:
+    path, folder = native_model(tmp_path / "t.gguf", T.Q8_0, **SIZES), tmp_path / "kernels"
+    first, said = generate(path, folder)
+    assert first["backend"] == "numba"
+    assert first["warnings"] == []
+    assert "compiling kernels for this processor, once" in said
+    (kept,) = folder.iterdir()
+
+    again, said = generate(path, folder)
+    assert again["ids"] == first["ids"]
+    assert again["modules"] == ["llvmlite"], "Numba takes most of a second to import"
+    assert said == ""
+
+    kept.chmod(0o444)
+    folder.chmod(0o555)  # a warm cache may be read-only, as in a container's image
+    try:
+        read_only, said = generate(path, folder)
+        assert read_only == again
+        assert said == ""
+    finally:
+        folder.chmod(0o755)

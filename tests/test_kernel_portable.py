@@ -1,0 +1,94 @@
+"""The kernels' source names no processor: it becomes AVX2 and ARM64 code as well, and gives the same numbers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+
+import teachllama as tl
+from teachllama.kernels import cache, team
+from tests.tools import copy_as, tiny_model
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ir() -> str:
+    return cache.llvm_ir()
+
+
+def test_no_processors_instruction_is_named_in_the_kernels(ir: str) -> None:
+    assert not re.findall(r"@llvm\.(?:x86|aarch64|arm)\.[\w.]+", ir)
+
+
+@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="needs a processor with AVX2")
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16"])
+def test_code_for_a_processor_with_avx2_alone_gives_the_same_logits(
+    ir: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = cache.machine_of(llvm.get_default_triple(), "haswell")
+    serve = cache.linked(cache.object_code(ir, machine))
+    size = {"llama.embedding_length": 64, "llama.feed_forward_length": 96}
+    path = copy_as(tiny_model(tmp_path / "t.gguf", **size), tmp_path / "q.gguf", GGMLQuantizationType[kind])
+    ids = np.random.default_rng(0).integers(0, 256, 45)
+    with tl.load_model(path, backend="numpy") as model, model.create_session() as session:
+        expected = session.eval(ids, all_logits=True)
+        one_more = session.eval([7])
+    monkeypatch.setattr(cache, "serve", lambda: serve)
+    monkeypatch.setattr(team, "_team", None)
+    with tl.load_model(path, backend="numba") as model, model.create_session() as session:
+        np.testing.assert_allclose(session.eval(ids, all_logits=True), expected, atol=1e-4)
+        np.testing.assert_allclose(session.eval([7]), one_more, atol=1e-4)
+
+
+def test_the_kernels_become_arm64_vector_code(ir: str) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        machine = cache.machine_of("aarch64-linux-gnu", "neoverse-n1")
+    except RuntimeError as e:
+        pytest.skip(f"this LLVM has no ARM64: {e}")
+    module = llvm.parse_assembly(re.sub(r"^target (?:triple|datalayout).*\n", "", ir, flags=re.M))
+    module.triple, module.data_layout = "aarch64-linux-gnu", str(machine.target_data)
+    assembly = machine.emit_assembly(module)
+    assert assembly.count("fmla") > 500  # fused multiply-add on vectors of four
+    assert "fmaf" not in assembly, "a fused multiply-add that the processor does not do itself would be a slow call"
+
+
+@pytest.mark.model
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_processes_share_one_copy_of_the_weights(smollm2_path: str) -> None:
+    code = (
+        "import sys, re, teachllama as tl\n"
+        "model = tl.load_model(sys.argv[1]); session = model.create_session(seq_len=64); session.eval([1, 2, 3])\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "text = open('/proc/self/smaps').read()\n"
+        "part = next(p for p in re.split(r'\\n(?=[0-9a-f]+-)', text) if sys.argv[1] in p)\n"
+        "print(*(re.search(rf'\\n{key}: +(\\d+)', part)[1] for key in ('Rss', 'Pss')), flush=True)\n"
+        "sys.stdin.readline()\n"
+    )
+    command = [sys.executable, "-c", code, str(Path(smollm2_path).resolve())]
+    pipe = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, **pipe) for _ in range(2)]  # type: ignore[call-overload]
+    try:
+        for process in processes:
+            assert process.stdout.readline().strip() == "ready"
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+            resident, proportional = map(int, process.stdout.readline().split())
+            assert resident > 80_000  # kB: the matrices were read
+            assert proportional < 0.6 * resident  # each page counts half in each of the two
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            process.stdin.close()
+            process.stdout.close()

@@ -1,0 +1,181 @@
+"""Attention over a cache, for one token in chunks and for tiles of tokens, equals `ops.attention`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from teachllama import ops
+from teachllama.kernels.layout import BLOCK, CHUNK, WIDTH
+from tests.kernel_tools import Guarded
+
+pytest.importorskip("numba")
+pytestmark = pytest.mark.slow
+
+CHUNKS, TILE, REMEMBER = range(3)
+Kernel = Callable[..., int]
+few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+lengths = st.sampled_from([16, 32, 48, 64])
+
+
+@pytest.fixture(scope="module")
+def kernel() -> Kernel:
+    from teachllama.kernels import attention
+    from teachllama.kernels.simd import jit
+
+    @jit
+    def run(
+        op: int, q: int, heads: int, head_dim: int, keys: int, values: int, value_dim: int, n: int, half: int,
+        factor: float, out: int, parts: int, scratch: int, causal_from: int, window: int, width: int,
+    ) -> int:  # fmt: skip
+        if op == 2:
+            attention.remember(q, 4 * width, n, out, half != 0)
+            return 0
+        if op == 1:
+            attention.attend_tile(
+                q, head_dim, keys, values, value_dim, n, causal_from, window, half != 0, factor, out, width, scratch
+            )
+            return 0
+        chunks, size = (n + CHUNK - 1) // CHUNK, 2 if half else 4
+        step = 4 * (value_dim + 16)
+        for c in range(chunks):
+            at = c * CHUNK
+            attention.attend_chunk(
+                q, heads, head_dim, keys + size * at * head_dim, values + size * at * value_dim, value_dim,
+                min(CHUNK, n - at), half != 0, factor, parts + c * step, chunks * step, scratch,
+            )  # fmt: skip
+        for h in range(heads):
+            attention.join_chunks(parts + h * chunks * step, chunks, step, value_dim, out + 4 * h * value_dim)
+        return 0
+
+    return run
+
+
+def one_token(kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
+    """q (heads, d), keys (n, d), values (n, dv) -> (heads, dv)."""
+    (heads, d), (n, dv) = q.shape, values.shape
+    out, parts = Guarded(heads * dv), Guarded(heads * -(-n // CHUNK) * (dv + 16))
+    scratch = Guarded(heads * CHUNK + BLOCK * max(d, dv))
+    kernel(
+        CHUNKS, Guarded(q).at, heads, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
+        float(factor), out.at, parts.at, scratch.at, 0, 0, 0,
+    )  # fmt: skip
+    for buffer in (out, parts, scratch):
+        buffer.check()
+    return out.data.reshape(heads, dv)
+
+
+def tile(
+    kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, own: int, window: int
+) -> np.ndarray:
+    """One head of `width` tokens: q (width, d), keys (n, d), values (n, dv) -> (width, dv)."""
+    (width, d), (n, dv) = q.shape, values.shape
+    given_q, out, scratch = Guarded(q.T), Guarded(dv * width), Guarded(n * width + BLOCK * max(d, dv))
+    kernel(
+        TILE, given_q.at, 1, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
+        float(factor), out.at, 0, scratch.at, own, window, width,
+    )  # fmt: skip
+    for buffer in (given_q, out, scratch):
+        buffer.check()
+    return out.data.reshape(dv, width).T
+
+
+def cached(rng: np.random.Generator, n: int, d: int, half: bool) -> np.ndarray:
+    return rng.standard_normal((n, d)).astype(np.float16 if half else np.float32)
+
+
+def reference(
+    q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, n_ahead: int, window: int | None
+) -> np.ndarray:
+    """q (n, heads, d), all of one group, in float64."""
+    with np.errstate(invalid="ignore"):
+        return ops.attention(
+            q.astype(np.float64),
+            keys[None].astype(np.float64),
+            values[None].astype(np.float64),
+            factor,
+            n_ahead,
+            window,
+        )
+
+
+@given(
+    n=st.one_of(st.integers(1, 1200), st.sampled_from([63, 64, 65, 255, 256, 257, 511, 512, 513, 1024])),
+    heads=st.integers(1, 5),
+    d=lengths,
+    dv=lengths,
+    half=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@few
+def test_one_token_over_several_chunks_equals_the_reference(
+    kernel: Kernel, n: int, heads: int, d: int, dv: int, half: bool, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    q, keys, values = cached(rng, heads, d, False), cached(rng, n, d, half), cached(rng, n, dv, half)
+    expected = reference(q[None], keys, values, d**-0.5, n - 1, None).reshape(heads, dv)
+    np.testing.assert_allclose(one_token(kernel, q, keys, values, d**-0.5), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["f32", "f16"])
+def test_one_key_that_outweighs_all_others_is_found_in_whichever_chunk_it_lies(kernel: Kernel, half: bool) -> None:
+    rng = np.random.default_rng(1)
+    keys, values = cached(rng, 3 * CHUNK + 5, 32, half), cached(rng, 3 * CHUNK + 5, 32, half)
+    for at in (0, CHUNK - 1, CHUNK, 2 * CHUNK + 17, 3 * CHUNK + 4):
+        for sign in (1, -1):  # scores of several thousand, above or below all others
+            q = 500 * sign * keys[at].astype(np.float32)[None]
+            got = one_token(kernel, q, keys, values, 1.0)
+            expected = reference(q[None], keys, values, 1.0, len(keys) - 1, None)
+            np.testing.assert_allclose(got, expected.reshape(1, -1), rtol=0, atol=1e-4)
+
+
+@given(
+    ahead=st.one_of(st.integers(0, 700), st.sampled_from([0, 1, 63, 64, 255, 256, 512])),
+    n=st.integers(1, WIDTH),
+    window=st.sampled_from([0, 0, 1, 2, 8, 31, 32, 33, 64, 300]),
+    d=lengths,
+    dv=lengths,
+    half=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+@few
+def test_a_tile_of_tokens_sees_what_it_may_and_nothing_else(
+    kernel: Kernel, ahead: int, n: int, window: int, d: int, dv: int, half: bool, seed: int
+) -> None:
+    """n tokens with `ahead` positions before them, in a tile that is wider than n, as the last of a prompt is."""
+    rng = np.random.default_rng(seed)
+    width = WIDTH if n > 16 else 16
+    keys, values = cached(rng, ahead + n, d, half), cached(rng, ahead + n, dv, half)
+    q = rng.standard_normal((width, d)).astype(np.float32)
+    first = max(0, ahead + 1 - window) if window else 0  # as `step.prefill` leaves out what nobody sees
+    got = tile(kernel, q, keys[first:], values[first:], d**-0.5, ahead - first, window)
+    expected = reference(q[:n, None], keys, values, d**-0.5, ahead, window or None)
+    np.testing.assert_allclose(got[:n], expected, rtol=0, atol=1e-5)
+    assert np.isfinite(got).all(), "lanes past the last token must not turn into NaN, which is slow"
+
+
+def test_hidden_keys_have_no_influence_however_large_they_are(kernel: Kernel) -> None:
+    rng = np.random.default_rng(2)
+    q, keys, values = (cached(rng, 32, 16, False) for _ in range(3))
+    before = tile(kernel, q, keys, values, 0.25, 0, 8)
+    keys[20], values[20] = 1e15, 1e15
+    after = tile(kernel, q, keys, values, 0.25, 0, 8)
+    np.testing.assert_array_equal(after[:20], before[:20])
+    np.testing.assert_array_equal(after[28:], before[28:])
+
+
+@given(n=st.integers(1, 80), step=st.sampled_from([1, 16, 32]), half=st.booleans())
+@few
+def test_a_heads_numbers_are_remembered_as_numpy_rounds_them(kernel: Kernel, n: int, step: int, half: bool) -> None:
+    x = np.random.default_rng(n).standard_normal((n, step)).astype(np.float32)
+    x[0] = 1e-7  # a subnormal float16
+    out = Guarded(-(-n // 2) if half else n)
+    given_x = Guarded(x)
+    kernel(REMEMBER, given_x.at, 0, 0, 0, 0, 0, n, int(half), 0.0, out.at, 0, 0, 0, 0, step)
+    out.check()
+    dtype = np.float16 if half else np.float32
+    np.testing.assert_array_equal(out.data.view(dtype)[:n], x[:, 0].astype(dtype))
