@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,9 @@ def test_a_notebook_with_more_exercises_than_are_graded_says_so() -> None:
 # ---- nbgrader ----
 
 
+Demos = dict[bool, tuple[Path, Future[str]] | None]  # with a model or without -> its folder, and what it prints
+
+
 def run(*command: object, **env: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", *map(str, command)],
@@ -301,14 +306,28 @@ class TestAssignments:
                     compile(cell.source, name, "exec")
 
 
+@pytest.fixture(scope="module")
+def demos(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Demos]:
+    """Both demos, side by side: most of the time is spent in starting kernels."""
+    env = {}
+    with contextlib.suppress(pytest.skip.Exception):
+        env = {"TEACHLLAMA_MODEL": request.getfixturevalue("smollm2_path")}
+    with ThreadPoolExecutor() as pool:
+
+        def begin(assignments: list[Assignment]) -> tuple[Path, Future[str]]:
+            folder = tmp_path_factory.mktemp("demo")
+            only = [part for a in assignments for part in ("--only", a.notebook)]
+            return folder, pool.submit(run, "exercises.grade_demo", folder, *only, **env)
+
+        yield {True: begin(WITH_MODEL) if env else None, False: begin(WITHOUT_MODEL)}
+
+
 class TestGradeDemo:
     """`make grade-demo`, with the assignments that need a model and without."""
 
     pytestmark = needs_nbgrader
 
-    def graded(self, assignments: list[Assignment], folder: Path, **env: str) -> None:
-        only = [part for a in assignments for part in ("--only", a.notebook)]
-        shown = run("exercises.grade_demo", folder, *only, **env)
+    def graded(self, assignments: list[Assignment], folder: Path, shown: str) -> None:
         course = folder / "course"
         found = {m[:4] for m in mistakes.read(course) if not m.hidden}
         for assignment in assignments:
@@ -331,12 +350,16 @@ class TestGradeDemo:
             assert len([page for page in released if name in page.read_text(encoding="utf-8")]) >= 3
         assert not [m for m in mistakes.read(course) if m.student == "ada"]
 
-    def test_three_submissions_are_graded_from_end_to_end(self, tmp_path: Path) -> None:
-        self.graded(WITHOUT_MODEL, tmp_path)
+    def test_three_submissions_are_graded_from_end_to_end(self, demos: Demos) -> None:
+        demo = demos[False]
+        assert demo
+        self.graded(WITHOUT_MODEL, demo[0], demo[1].result())
 
     @pytest.mark.model
-    def test_three_submissions_with_a_model_are_graded_from_end_to_end(self, tmp_path: Path, smollm2_path: str) -> None:
-        self.graded(WITH_MODEL, tmp_path, TEACHLLAMA_MODEL=smollm2_path)
+    def test_three_submissions_with_a_model_are_graded_from_end_to_end(self, demos: Demos) -> None:
+        if not (demo := demos[True]):
+            pytest.skip("needs SmolLM2: teachllama fetch smollm2-135m")
+        self.graded(WITH_MODEL, demo[0], demo[1].result())
 
     def test_notebooks_that_came_by_mail_are_collected_by_their_names(self, tmp_path: Path) -> None:
         name = WITHOUT_MODEL[0].notebook

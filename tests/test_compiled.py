@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,29 @@ def test_set_num_threads_is_what_the_kernels_use_and_refuses_nonsense(
     finally:
         tl.set_num_threads(before)
     assert used == [3, 3, 3]
+
+
+def test_threads_that_are_no_longer_wanted_leave(pairs: dict[str, tuple[tl.Model, tl.Model]]) -> None:
+    model, _ = pairs["llama"]
+    before = threads.get_num_threads()
+
+    def helpers() -> int:
+        return sum(thread.name == "teachllama" for thread in threading.enumerate())
+
+    try:
+        with model.create_session(seq_len=600) as session:
+            for n in (6, 2, 4, 1):
+                tl.set_num_threads(n)
+                session.eval([1])
+                assert helpers() >= n - 1
+                for _ in range(100):  # those that sleep notice when a job wakes them
+                    if helpers() <= max(n - 1, 0):
+                        break
+                    time.sleep(0.01)
+                    session.eval([1])
+                assert helpers() == n - 1
+    finally:
+        tl.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ class Team:
         self.turn = threading.RLock()  # held by whoever has a job to prepare and run
         sync = np.zeros(N_SYNC + 8, np.int64)
         self._sync = sync[-sync.ctypes.data % 64 // 8 :]  # on a cache line's edge: no two counters share a line
-        self._n_helpers, self._running = 0, False
+        self._helpers: set[int] = set()  # numbers of those that live
+        self._wanted = 0  # threads of the job that runs now
 
     def run(self, plan: np.ndarray[Any, Any], job: np.ndarray[Any, Any], n_threads: int) -> None:
         """Runs a job on n threads, this one among them, and returns when it is done.
@@ -41,29 +42,28 @@ class Team:
         Ctrl-C is seen before or after, never between: what starts the job is inside the compiled call.
         """
         with self.turn:
-            while self._n_helpers < n_threads - 1:
-                self._n_helpers += 1
-                threading.Thread(
-                    target=self._help,
-                    args=(self._n_helpers, int(self._sync[GENERATION])),
-                    name="teachllama",
-                    daemon=True,
-                ).start()
             self._sync[PLAN_AT], self._sync[JOB_AT] = plan.ctypes.data, job.ctypes.data
             try:
                 with self._wake:
-                    self._running = True
+                    self._wanted = n_threads
+                    for thread in set(range(1, n_threads)) - self._helpers:
+                        self._helpers.add(thread)
+                        seen = int(self._sync[GENERATION])
+                        threading.Thread(target=self._help, args=(thread, seen), name="teachllama", daemon=True).start()
                     self._wake.notify_all()
                 self._serve(self._sync.ctypes.data, 0, n_threads, 0)
             finally:
-                self._running = False
+                self._wanted = 0
 
     def _help(self, thread: int, seen: int) -> None:
         while True:
             seen = self._serve(self._sync.ctypes.data, thread, seen, PATIENCE)
             with self._wake:
-                while not self._running:
+                while not self._wanted:
                     self._wake.wait()
+                if thread >= self._wanted:  # fewer threads are asked for now: one that looked on would be in the way
+                    self._helpers.discard(thread)
+                    return
 
 
 _team: Team | None = None
