@@ -59,12 +59,12 @@ def one_token(kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarra
     """q (heads, d), keys (n, d), values (n, dv) -> (heads, dv)."""
     (heads, d), (n, dv) = q.shape, values.shape
     out, parts = Guarded(heads * dv), Guarded(heads * -(-n // CHUNK) * (dv + 16))
-    scratch = Guarded(heads * CHUNK + BLOCK * max(d, dv))
+    scratch, given_q = Guarded(heads * CHUNK + BLOCK * max(d, dv)), Guarded(q)  # named: an address keeps nothing alive
     kernel(
-        CHUNKS, Guarded(q).at, heads, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
+        CHUNKS, given_q.at, heads, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
         float(factor), out.at, parts.at, scratch.at, 0, 0, 0,
     )  # fmt: skip
-    for buffer in (out, parts, scratch):
+    for buffer in (out, parts, scratch, given_q):
         buffer.check()
     return out.data.reshape(heads, dv)
 
