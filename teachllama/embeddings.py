@@ -58,11 +58,14 @@ def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
             "cut it into pieces, and embed or average those"
         )
     last: list[np.ndarray] = []
+    compiled = model._compiled
 
     def keep(i: int, x: np.ndarray, weights: Callable[[], np.ndarray]) -> None:
         if i == c.n_layers - 1:
             last.append(ops.rmsnorm(x, model.weights.output_norm, c.norm_eps))
 
     with model.create_session(seq_len=max(1, len(ids))) as session:
+        if compiled is not None:
+            return compiled.hidden_states(session._checked_ids(ids), session._cache)
         watched_eval(session, ids, keep)
     return last[0]

@@ -55,6 +55,9 @@ def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alt
 def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np.ndarray:
     """How much each token of a text looks at each token before it, in every head of one layer.
 
+    The NumPy reference computes it, whatever the backend: a model loaded with `weights="f32"` spares it unpacking all
+    blocks at each call.
+
     Args:
         text: text (special tokens are parsed; begun with a beginning-of-text token where the model wants one), or ids.
         layer: from 0 to n_layers - 1; a negative one counts from the end.

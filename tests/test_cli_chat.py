@@ -125,6 +125,19 @@ def test_what_a_model_writes_cannot_command_the_terminal() -> None:
     assert printable("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == "a\ufffd[2Jb\ufffd\ufffd1mc\ufffd\n\tq\u00e9\u4f60"
 
 
+def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_path: Path) -> None:
+    saved, template = tmp_path / "talk.json", tmp_path / "own.jinja"
+    talk(path, f"the\n/save {saved}\n", "--system", "Be \x1b[2J kind.")
+    assert "\\u001b" in saved.read_text(encoding="utf-8")
+    shown = talk(path, "/show\n", "--load", str(saved)).stdout
+    assert "Be \ufffd[2J kind." in shown
+    assert "\x1b" not in shown
+    template.write_text("{{ raise_exception('no \\x1b]0;mine') }}", encoding="utf-8")
+    refused = talk(path, "the\n", "--template", str(template)).stderr
+    assert "! " in refused
+    assert "\x1b" not in refused
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(path: str, tmp_path: Path) -> None:
     pexpect = pytest.importorskip("pexpect")

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 import teachllama as tl
 from teachllama import ops
 from teachllama.embeddings import embed, hidden_states
 from tests.conftest import golden
+from tests.kernel_tools import native_model
 from tests.tools import tiny_model
 
 GOLDEN = golden("embeddings")
@@ -18,11 +20,16 @@ TEXTS = ["the inn", "the will of the others", "a"]
 
 
 @pytest.mark.model
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
 @pytest.mark.parametrize("pooling", ["mean", "last"])
 @pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
-def test_embeddings_equal_llama_cpps(name: str, pooling: str, smollm2_path: str, gemma3_path: str) -> None:
+def test_embeddings_equal_llama_cpps(
+    name: str, pooling: str, backend: str, smollm2_path: str, gemma3_path: str
+) -> None:
     expected = GOLDEN[name][pooling]
-    with tl.load_model(smollm2_path if name.startswith("smol") else gemma3_path, weights="f32") as model:
+    with tl.load_model(
+        smollm2_path if name.startswith("smol") else gemma3_path, weights="f32", backend=backend
+    ) as model:
         ids = [model.encode(text, add_special=True) for text in GOLDEN["texts"]]
         found = embed(model, GOLDEN["texts"], pooling=pooling, normalize=False)
         unit = embed(model, GOLDEN["texts"], pooling=pooling)
@@ -42,6 +49,21 @@ def test_the_hidden_states_are_what_the_vocabulary_product_turns_into_logits(tmp
         states = hidden_states(model, ids)
         assert states.shape == (len(ids), model.config.dim)
         np.testing.assert_allclose(model.weights.output.multiply(states), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_the_kernels_hidden_states_are_the_references(tmp_path: Path, arch: str) -> None:
+    pytest.importorskip("numba")
+    size = {f"{arch}.embedding_length": 64, f"{arch}.feed_forward_length": 96, f"{arch}.context_length": 200}
+    path = native_model(tmp_path / "t.gguf", GGMLQuantizationType.Q8_0, arch, **size)
+    ids = np.random.default_rng(0).integers(0, 256, 150).tolist()
+    with tl.load_model(path, backend="numba") as model, tl.load_model(path, backend="numpy") as reference:
+        for n in (1, 2, 3, 40, 150):
+            found, expected = hidden_states(model, ids[:n]), hidden_states(reference, ids[:n])
+            np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+        with model.create_session() as session, reference.create_session() as beside:  # logits are made as before
+            np.testing.assert_allclose(session.eval(ids), beside.eval(ids), rtol=0, atol=1e-4)
 
 
 def test_pooling_is_the_mean_or_the_last_and_normalized_has_length_1(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from teachllama.chat import FORMATS, Chat
-from teachllama.cli.generate import add_sampling_arguments, params_of, seq_len_of, stream
+from teachllama.cli.generate import add_sampling_arguments, params_of, printable, seq_len_of, stream
 from teachllama.errors import ClosedError, TeachLlamaError, TemplateError
 from teachllama.model import load_model
 
@@ -45,19 +45,19 @@ def run(args: argparse.Namespace) -> int:
         if args.load:
             chat.load(args.load)
         if sys.stdin.isatty():
-            print(f"{model.config.name}, {session.seq_len} positions of context. /help lists the commands.")
+            print(f"{printable(model.config.name)}, {session.seq_len} positions of context. /help lists the commands.")
         while (line := _read()) is not None:
             try:
                 if line.startswith("/"):
                     if line.split()[0] in ("/quit", "/exit"):
                         return 0
-                    print(_command(chat, line), flush=True)
+                    print(printable(_command(chat, line)), flush=True)
                 elif line:
                     stream(chat.say(line, params, max_new_tokens=args.max_new_tokens), lambda: session.stats)
             except ClosedError:
                 raise
             except TeachLlamaError as e:
-                print(f"! {e}", file=sys.stderr, flush=True)
+                print(f"! {printable(str(e))}", file=sys.stderr, flush=True)
             except KeyboardInterrupt:
                 print()
     return 0

@@ -89,15 +89,30 @@ class CompiledForward:
 
     def __call__(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
         """As `model.forward`: tokens (n,) intp, checked by the session -> logits (n or 1, vocab_size)."""
+        n, softcap = len(tokens), self._config.logit_softcap
+        if 1 < n < FEW and not all_logits:  # too few to fill a tile: one by one is faster
+            for i in range(n - 1):
+                self(tokens[i : i + 1], start + i, cache)
+            return self(tokens[-1:], start + n - 1, cache)
+        logits = self._run(self._plan, self._config.vocab_size, tokens, start, cache, all_logits)
+        return np.tanh(logits / np.float32(softcap)) * np.float32(softcap) if softcap else logits
+
+    def hidden_states(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
+        """tokens (n,) intp at position 0 -> their final hidden states, after the output norm, (n, dim)."""
+        dim = self._config.dim
+        unit = np.eye(dim, dtype=np.float32)  # in place of the output matrix: what it is given comes out
+        plan = self._plan.copy()
+        plan[layout.OUTPUT_TYPE], plan[layout.OUTPUT], plan[layout.VOCAB] = 0, unit.ctypes.data, dim
+        return self._run(plan, dim, tokens, 0, cache, True)
+
+    def _run(
+        self, plan: np.ndarray, n_outputs: int, tokens: np.ndarray, start: int, cache: KVCache, all_logits: bool
+    ) -> np.ndarray:
         c, arch, n = self._config, self._arch, len(tokens)
         keys, values = cache.arrays()
         tokens = np.ascontiguousarray(tokens, np.int64)
         if not n or start < 0 or start + n > keys.shape[2] or tokens.min() < 0 or tokens.max() >= c.vocab_size:
             raise ValueError("tokens or positions out of range")  # a mistake of ours: sessions check before
-        if n > 1 and not all_logits and n < FEW:  # too few to fill a tile: one by one is faster
-            for i in range(n - 1):
-                self(tokens[i : i + 1], start + i, cache)
-            return self(tokens[-1:], start + n - 1, cache)
         n_threads = threads.get_num_threads()
         positions = np.arange(start, start + n)
         angles = ops.rope_angles(positions, c.rope_dim, c.rope_base, c.rope_factor, self._weights.rope_divisors)
@@ -105,7 +120,7 @@ class CompiledForward:
         if arch.local_rope_base:
             local = ops.rope_angles(positions, c.rope_dim, arch.local_rope_base, 1.0, None)
             tables.append(_angle_table(local[:, 0], n))
-        logits = np.empty((n if all_logits else 1, c.vocab_size), np.float32)
+        logits = np.empty((n if all_logits else 1, n_outputs), np.float32)
 
         job = np.zeros(layout.N_JOB, np.int64)
         job[layout.N_TOKENS], job[layout.START], job[layout.TOKENS] = n, start, tokens.ctypes.data
@@ -118,11 +133,9 @@ class CompiledForward:
             if self._closed:  # while this call waited: the addresses lead nowhere now
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
             self._reserve(job, n, start, n_threads)
-            crew.run(self._plan, job, n_threads)
+            crew.run(plan, job, n_threads)
             if n > 1 and self._workspace is not None:  # a prefill's is large; what is measured later is caches alone
                 self._workspace.give_back(0, self._workspace.nbytes)
-        if c.logit_softcap:
-            logits = np.tanh(logits / np.float32(c.logit_softcap)) * np.float32(c.logit_softcap)
         return logits
 
     def _reserve(self, job: np.ndarray, n: int, start: int, n_threads: int) -> None:
