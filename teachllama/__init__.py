@@ -22,6 +22,7 @@ from teachllama.errors import (
     TokenError,
     UnsupportedModelError,
 )
+from teachllama.families import Family, register_family
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
@@ -38,6 +39,7 @@ __all__ = [
     "ChatError",
     "ClosedError",
     "ContextFullError",
+    "Family",
     "FetchError",
     "GGUFError",
     "GGUFFile",
@@ -61,5 +63,6 @@ __all__ = [
     "load_model",
     "memory",
     "open_gguf",
+    "register_family",
     "set_num_threads",
 ]

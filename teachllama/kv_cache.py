@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from teachllama.config import ModelConfig
-from teachllama.errors import ClosedError, ParameterError, TeachLlamaError
+from teachllama.errors import ClosedError, ParameterError, TeachLlamaError, UnsupportedModelError
 from teachllama.kv_layout import kv_cache_bytes
 from teachllama.pages import Pages
 
@@ -34,38 +34,80 @@ class KVCache:
         if kv_dtype not in DTYPES:
             raise ParameterError(f"kv_dtype is {kv_dtype!r}; this engine's caches are {' or '.join(map(repr, DTYPES))}")
         self.seq_len, self.kv_dtype, self.swa_full = seq_len, kv_dtype, swa_full
-        self.windows = [None if swa_full else layer.window for layer in config.kv_layout.layers]
+        self.shapes = config.kv_layout.layers
+        self.windows = [None if swa_full else layer.window for layer in self.shapes]
         # bytes that can stay resident, and bytes of address space: they differ where windows are narrower than seq_len
         self.nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=swa_full)
         self.reserved_nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=True)
-        shape = (
-            config.n_layers,
-            config.n_kv_heads,
-            seq_len,
-        )  # a head's positions side by side: attention reads them so
-        dtype = DTYPES[kv_dtype]
         self._pages = Pages(self.reserved_nbytes)
-        self._keys: np.ndarray | None = self._pages.array(0, (*shape, config.head_dim), dtype)
-        self._values: np.ndarray | None = self._pages.array(self._keys.nbytes, (*shape, config.value_dim), dtype)
+        # All layers' keys, then all values; in a layer a head's positions side by side: attention reads them so.
+        keys, at = self._laid_out([layer.key_length for layer in self.shapes], 0)
+        values, _ = self._laid_out([layer.value_length for layer in self.shapes], at)
+        if config.latent_value_dim:  # the first numbers of each key
+            values = [k[..., : config.latent_value_dim] for k in keys]
+        self._layers: list[tuple[np.ndarray, np.ndarray]] | None = list(zip(keys, values, strict=True))
+        self._addresses = tuple(
+            np.array([array.ctypes.data for array in arrays], np.int64) for arrays in (keys, values)
+        )
         self._kept_from = 0  # sliding-window layers hold positions from here on
 
-    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored."""
-        if self._keys is None or self._values is None:
+    def _laid_out(self, lengths: list[int], at: int) -> tuple[list[np.ndarray], int]:
+        """Arrays (n_kv_heads, seq_len, length), one per layer, from `at` on, and where they end."""
+        dtype, arrays = DTYPES[self.kv_dtype], []
+        for layer, length in zip(self.shapes, lengths, strict=True):
+            arrays.append(self._pages.array(at, (layer.n_kv_heads, self.seq_len, length), dtype))
+            at += arrays[-1].nbytes
+        return arrays, at
+
+    @property
+    def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each layer keys (n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored."""
+        if self._layers is None:
             raise ClosedError(
                 "this session was closed and its KV cache given back; create another with create_session()"
             )
-        return self._keys, self._values
+        return self._layers
 
-    def extend(self, layer: int, start: int, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    def addresses(self) -> tuple[np.ndarray, ...]:
+        """For compiled kernels: where each layer's keys begin, and its values, (n_layers,) int64."""
+        self.layers  # raises if closed
+        return self._addresses
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored.
+
+        A view, except where layers differ in their shapes: then there is no such array.
+
+        Raises:
+            UnsupportedModelError: layers differ; `layers` has each.
+        """
+        layers = self.layers
+        if len({(k.shape, v.shape) for k, v in layers}) > 1:
+            raise UnsupportedModelError("this model's layers cache different shapes; look at them one by one")
+        stacked = []
+        for part in (0, 1):
+            one = layers[0][part]
+            shape = (len(layers), *one.shape)
+            apart = layers[1][part].ctypes.data - one.ctypes.data if len(layers) > 1 else one.nbytes
+            stacked.append(np.lib.stride_tricks.as_strided(one, shape, (apart, *one.strides)))
+        return stacked[0], stacked[1]
+
+    def extend(
+        self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, int]:
         """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns what the layer attends to.
+
+        Args:
+            v: None under latent attention, whose values are part of the keys.
 
         Returns:
             keys (G, T, d) and values (G, T, dv) in float32, and how many of the T lie before `start`.
         """
-        all_keys, all_values = self.arrays()
-        keys, values, end = all_keys[layer], all_values[layer], start + len(k)
-        keys[:, start:end], values[:, start:end] = k.transpose(1, 0, 2), v.transpose(1, 0, 2)
+        keys, values = self.layers[layer]
+        end = start + len(k)
+        keys[:, start:end] = k.transpose(1, 0, 2)
+        if v is not None:
+            values[:, start:end] = v.transpose(1, 0, 2)
         window = self.windows[layer]
         first = 0 if window is None else max(0, start - window + 1)
         visible = slice(first, end)
@@ -81,13 +123,12 @@ class KVCache:
         if window is None or n_past - window - self._kept_from < SLACK:
             return
         keep = n_past - window
-        keys, values = self.arrays()
-        for array, offset in ((keys, 0), (values, keys.nbytes)):
-            by_layer, by_head, by_position = array.strides[:3]
-            for layer, w in enumerate(self.windows):
-                for head in range(array.shape[1] if w is not None else 0):
-                    row = offset + layer * by_layer + head * by_head
-                    self._pages.give_back(row, keep * by_position)
+        base = int(self._addresses[0][0])
+        for layer, w in zip(self.layers, self.windows, strict=True):
+            for array in layer if w is not None else ():
+                by_head, by_position = array.strides[:2]
+                for head in range(array.shape[0]):
+                    self._pages.give_back(array.ctypes.data - base + head * by_head, keep * by_position)
         self._kept_from = keep
 
     def check_rewind(self, n_past: int) -> None:
@@ -101,16 +142,16 @@ class KVCache:
 
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""
-        for mine, theirs in zip(self.arrays(), other.arrays()):
-            for layer, window in enumerate(self.windows):
-                kept = slice(0 if window is None else other._kept_from, n_past)
-                mine[layer, :, kept] = theirs[layer, :, kept]
+        for mine, theirs, window in zip(self.layers, other.layers, self.windows, strict=True):
+            kept = slice(0 if window is None else other._kept_from, n_past)
+            for to, source in zip(mine, theirs, strict=True):
+                to[:, kept] = source[:, kept]
         self._kept_from = other._kept_from
 
     @property
     def closed(self) -> bool:
         """True after `close`."""
-        return self._keys is None
+        return self._layers is None
 
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
@@ -119,5 +160,5 @@ class KVCache:
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""
-        self._keys = self._values = None
+        self._layers = None
         self._pages.close()

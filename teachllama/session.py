@@ -18,7 +18,6 @@ import numpy as np
 from teachllama import sampling
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.kv_cache import KVCache
-from teachllama.model import MOST_BATCH, MOST_SCORES
 from teachllama.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
@@ -162,8 +161,7 @@ class Session:
         with np.errstate(over="ignore", invalid="ignore"):
             while done < len(ids):
                 start = self.n_past + done
-                batch = MOST_SCORES // (self.model.config.n_heads * (start + MOST_BATCH))
-                part = ids[done : done + min(MOST_BATCH, max(16, batch))]
+                part = ids[done : done + self.model.max_batch(start)]
                 done += len(part)
                 if all_logits or done == len(ids):
                     rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))

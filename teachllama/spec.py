@@ -55,6 +55,12 @@ class Rope:
         """How many numbers of a head rotate."""
         return 2 * len(self.frequencies)
 
+    def at_length(self, seq_len: int) -> tuple[tuple[float, ...], float]:
+        """Frequencies and magnitude in a session of this length."""
+        if self.long_frequencies is not None and seq_len > self.original_seq_len:
+            return self.long_frequencies, self.long_magnitude
+        return self.frequencies, self.magnitude
+
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
-import mmap
 import os
 import platform
 import re
@@ -25,7 +24,7 @@ from typing import Any
 import llvmlite.binding as llvm
 import platformdirs
 
-from teachllama.kernels import halves
+from teachllama.kernels import symbols
 
 SYMBOL = "teachllama_serve"
 Serve = Callable[[int, int, int, int], int]
@@ -50,7 +49,7 @@ def is_warm() -> bool:
 
 
 def serve() -> Serve:
-    """The compiled `step.serve`: from the cache, or compiled now, which takes about twenty seconds and says so."""
+    """The compiled `run.serve`: from the cache, or compiled now, which takes about twenty seconds and says so."""
     global _serve
     with _lock:
         if _serve is None:
@@ -61,7 +60,6 @@ def serve() -> Serve:
                     code = _compile()
                 _keep_file(path, code)
             _serve = linked(code)
-            _let_go_of_llvm()
         return _serve
 
 
@@ -93,18 +91,27 @@ def _keep_file(path: Path, code: bytes) -> None:
 
 
 def _compile() -> bytes:
-    """Machine code of `step.serve` for this processor, as an object file."""
+    """Machine code of `run.serve` for this processor, as an object file."""
     return object_code(llvm_ir(), host_machine())
 
 
 def llvm_ir() -> str:
-    """`step.serve` and all it calls, as LLVM's text: what Numba makes of the Python, optimized, for any processor."""
-    import numba
+    """`run.serve` and all it calls, as LLVM's text: what Numba makes of the Python, not optimized, for any processor.
 
-    from teachllama.kernels import step
+    Numba would optimize each function together with all that it calls, the same code again at each level. Here that is
+    left to `object_code`, which does it once: compiling takes half the time.
+    """
+    import numba
+    from numba.core import config
+
+    from teachllama.kernels import run
 
     signature = "int64(int64, int64, int64, int64)"
-    compiled = numba.njit(signature, nogil=True, error_model="numpy")(step.serve.py_func)
+    usual, config.OPT = config.OPT, type(config.OPT)(0)
+    try:
+        compiled = numba.njit(signature, nogil=True, error_model="numpy")(run.serve.py_func)
+    finally:
+        config.OPT = usual
     ((_, overload),) = compiled.overloads.items()
     text = compiled.inspect_llvm(compiled.signatures[0])
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
@@ -113,10 +120,20 @@ def llvm_ir() -> str:
     return text.replace(name, SYMBOL)
 
 
+def optimized(ir: str, machine: Any) -> Any:
+    """LLVM's text -> a module, optimized for a machine."""
+    _initialize()
+    module = llvm.parse_assembly(ir)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
 def object_code(ir: str, machine: Any) -> bytes:
     """LLVM's text -> an object file for a machine."""
-    _initialize()
-    return machine.emit_object(llvm.parse_assembly(ir))
+    return machine.emit_object(optimized(ir, machine))
 
 
 def host_machine() -> Any:
@@ -136,10 +153,10 @@ def _initialize() -> None:
 
 
 def linked(code: bytes) -> Serve:
-    """Machine code made callable: arguments as `step.serve`'s."""
+    """Machine code made callable: arguments as `run.serve`'s."""
     _initialize()
     empty = llvm.parse_assembly("")
-    llvm.add_symbol(halves.NAME, halves.HALVES.ctypes.data)
+    symbols.add_symbols()
     engine = llvm.create_mcjit_compiler(empty, host_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -157,22 +174,6 @@ def linked(code: bytes) -> Serve:
         return result.value
 
     return call
-
-
-def _let_go_of_llvm() -> None:
-    """Gives back the pages of LLVM's code that linking made resident, some 30 MB; they are read again if needed.
-
-    Linux alone: only there can a process see which of its mappings hold nothing but what is in a file.
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            addresses, permissions = line.split()[:2]
-            if permissions == "r-xp" and "llvmlite" in line:
-                start, end = (int(address, 16) for address in addresses.split("-"))
-                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
 
 
 class _Progress:

@@ -1,0 +1,54 @@
+"""DeepSeek V2 and V3: latent attention, experts in groups, and one more that every token visits.
+
+What is cached of a position is one compressed key, of which the first numbers are also the value; queries are brought
+into the same terms (`k_b`), and what attention gives is taken out of them (`v_b`). https://arxiv.org/abs/2405.04434
+"""
+
+import math
+from dataclasses import replace
+
+from teachllama.errors import UnsupportedModelError
+from teachllama.families.common import Family, all_layers, rope_of, yarn_magnitude
+from teachllama.metadata import Metadata
+from teachllama.spec import LayerSpec, ModelSpec
+
+
+def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
+    """Latent attention, shared experts, and YaRN's second factor, which sharpens scores."""
+    if not m.has("attention.key_length_mla"):
+        raise UnsupportedModelError(
+            "metadata has no 'deepseek2.attention.key_length_mla': an older file whose latent attention was not split "
+            "(attn_kv_b); convert the model again with a newer llama.cpp"
+        )
+    rank, head_dim = m.number("attention.kv_lora_rank"), m.number("attention.key_length_mla")
+    m.number("attention.value_length_mla")
+    m.number("attention.q_lora_rank", 0, least=0)
+    key = spec.layers[0].attention.head_dim
+    rope = rope_of(DEEPSEEK2, m, key, sliding=False, factors={}, first=rank)
+    if rank + rope.dim != key:
+        raise m.fail("attention.key_length", key, f"kv_lora_rank {rank} + rope.dimension_count {rope.dim}")
+    factor = m.real("rope.scaling.factor", 0.0) or 1.0
+    by_log = m.real("rope.scaling.yarn_log_multiplier", 0.0) * math.log(factor)
+    if by_log and m.text("rope.scaling.type", "linear") == "yarn":  # then mscale and mscale_all_dim cancel each other
+        rope = replace(rope, magnitude=rope.magnitude / yarn_magnitude(factor))
+    sharper = (rope.magnitude * (1 + by_log)) ** 2
+    n_shared = m.number("expert_shared_count", 0, least=0)
+    normalize = m.flag("expert_weights_norm", False)
+
+    def change(layer: LayerSpec) -> LayerSpec:
+        a, ffn = layer.attention, layer.ffn
+        a = replace(a, value_dim=rank, scale=sharper / math.sqrt(head_dim), rope=rope, latent=True)
+        if ffn.experts is not None:
+            ffn = replace(ffn, experts=replace(ffn.experts, normalize=normalize))
+            ffn = replace(ffn, shared_hidden_dim=n_shared * ffn.hidden_dim)
+        return LayerSpec(a, ffn)
+
+    return all_layers(spec, change)
+
+
+DEEPSEEK2 = Family(
+    "deepseek2",
+    "latent attention: one compressed key a position; experts in groups; shared experts",
+    "https://arxiv.org/abs/2405.04434",
+    change=latent,
+)
