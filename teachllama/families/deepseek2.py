@@ -22,6 +22,7 @@ def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
         )
     rank, head_dim = m.number("attention.kv_lora_rank"), m.number("attention.key_length_mla")
     m.number("attention.value_length_mla")
+    m.number("attention.value_length", 0, least=0)  # the same as the rank, which counts
     m.number("attention.q_lora_rank", 0, least=0)
     key = spec.layers[0].attention.head_dim
     rope = rope_of(DEEPSEEK2, m, key, sliding=False, factors={}, first=rank)

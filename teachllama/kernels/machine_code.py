@@ -98,22 +98,32 @@ def _compile() -> bytes:
 def llvm_ir() -> str:
     """`run.serve` and all it calls, as LLVM's text: what Numba makes of the Python, not optimized, for any processor.
 
-    Numba would optimize each function together with all that it calls, the same code again at each level. Here that is
-    left to `object_code`, which does it once: compiling takes half the time.
+    Numba would optimize each function together with all that it calls, and make machine code of it: the same code again
+    at each level. Here both are left to `object_code`, which does them once: compiling takes half the time. Nor would it
+    be right otherwise: making machine code changes the text, into one that must not be optimized again.
     """
     import numba
     from numba.core import config
+    from numba.core.codegen import CPUCodeLibrary
+    from numba.core.compiler_lock import global_compiler_lock
+    from numba.core.cpu import CPUContext
 
     from teachllama.kernels import run
 
     signature = "int64(int64, int64, int64, int64)"
-    usual, config.OPT = config.OPT, type(config.OPT)(0)
-    try:
-        compiled = numba.njit(signature, nogil=True, error_model="numpy")(run.serve.py_func)
-    finally:
-        config.OPT = usual
-    ((_, overload),) = compiled.overloads.items()
-    text = compiled.inspect_llvm(compiled.signatures[0])
+    with global_compiler_lock:  # nobody else compiles meanwhile
+        usual = config.OPT, CPUContext.get_executable, CPUCodeLibrary._finalize_final_module
+        config.OPT = type(config.OPT)(0)
+        CPUCodeLibrary._finalize_final_module = lambda self: setattr(self, "_finalized", True)
+        # Numba keeps functions by what this returns, which must be another each time; nobody calls it.
+        CPUContext.get_executable = lambda self, library, fndesc, env: [].append
+        try:
+            compiled = numba.njit(signature, nogil=True, error_model="numpy", no_cpython_wrapper=True)(run.serve.py_func)
+            ((_, overload),) = compiled.overloads.items()
+            overload.library.finalize()
+        finally:
+            config.OPT, CPUContext.get_executable, CPUCodeLibrary._finalize_final_module = usual
+    text = overload.library.get_llvm_str()
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
     name = overload.fndesc.llvm_func_name  # type: ignore[attr-defined]
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)

@@ -30,6 +30,7 @@ class Variant:
     edit: Callable[[Tensors, np.random.Generator, dict[str, Any]], None] = lambda t, rng, m: None
     types: dict[str, T] = field(default_factory=dict)  # endings of tensor names -> types other than F32
     gelu: bool = False  # llama.cpp rounds GELU to float16
+    peer: bool = True  # llama.cpp loads it
 
 
 PLAIN = {
@@ -93,12 +94,13 @@ VARIANTS: dict[str, Variant] = {
         "llama",
         {"attention.head_count_kv": [2, 6, 1], "feed_forward_length": [160, 96, 224]},
         "layers that differ",
+        peer=False,
     ),
     "mixtral": Variant("llama", {"expert_count": 6, "expert_used_count": 2}, "a mixture of experts"),
     "mixtral-ties": Variant("llama", {"expert_count": 6, "expert_used_count": 2}, "experts that tie", edit=tie_experts),
     "qwen2": Variant("qwen2", {}, "biases on q, k, v", False),
     "qwen2moe": Variant(
-        "qwen2moe", EXPERTS | {"expert_used_count": 3, "expert_shared_feed_forward_length": 96}, "a shared expert"
+        "qwen2moe", EXPERTS | {"expert_used_count": 3, "expert_shared_feed_forward_length": 96}, "a shared expert", False
     ),
     "qwen3": Variant("qwen3", {"attention.key_length": 32, "attention.value_length": 32}, "QK norm, long heads"),
     "qwen3moe": Variant("qwen3moe", EXPERTS | {"expert_count": 8, "expert_used_count": 3}, "QK norm, many experts", False),
@@ -156,10 +158,10 @@ VARIANTS: dict[str, Variant] = {
     "deepseek2-lite": Variant(
         "deepseek2",
         {
-            "block_count": 3, "attention.head_count": 3, "expert_count": 6, "expert_used_count": 2,
-            "leading_dense_block_count": 1, "expert_shared_count": 2, "q_lora_rank": 0,
+            "block_count": 26, "embedding_length": 64, "attention.head_count": 2, "expert_count": 4,
+            "expert_used_count": 2, "leading_dense_block_count": 1, "expert_shared_count": 2, "q_lora_rank": 0,
         },
-        "latent attention, q without a rank",
+        "latent attention, q without a rank (known by its 26 layers)",
         False,
     ),
     "deepseek2-yarn": Variant(
@@ -223,7 +225,7 @@ def metadata_of(variant: str, **overrides: Any) -> dict[str, Any]:
     tokens = vocabulary()
     m = {
         "general.architecture": v.arch,
-        "general.name": f"tiny {variant}",
+        "general.name": "tiny",
         **{f"{v.arch}.{k}": value for k, value in sizes.items() if value is not None},
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "gpt-2",
