@@ -241,17 +241,27 @@ class _Vectors(_Lowering):
         return super().run()
 
     def drop(self, place: Place) -> None:
+        self.forget_sums(place)
+        super().drop(place)
+
+    def emit(self, op: Op, split: Split, reads: list[Any], writes: list[Any], **fields: Any) -> None:
+        super().emit(op, split, reads, writes, **fields)
+        for thing in writes:
+            self.forget_sums(thing)
+
+    def forget_sums(self, place: Any) -> None:
+        """What is written anew, or given up, has other sums."""
         if place in self.sums_of:
             super().drop(self.sums_of.pop(place))
-        super().drop(place)
 
     def sums(self, x: Place, kind: int) -> int:
         """The operand of x's sums, where a type of weights needs them."""
         if kind not in OFFSET_TYPES:
             return 0
         if x not in self.sums_of:
-            self.sums_of[x] = out = self.take(x.width // 32, True)
+            out = self.take(x.width // 32, True)
             self.emit(Op.SUMS, None, [x], [out], x=x.operand, out=out.operand, columns=x.width)
+            self.sums_of[x] = out
         return self.sums_of[x].operand
 
     def product(self, x: Place, m: Linear, out: Place, step: int = 4) -> tuple[Any, ...]:
@@ -367,8 +377,7 @@ class _Vectors(_Lowering):
         operands = {"x": h.operand, "y": sums, "z": chosen.operand, "out": out.operand}
         self.needs(dim)
         self.emit(Op.EXPERTS_DOWN, ("rows", dim, 4), [both, chosen], [out], **operands, **fields)
-        if h in self.sums_of:
-            super().drop(self.sums_of.pop(h))
+        self.forget_sums(h)
         for gone in (scores, chosen, both):
             self.drop(gone)
 

@@ -17,7 +17,7 @@ from tests.families.generate import VARIANTS, build
 
 FOLDER = Path(__file__).parent.parent / "golden" / "families"
 N_PROMPT, N_GREEDY = 300, 50
-COLUMNS = 8  # logits stored at each position of the prompt
+COLUMNS = 3  # logits stored at each position of the prompt
 
 __all__ = ["COLUMNS", "FOLDER", "N_GREEDY", "N_PROMPT", "VARIANTS", "build", "columns_of", "load_golden", "prompt"]
 

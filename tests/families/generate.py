@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
@@ -31,6 +32,7 @@ class Variant:
     types: dict[str, T] = field(default_factory=dict)  # endings of tensor names -> types other than F32
     gelu: bool = False  # llama.cpp rounds GELU to float16
     peer: bool = True  # llama.cpp loads it
+    seed: int = 0  # one whose experts don't nearly tie anywhere: there either choice is right, and texts part
 
 
 PLAIN = {
@@ -184,6 +186,7 @@ VARIANTS: dict[str, Variant] = {
         },
         "sigmoid routing in groups",
         False,
+        seed=1,
     ),
 }  # fmt: skip
 VARIANTS["gpt-oss-mxfp4"] = Variant(
@@ -329,14 +332,17 @@ def latent(t: Tensors, p: str, m: dict[str, Any], n_heads: int, dim: int, matrix
     t[p + "attn_output.weight"] = matrix(dim, n_heads * value)
 
 
-def build(variant: str, path: Path, seed: int = 0, kind: T = T.F32, **overrides: Any) -> Path:
+def build(
+    variant: str, path: Path, seed: int = 0, kind: T = T.F32, dequantized: bool = False, **overrides: Any
+) -> Path:
     """Writes a tiny model's file.
 
     Args:
-        kind: of the matrices whose rows divide into its blocks; others, and norms and biases, stay float32.
+        kind: of the matrices; a router, norms and biases stay float32.
+        dequantized: write the rounded weights as float32.
     """
     metadata = metadata_of(variant, **overrides)
-    tensors = tensors_of(variant, metadata, seed)
+    tensors = tensors_of(variant, metadata, VARIANTS[variant].seed + seed)
     types: dict[str, T] = {}
     for name, data in tensors.items():
         small = "ffn_gate_inp" in name or data.ndim < 2 or name.endswith(".bias")
@@ -345,4 +351,10 @@ def build(variant: str, path: Path, seed: int = 0, kind: T = T.F32, **overrides:
         for ending, other in VARIANTS[variant].types.items():
             if name.endswith(ending):
                 types[name] = other
+    if dequantized:
+        for name, type_ in types.items():
+            rows = tensors[name].reshape(-1, tensors[name].shape[-1])
+            rounded = gguf.quants.dequantize(gguf.quants.quantize(rows, type_), type_)
+            tensors[name] = rounded.reshape(tensors[name].shape).astype(np.float32)
+        types = {}
     return write_gguf(path, metadata, tensors, types)
