@@ -39,6 +39,9 @@ def spec_of(file: GGUFFile) -> tuple[ModelSpec, KVLayout, Metadata]:
         raise GGUFError("the metadata has no 'general.architecture': not a model file?")
     family = family_named(file.metadata["general.architecture"])
     m = Metadata(file.metadata, family.name)
+    for key in ("attention.head_count", "embedding_length"):
+        if not m.has(key):
+            raise GGUFError(f"the metadata has no '{m.arch}.{key}', which every {m.arch} model needs")
     layout = kv_layout_from_metadata(file.metadata, m)
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:

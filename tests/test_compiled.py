@@ -66,7 +66,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> None:
     """Compiled before any test is timed out for it."""
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code as cache
 
     cache.serve()
 
@@ -483,7 +483,7 @@ def test_closing_a_model_while_another_thread_evaluates_ends_in_an_error_and_no_
 
 
 def test_an_evaluation_that_waited_while_its_model_was_closed_is_refused(tmp_path: Path) -> None:
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code as cache
     from teachllama.kernels.team import team
 
     for warm in (False, True):

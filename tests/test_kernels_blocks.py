@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernel_tools import NATIVE, SCALES, Guarded, as_f32, random_blocks, unit
+from tests.kernel_tools import NATIVE, SCALES, Guarded, as_f32, callable_from_python, random_blocks, unit
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
@@ -30,12 +30,11 @@ few = settings(max_examples=25, deadline=None, suppress_health_check=[HealthChec
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     from teachllama.kernels import blocks
-    from teachllama.kernels.simd import jit
 
-    @jit
+    @callable_from_python
     def run(op: int, kind: int, w: int, columns: int, x: int, sums: int, out: int, begin: int, end: int) -> Any:
         if op == 0:
-            blocks.dots(kind, w, columns, x, sums, out, begin, end)
+            blocks.matvec(kind, w, columns, x, sums, out, begin, end)
         elif op == 1:
             for row in range(begin, end):
                 blocks.unpack(kind, w, columns, row, out + 4 * columns * (row - begin))

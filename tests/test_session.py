@@ -71,8 +71,8 @@ def test_any_way_of_cutting_a_prompt_gives_the_same_logits(model: tl.Model, size
 
 def test_a_long_prompt_is_run_in_batches_with_the_same_result(model: tl.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.create_session(seq_len=128).eval(ids(100), all_logits=True)
-    monkeypatch.setattr("teachllama.session.MOST_BATCH", 16)
-    assert model_module.MOST_BATCH > 100
+    assert model.max_batch(0) > 100
+    monkeypatch.setattr(model, "max_batch", lambda start: 16)
     got = model.create_session(seq_len=128).eval(ids(100), all_logits=True)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
