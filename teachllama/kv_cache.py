@@ -92,9 +92,7 @@ class KVCache:
             stacked.append(np.lib.stride_tricks.as_strided(one, shape, (apart, *one.strides)))
         return stacked[0], stacked[1]
 
-    def extend(
-        self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray, int]:
+    def extend(self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
         """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns what the layer attends to.
 
         Args:

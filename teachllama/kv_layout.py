@@ -20,7 +20,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
-from teachllama.metadata import MAX_LAYERS, MAX_LENGTH, Metadata
+from teachllama.metadata import MAX_LAYERS, Metadata
 
 # kv_dtype -> (numbers a block, bytes a block): what llama.cpp offers for its cache. The engine here runs f32 and f16.
 KV_DTYPES: dict[str, tuple[int, int]] = {

@@ -65,8 +65,8 @@ def _refuse_unread(family: Family, m: Metadata) -> None:
     unread = sorted(key for key in m.mapping if key.startswith(prefix) and key not in known)
     if unread:
         raise UnsupportedModelError(
-            f"metadata {unread[0]!r} ({m.mapping[unread[0]]!r:.80}) is a key that this engine's {m.arch} does not know. "
-            "It may change the arithmetic, so the file is refused rather than run with wrong results"
+            f"metadata {unread[0]!r} ({m.mapping[unread[0]]!r:.80}) is a key that this engine's {m.arch} does not "
+            "know. It may change the arithmetic, so the file is refused rather than run with wrong results"
         )
 
 
@@ -127,7 +127,6 @@ class _Table:
             bias = self._take(f"{name}.bias", (outer, rows) if outer else (rows,))
             self.vectors.append(bias)
 
-
         def load(store: F32Store) -> Linear:  # once, though several fields may be cut from it
             if not made:
                 made.append(Linear(store.matrix(info), None if bias is None else store.vector(bias).reshape(-1)))
@@ -167,7 +166,9 @@ def _planned(table: _Table, family: Family, spec: ModelSpec) -> Callable[[F32Sto
     return make
 
 
-def _planned_layer(table: _Table, family: Family, p: str, s: LayerSpec, dim: int) -> dict[str, Callable[[F32Store], Any]]:
+def _planned_layer(
+    table: _Table, family: Family, p: str, s: LayerSpec, dim: int
+) -> dict[str, Callable[[F32Store], Any]]:
     """Fields of `LayerWeights` -> how each is loaded."""
     for name in family.required:
         if p + name not in table and not (name.startswith("ffn_") and s.ffn.experts is None):
@@ -225,7 +226,7 @@ def _planned_experts(table: _Table, p: str, s: FeedForwardSpec, dim: int) -> Cal
 
 
 def _planned_latent(table: _Table, p: str, s: LayerSpec, dim: int) -> dict[str, Callable[[F32Store], Any]]:
-    """DeepSeek's attention: lengths that the spec doesn't hold are read from the shapes, and then held to each other."""
+    """DeepSeek's attention: lengths that the spec lacks are read from the shapes, and then held to each other."""
     a = s.attention
     rank, rotating = a.value_dim, a.head_dim - a.value_dim
     plan: dict[str, Callable[[F32Store], Any]] = {}

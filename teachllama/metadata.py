@@ -1,4 +1,4 @@
-"""Typed look-ups in a GGUF file's metadata: the one reader of it, for the model's spec, the KV formula and the tokenizer.
+"""Typed look-ups in a GGUF file's metadata: its one reader, for the model's spec and the KV formula.
 
 Whatever is missing or wrong is a GGUFError that names its key. A reader remembers which keys were looked up, so that
 one nobody read can be reported. Key names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md

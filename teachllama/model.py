@@ -129,7 +129,7 @@ class Model:
         return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
 
     def forward(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
-        """One session's next tokens -> their logits: (n, vocab_size) if `all_logits`, else the last's (1, vocab_size)."""
+        """One session's next tokens -> logits, (n, vocab_size) if `all_logits`, else the last's, (1, vocab_size)."""
         return self.run(Batch.of_one(tokens, start, cache, all_logits=all_logits))
 
     def run(self, batch: Batch) -> np.ndarray:

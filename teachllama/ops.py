@@ -72,7 +72,9 @@ def rope(x: np.ndarray, rotations: np.ndarray, pairs: RopePairs | str) -> np.nda
     """x (n, heads, head_dim), rotations (n, 1, r) complex -> x with its first 2r numbers rotated, pair by pair."""
     r = rotations.shape[-1]
     out = x.copy()
-    if RopePairs(pairs) == RopePairs.INTERLEAVED:  # (2i, 2i+1) is one complex number, and rotating is multiplying by e^(i * angle)
+    if (
+        RopePairs(pairs) == RopePairs.INTERLEAVED
+    ):  # (2i, 2i+1) is one complex number, and rotating is multiplying by e^(i * angle)
         pair = np.ascontiguousarray(x[..., : 2 * r]).view(np.complex64)  # (n, heads, r)
         out[..., : 2 * r] = (pair * rotations).view(np.float32)
     else:  # NeoX: (i, i + r)
@@ -140,9 +142,7 @@ def attention_weights(
     return softmax(with_sink)[..., :-1]
 
 
-def _scores(
-    q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window: int | None, cap: float
-) -> np.ndarray:
+def _scores(q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window: int | None, cap: float) -> np.ndarray:
     """q . k, scaled and capped, with what a token may not see at -inf: (G, H/G, n, T)."""
     (n, _, d), (groups, total, _) = q.shape, keys.shape
     rows = (

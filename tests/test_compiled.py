@@ -211,10 +211,10 @@ def test_keys_and_values_land_where_the_reference_puts_them(pairs: dict[str, tup
 
 
 def test_an_output_matrix_frequency_factors_and_a_softcap_are_used(tmp_path: Path) -> None:
-    metadata = tiny_metadata("llama", **llama(), **{"llama.final_logit_softcapping": 2.0})
+    metadata = tiny_metadata("gemma3", **gemma(), **{"gemma3.final_logit_softcapping": 2.0})
     tensors, rng = tiny_tensors(metadata), np.random.default_rng(8)
     tensors["rope_freqs.weight"] = np.arange(1, 9, dtype=np.float32)
-    tensors["output.weight"] = rng.standard_normal((268, 64)).astype(np.float32) / 6
+    tensors["output.weight"] = rng.standard_normal((268, 96)).astype(np.float32) / 6
     path = write_gguf(tmp_path / "t.gguf", metadata, tensors)
     with tl.load_model(path, weights="f32", backend="numpy") as a, tl.load_model(path, backend="numba") as b:
         for sizes in ([45], [1]):

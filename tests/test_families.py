@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -110,10 +109,10 @@ def test_stock_llama_cpps_gelu_table_explains_what_it_differs_by(name: str) -> N
 
 
 @pytest.fixture
-def peer() -> Iterator[str]:
+def peer() -> str:
     if not Path(PEER).exists():
         pytest.skip(f"no llama.cpp here: {PEER} (see benchmarks/build_peer.sh, or set TEACHLLAMA_PEER)")
-    yield PEER
+    return PEER
 
 
 @pytest.mark.llamacpp

@@ -49,7 +49,9 @@ def kernel() -> Kernel:
                 min(CHUNK, n - at), half != 0, factor, np.float32(0), parts + c * step, chunks * step, scratch,
             )  # fmt: skip
         for h in range(heads):
-            attention.join_chunks(parts + h * chunks * step, chunks, step, value_dim, np.float32(-1e30), out + 4 * h * value_dim)
+            attention.join_chunks(
+                parts + h * chunks * step, chunks, step, value_dim, np.float32(-1e30), out + 4 * h * value_dim
+            )
         return 0
 
     return run

@@ -10,7 +10,17 @@ from gguf import GGMLQuantizationType as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernel_tools import NATIVE, Guarded, as_f32, callable_from_python, from_tiles, model_blocks, tiles_of, unit, widths
+from tests.kernel_tools import (
+    NATIVE,
+    Guarded,
+    as_f32,
+    callable_from_python,
+    from_tiles,
+    model_blocks,
+    tiles_of,
+    unit,
+    widths,
+)
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow

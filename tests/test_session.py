@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import memory
-from teachllama import model as model_module
 from tests.tools import tiny_model
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)

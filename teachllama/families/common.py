@@ -187,7 +187,9 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
     frequencies = [base ** (-2 * i / dim) for i in range(dim // 2)]
 
     def scaled(divisors: Sequence[float] | None) -> tuple[float, ...]:
-        if divisors is not None and (len(divisors) != dim // 2 or not all(d > 0 and math.isfinite(d) for d in divisors)):
+        if divisors is not None and (
+            len(divisors) != dim // 2 or not all(d > 0 and math.isfinite(d) for d in divisors)
+        ):
             raise GGUFError(f"the RoPE factors are not {dim // 2} positive numbers, one for each rotating pair")
         divided = [f / d for f, d in zip(frequencies, divisors or [1.0] * (dim // 2), strict=True)]
         if scaling == "yarn":

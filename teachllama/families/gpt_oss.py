@@ -11,9 +11,16 @@ GPT_OSS = Family(
     activation=Activation.SWIGLU_OAI,
     norms={"attn_norm": "attn_norm", "ffn_norm": "post_attention_norm"},  # its name notwithstanding, before the FFN
     required=(
-        "attn_sinks.weight", "attn_q.bias", "attn_k.bias", "attn_v.bias", "attn_output.bias", "ffn_gate_inp.bias",
-        "ffn_gate_exps.bias", "ffn_up_exps.bias", "ffn_down_exps.bias",
-    ),  # fmt: skip
+        "attn_sinks.weight",
+        "attn_q.bias",
+        "attn_k.bias",
+        "attn_v.bias",
+        "attn_output.bias",
+        "ffn_gate_inp.bias",
+        "ffn_gate_exps.bias",
+        "ffn_up_exps.bias",
+        "ffn_down_exps.bias",
+    ),
     scores=Scores.SOFTMAX_OF_CHOSEN,
     normalize_experts=False,
 )

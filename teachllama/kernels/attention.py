@@ -23,20 +23,20 @@ from teachllama.kernels.simd import (
     f32_at,
     fma,
     fma_scalar,
+    hmax,
+    hsum,
     jit,
-    mask_lanes,
     lanes,
     largest,
     load,
     load_f16,
     load_like,
-    hmax,
+    mask_lanes,
     put_f16,
     put_f32,
     splat,
     splat_like,
     store,
-    hsum,
     zeros16,
     zeros32,
 )  # fmt: skip
@@ -245,7 +245,7 @@ def attend_tile(
     if softcap:  # the scale first: what is capped is the scaled score
         scale(scratch, n * width, factor)
         _capped(scratch, n * width, softcap)
-        factor = np.float32(1)
+        factor = 1.0
     if width == 32:
         sums = _softmax_lanes(scratch, n, causal_from, window, factor, sink, zeros32())
     else:

@@ -16,6 +16,8 @@ from teachllama.kernels.simd import (
     f32_at,
     fma,
     fma_scalar,
+    hmax,
+    hsum,
     jit,
     lanes,
     largest,
@@ -28,12 +30,9 @@ from teachllama.kernels.simd import (
     splat_like,
     square_root,
     store,
-    hmax,
-    hsum,
     zeros16,
     zeros32,
 )  # fmt: skip
-
 
 GELU, SWIGLU_OAI = int(Act.GELU), int(Act.SWIGLU_OAI)
 

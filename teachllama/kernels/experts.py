@@ -97,7 +97,7 @@ def select(
     if kind == SOFTMAX_OF_CHOSEN:
         _softmax(weights, n_used, weights)
     elif normalize:
-        factor = factor / max(total, np.float32(2**-14))  # llama.cpp's bound, float16's smallest normal number
+        factor = float(factor / max(total, np.float32(2**-14)))  # llama.cpp's bound, float16's smallest normal number
     for j in range(n_used):
         put_f32(weights + 4 * j, f32_at(weights + 4 * j) * np.float32(factor))
 

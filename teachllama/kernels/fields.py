@@ -61,7 +61,9 @@ class Score(IntEnum):
 # One instruction. Operands (x, y, z, out) are twice an offset in float32 a row, plus 1 in a thread's own buffer.
 INSTRUCTION = np.dtype(
     [
-        *((name, np.int64) for name in ("x", "y", "z", "out", "w", "bias", "w2", "bias2", "w3", "bias3")),  # w, bias: addresses
+        *(
+            (name, np.int64) for name in ("x", "y", "z", "out", "w", "bias", "w2", "bias2", "w3", "bias3")
+        ),  # w, bias: addresses
         *((name, np.int64) for name in ("op", "kind", "kind2", "kind3", "rows", "columns", "step", "add", "layer")),
         *((name, np.int64) for name in ("heads", "kv_heads", "head_dim", "value_dim", "window", "latent")),
         *((name, np.int64) for name in ("table", "first", "pairs", "neox")),

@@ -98,34 +98,37 @@ def _compile() -> bytes:
 def llvm_ir() -> str:
     """`run.serve` and all it calls, as LLVM's text: what Numba makes of the Python, not optimized, for any processor.
 
-    Numba would optimize each function together with all that it calls, and make machine code of it: the same code again
-    at each level. Here both are left to `object_code`, which does them once: compiling takes half the time. Nor would it
-    be right otherwise: making machine code changes the text, into one that must not be optimized again.
+    Numba would optimize each function together with all that it calls, and make machine code of it: the same code
+    again at each level. Here both are left to `object_code`, which does them once: compiling takes half the time. Nor
+    would it be right otherwise: making machine code changes the text, into one that must not be optimized again.
     """
-    import numba
-    from numba.core import config
-    from numba.core.codegen import CPUCodeLibrary
-    from numba.core.compiler_lock import global_compiler_lock
-    from numba.core.cpu import CPUContext
+    from numba import njit
+    from numba.core import codegen, compiler_lock, config, cpu
 
     from teachllama.kernels import run
 
-    signature = "int64(int64, int64, int64, int64)"
-    with global_compiler_lock:  # nobody else compiles meanwhile
-        usual = config.OPT, CPUContext.get_executable, CPUCodeLibrary._finalize_final_module
-        config.OPT = type(config.OPT)(0)
-        CPUCodeLibrary._finalize_final_module = lambda self: setattr(self, "_finalized", True)
+    jit: Any = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]
+    replaced: list[tuple[Any, str, Any]] = [
+        (config, "OPT", type(getattr(config, "OPT"))(0)),  # noqa: B009  (made at run time)
+        (codegen.CPUCodeLibrary, "_finalize_final_module", lambda self: setattr(self, "_finalized", True)),
         # Numba keeps functions by what this returns, which must be another each time; nobody calls it.
-        CPUContext.get_executable = lambda self, library, fndesc, env: [].append
+        (cpu.CPUContext, "get_executable", lambda self, library, fndesc, env: [].append),
+    ]
+    with compiler_lock.global_compiler_lock:  # nobody else compiles meanwhile
+        usual = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
         try:
-            compiled = numba.njit(signature, nogil=True, error_model="numpy", no_cpython_wrapper=True)(run.serve.py_func)
+            compiled = jit(run.serve.py_func)
+            compiled.compile("int64(int64, int64, int64, int64)")
             ((_, overload),) = compiled.overloads.items()
             overload.library.finalize()
         finally:
-            config.OPT, CPUContext.get_executable, CPUCodeLibrary._finalize_final_module = usual
+            for owner, name, old in usual:
+                setattr(owner, name, old)
     text = overload.library.get_llvm_str()
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
-    name = overload.fndesc.llvm_func_name  # type: ignore[attr-defined]
+    name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
     return text.replace(name, SYMBOL)
 

@@ -316,7 +316,8 @@ class _Vectors(_Lowering):
         self, step: Step, i: int, q: Value, k: Value, v: Value | None, s: AttentionSpec, sinks: Any, batch: Any
     ) -> None:
         places = [self.where[value] for value in (q, k, v) if value is not None]
-        fields = {"heads": s.n_heads, "kv_heads": s.n_kv_heads, "head_dim": s.head_dim, "value_dim": s.value_dim}
+        fields: dict[str, Any] = {"heads": s.n_heads, "kv_heads": s.n_kv_heads}
+        fields |= {"head_dim": s.head_dim, "value_dim": s.value_dim}
         fields |= {"window": s.window or 0, "scale": s.scale, "softcap": s.softcap, "latent": s.latent, "layer": i}
         self.needs(s.n_heads // s.n_kv_heads * CHUNK + BLOCK * max(s.head_dim, s.value_dim))
         x, y = places[0].operand, places[1].operand
@@ -463,10 +464,11 @@ class _Tiles(_Lowering):
         for value, length, name in ((k, s.head_dim, "keys"), (v, s.value_dim, "values")):
             if value is not None:
                 place = self.where[value]
-                fields = {"heads": s.n_kv_heads, "head_dim": length, "layer": i, "latent": name == "values"}
+                stored = {"heads": s.n_kv_heads, "head_dim": length, "layer": i, "latent": name == "values"}
                 split = ("heads", s.n_kv_heads)
-                self.emit(Op.STORE, split, [place], [("cache", i)], x=place.operand, **fields)
-        fields = {"heads": s.n_heads, "kv_heads": s.n_kv_heads, "head_dim": s.head_dim, "value_dim": s.value_dim}
+                self.emit(Op.STORE, split, [place], [("cache", i)], x=place.operand, **stored)
+        fields: dict[str, Any] = {"heads": s.n_heads, "kv_heads": s.n_kv_heads}
+        fields |= {"head_dim": s.head_dim, "value_dim": s.value_dim}
         fields |= {"window": s.window or 0, "scale": s.scale, "softcap": s.softcap, "latent": s.latent, "layer": i}
         place, out = self.where[q], self.place(step.out)
         self.needs(BLOCK * max(s.head_dim, s.value_dim))

@@ -1,6 +1,6 @@
 """Records the forward pass: `forward` runs once with `RecordingOps`, which compute nothing and write each call down.
 
-What comes of it is a `Program`, a list of steps that says which value each operation reads and which it makes. NumPy can
+The result is a `Program`, a list of steps that says which values each operation reads and which it makes. NumPy can
 replay it (`replay`), and `program.py` turns it into the instructions that compiled code replays. Tracing compilers and
 CUDA graphs do the same.
 

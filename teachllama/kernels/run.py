@@ -312,8 +312,8 @@ def heads_tiles(i: Any, n: int, x: int, out: int, scratch: int, thread: int, n_t
     for h in range(thread, i.heads, n_threads):
         at = i.w + h * rows * row_nbytes(i.kind, i.columns)
         multiply(
-            i.kind, at, i.columns, np.int64(0), rows, x, i.heads * i.head_dim, h * i.head_dim, n, out, i.heads * i.value_dim,
-            h * i.value_dim, i.heads < 0, np.int64(0), scratch,
+            i.kind, at, i.columns, np.int64(0), rows, x, i.heads * i.head_dim, h * i.head_dim, n, out,
+            i.heads * i.value_dim, h * i.value_dim, i.heads < 0, np.int64(0), scratch,
         )  # fmt: skip
         for t in range((n + WIDTH - 1) // WIDTH):
             width = width_of(t, n)
@@ -401,7 +401,21 @@ def _tiles(job: Any, sync: int, thread: int, n_threads: int) -> None:
         elif op == LINEAR:
             begin, end = share(i.rows, i.step, thread, n_threads)
             multiply(
-                i.kind, i.w, i.columns, begin, end, x, i.columns, np.int64(0), n, out, i.rows, np.int64(0), i.add != 0, i.bias, scratch
+                i.kind,
+                i.w,
+                i.columns,
+                begin,
+                end,
+                x,
+                i.columns,
+                np.int64(0),
+                n,
+                out,
+                i.rows,
+                np.int64(0),
+                i.add != 0,
+                i.bias,
+                scratch,
             )
         elif op == NORM:
             for task in range(thread, tiles * i.heads, n_threads):

@@ -27,7 +27,8 @@ _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
 # Parts of kernels: Numba types them and makes LLVM's text of them, and nothing else; `machine_code.py` does the rest.
-jit: Any = njit(nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_njit: Any = njit  # Numba's own annotations lack two of these
+jit: Any = _njit(nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class VectorType(types.Type):
@@ -148,7 +149,9 @@ def _prefetch(b: Any, args: Any) -> None:
     b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # to read, keep in every cache, data
 
 
-prefetch = _function(types.void, (_A,), _prefetch)  # starts loading a cache line that will be needed; any address is allowed
+prefetch = _function(
+    types.void, (_A,), _prefetch
+)  # starts loading a cache line that will be needed; any address is allowed
 
 # ---- making vectors ----
 zeros16 = _function(F32x16, (), lambda b, a: _constant(_V16, 0.0))

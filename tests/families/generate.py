@@ -81,9 +81,9 @@ def tie_experts(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None
 
 VARIANTS: dict[str, Variant] = {
     "llama": Variant("llama", {}, "plain"),
-    "llama-untied": Variant("llama", {"attention.head_count": 3, "attention.head_count_kv": 3}, "an output matrix", False),
+    "llama-untied": Variant("llama", {"attention.head_count": 3, "attention.head_count_kv": 3}, "untied", False),
     "llama3-factors": Variant("llama", {}, "Llama 3's frequency factors", edit=rope_factors),
-    "llama-linear": Variant("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "linear RoPE scaling"),
+    "llama-linear": Variant("llama", {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, "linear scaling"),
     "llama-no-type": Variant("llama", {"rope.scaling.factor": 4.0}, "a factor without a type is linear"),
     "llama-old-key": Variant("llama", {"rope.scale_linear": 2.0}, "the older name of the factor"),
     "llama-yarn": Variant(
@@ -102,10 +102,10 @@ VARIANTS: dict[str, Variant] = {
     "mixtral-ties": Variant("llama", {"expert_count": 6, "expert_used_count": 2}, "experts that tie", edit=tie_experts),
     "qwen2": Variant("qwen2", {}, "biases on q, k, v", False),
     "qwen2moe": Variant(
-        "qwen2moe", EXPERTS | {"expert_used_count": 3, "expert_shared_feed_forward_length": 96}, "a shared expert", False
+        "qwen2moe", EXPERTS | {"expert_used_count": 3, "expert_shared_feed_forward_length": 96}, "shared", False
     ),
     "qwen3": Variant("qwen3", {"attention.key_length": 32, "attention.value_length": 32}, "QK norm, long heads"),
-    "qwen3moe": Variant("qwen3moe", EXPERTS | {"expert_count": 8, "expert_used_count": 3}, "QK norm, many experts", False),
+    "qwen3moe": Variant("qwen3moe", EXPERTS | {"expert_count": 8, "expert_used_count": 3}, "QK norm", False),
     "phi3": Variant("phi3", {"attention.sliding_window": 64}, "fused, short factors", False, edit=long_rope),
     "phi3-long": Variant(
         "phi3",
@@ -224,9 +224,11 @@ def metadata_of(variant: str, **overrides: Any) -> dict[str, Any]:
             sizes["attention.q_lora_rank"] = rank
     if v.arch == "granite":
         sizes["vocab_size"] = len(vocabulary())
-    sizes.setdefault("rope.dimension_count", sizes.get("attention.key_length", sizes["embedding_length"] // heads(sizes)))
+    sizes.setdefault(
+        "rope.dimension_count", sizes.get("attention.key_length", sizes["embedding_length"] // heads(sizes))
+    )
     tokens = vocabulary()
-    m = {
+    return {
         "general.architecture": v.arch,
         "general.name": "tiny",
         **{f"{v.arch}.{k}": value for k, value in sizes.items() if value is not None},
@@ -238,7 +240,6 @@ def metadata_of(variant: str, **overrides: Any) -> dict[str, Any]:
         "tokenizer.ggml.bos_token_id": len(tokens) - 2,
         "tokenizer.ggml.eos_token_id": len(tokens) - 1,
     }
-    return m
 
 
 def vocabulary() -> list[str]:
@@ -309,7 +310,16 @@ def tensors_of(variant: str, metadata: dict[str, Any], seed: int = 0) -> Tensors
     if v.arch in ("qwen2", "qwen2moe"):
         biases(t, rng, m, ("attn_q", "attn_k", "attn_v"))
     if v.arch == "gpt-oss":
-        names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+        names = (
+            "attn_q",
+            "attn_k",
+            "attn_v",
+            "attn_output",
+            "ffn_gate_inp",
+            "ffn_gate_exps",
+            "ffn_up_exps",
+            "ffn_down_exps",
+        )
         biases(t, rng, m, names)
     v.edit(t, rng, m)
     return t

@@ -2,8 +2,8 @@
 
     python -m tests.families.make_golden --peer PYTHON [--exact-gelu PYTHON] [VARIANT ...]
 
---peer: a Python with llama-cpp-python, built natively (`benchmarks/build_peer.sh`). --exact-gelu: one whose llama.cpp was
-built without `#define GGML_GELU_FP16` in ggml/src/ggml-cpu/vec.h; families with GELU are skipped without it.
+--peer: a Python with llama-cpp-python, built natively (`benchmarks/build_peer.sh`). --exact-gelu: one whose llama.cpp
+was built without `#define GGML_GELU_FP16` in ggml/src/ggml-cpu/vec.h; families with GELU are skipped without it.
 """
 
 from __future__ import annotations

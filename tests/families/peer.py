@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import llama_cpp as api
 import numpy as np
@@ -16,7 +17,7 @@ import numpy as np
 def main() -> None:
     """See above."""
     path, ids_path, out, n_greedy = sys.argv[1:5]
-    ids = json.load(open(ids_path))
+    ids = json.loads(Path(ids_path).read_text())
     said: list[bytes] = []
     log = api.llama_log_callback(lambda level, text, data: said.append(text))  # kept: the library only points at it
     api.llama_log_set(log, None)
