@@ -17,7 +17,8 @@ from teachllama.kv_layout import kv_cache_bytes
 from teachllama.pages import Pages
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
-SLACK = 64  # positions a window keeps beyond its length: fewer system calls, and small rewinds stay possible
+SLACK = 64  # positions that a session can always go back: windows keep as many more than attention needs
+STEP = 32  # positions given back at a time, for fewer system calls
 
 
 class KVCache:
@@ -35,6 +36,7 @@ class KVCache:
             raise ParameterError(f"kv_dtype is {kv_dtype!r}; this engine's caches are {' or '.join(map(repr, DTYPES))}")
         self.seq_len, self.kv_dtype, self.swa_full = seq_len, kv_dtype, swa_full
         self.windows = [None if swa_full else layer.window for layer in config.kv_layout.layers]
+        self._longest_window = max((w for w in self.windows if w is not None), default=0)
         # bytes that can stay resident, and bytes of address space: they differ where windows are narrower than seq_len
         self.nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=swa_full)
         self.reserved_nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=True)
@@ -47,7 +49,7 @@ class KVCache:
         self._pages = Pages(self.reserved_nbytes)
         self._keys: np.ndarray | None = self._pages.array(0, (*shape, config.head_dim), dtype)
         self._values: np.ndarray | None = self._pages.array(self._keys.nbytes, (*shape, config.value_dim), dtype)
-        self._kept_from = 0  # sliding-window layers hold positions from here on
+        self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored."""
@@ -76,36 +78,41 @@ class KVCache:
         )
 
     def forget_before(self, n_past: int) -> None:
-        """Gives back pages that no later position of a sliding-window layer can see."""
-        window = max((w for w in self.windows if w is not None), default=None)
-        if window is None or n_past - window - self._kept_from < SLACK:
+        """Gives back pages that sliding-window layers need neither from position `n_past - SLACK` on nor later."""
+        window = self._longest_window
+        keep = n_past - SLACK - window + 1
+        if not window or keep - self.kept_from < STEP:
             return
-        keep = n_past - window
         keys, values = self.arrays()
+        self.kept_from = keep  # first: an interrupt on the way loses what is promised no longer
         for array, offset in ((keys, 0), (values, keys.nbytes)):
             by_layer, by_head, by_position = array.strides[:3]
             for layer, w in enumerate(self.windows):
                 for head in range(array.shape[1] if w is not None else 0):
                     row = offset + layer * by_layer + head * by_head
                     self._pages.give_back(row, keep * by_position)
-        self._kept_from = keep
+
+    @property
+    def can_rewind_to(self) -> int:
+        """The earliest position, apart from 0, whose window is still held, and that of every later one; 0 for all."""
+        return self.kept_from + self._longest_window - 1 if self.kept_from else 0
 
     def check_rewind(self, n_past: int) -> None:
         """Raises where sliding-window layers no longer hold what position `n_past` would attend to."""
-        window = max((w for w in self.windows if w is not None), default=None)
-        if window is not None and self._kept_from > max(0, n_past - window + 1):
+        if 0 < n_past < self.can_rewind_to:
             raise TeachLlamaError(
-                f"cannot rewind to position {n_past}: the sliding-window layers have given back positions before "
-                f"{self._kept_from}; reset() and evaluate again, or create the session with swa_full=True"
+                f"cannot rewind to position {n_past}: sliding-window layers have given back positions that it attends "
+                f"to. session.can_rewind_to is {self.can_rewind_to}: that position, any later one, and 0 work. For the "
+                "others, evaluate again from 0, or create the session with swa_full=True"
             )
 
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""
         for mine, theirs in zip(self.arrays(), other.arrays()):
             for layer, window in enumerate(self.windows):
-                kept = slice(0 if window is None else other._kept_from, n_past)
+                kept = slice(0 if window is None else other.kept_from, n_past)
                 mine[layer, :, kept] = theirs[layer, :, kept]
-        self._kept_from = other._kept_from
+        self.kept_from = other.kept_from
 
     @property
     def closed(self) -> bool:
@@ -115,7 +122,7 @@ class KVCache:
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
         self._pages.give_back(0, self.reserved_nbytes)
-        self._kept_from = 0
+        self.kept_from = 0
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""

@@ -163,9 +163,9 @@ class CompiledForward:
             private = max(PANEL * (longest + WIDTH), (start + n + WIDTH) * WIDTH + wide)
         private = _aligned(4 * private)
         total = sum(_aligned(4 * size) for size in sizes.values()) + n_threads * private
-        if self._workspace is None or self._workspace.nbytes < total:
+        if self._workspace is None or self._workspace.closed or self._workspace.nbytes < total:
             if self._workspace is not None:
-                self._workspace.close()
+                self._workspace.close()  # an interrupt may come after this
             self._workspace = Pages(total + total // 4)
         at = self._workspace.array(0, (1,), np.uint8).ctypes.data
         for field, size in sizes.items():
