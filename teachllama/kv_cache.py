@@ -17,7 +17,8 @@ from teachllama.kv_layout import kv_cache_bytes
 from teachllama.pages import Pages
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
-SLACK = 64  # positions a window keeps beyond its length: fewer system calls, and small rewinds stay possible
+SLACK = 64  # positions that a session can always go back: windows keep as many more than attention needs
+STEP = 32  # positions given back at a time, for fewer system calls
 
 
 class KVCache:
@@ -36,6 +37,7 @@ class KVCache:
         self.seq_len, self.kv_dtype, self.swa_full = seq_len, kv_dtype, swa_full
         self.shapes = config.kv_layout.layers
         self.windows = [None if swa_full else layer.window for layer in self.shapes]
+        self._longest_window = max((w for w in self.windows if w is not None), default=0)
         # bytes that can stay resident, and bytes of address space: they differ where windows are narrower than seq_len
         self.nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=swa_full)
         self.reserved_nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=True)
@@ -49,7 +51,7 @@ class KVCache:
         self._addresses = tuple(
             np.array([array.ctypes.data for array in arrays], np.int64) for arrays in (keys, values)
         )
-        self._kept_from = 0  # sliding-window layers hold positions from here on
+        self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
 
     def _laid_out(self, lengths: list[int], at: int) -> tuple[list[np.ndarray], int]:
         """Arrays (n_kv_heads, seq_len, length), one per layer, from `at` on, and where they end."""
@@ -116,35 +118,40 @@ class KVCache:
         )
 
     def forget_before(self, n_past: int) -> None:
-        """Gives back pages that no later position of a sliding-window layer can see."""
-        window = max((w for w in self.windows if w is not None), default=None)
-        if window is None or n_past - window - self._kept_from < SLACK:
+        """Gives back pages that sliding-window layers need neither from position `n_past - SLACK` on nor later."""
+        window = self._longest_window
+        keep = n_past - SLACK - window + 1
+        if not window or keep - self.kept_from < STEP:
             return
-        keep = n_past - window
+        self.kept_from = keep  # first: an interrupt on the way loses what is promised no longer
         base = int(self._addresses[0][0])
         for layer, w in zip(self.layers, self.windows, strict=True):
             for array in layer if w is not None else ():
                 by_head, by_position = array.strides[:2]
                 for head in range(array.shape[0]):
                     self._pages.give_back(array.ctypes.data - base + head * by_head, keep * by_position)
-        self._kept_from = keep
+
+    @property
+    def can_rewind_to(self) -> int:
+        """The earliest position, apart from 0, whose window is still held, and that of every later one; 0 for all."""
+        return self.kept_from + self._longest_window - 1 if self.kept_from else 0
 
     def check_rewind(self, n_past: int) -> None:
         """Raises where sliding-window layers no longer hold what position `n_past` would attend to."""
-        window = max((w for w in self.windows if w is not None), default=None)
-        if window is not None and self._kept_from > max(0, n_past - window + 1):
+        if 0 < n_past < self.can_rewind_to:
             raise TeachLlamaError(
-                f"cannot rewind to position {n_past}: the sliding-window layers have given back positions before "
-                f"{self._kept_from}; reset() and evaluate again, or create the session with swa_full=True"
+                f"cannot rewind to position {n_past}: sliding-window layers have given back positions that it attends "
+                f"to. session.can_rewind_to is {self.can_rewind_to}: that position, any later one, and 0 work. For the "
+                "others, evaluate again from 0, or create the session with swa_full=True"
             )
 
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""
         for mine, theirs, window in zip(self.layers, other.layers, self.windows, strict=True):
-            kept = slice(0 if window is None else other._kept_from, n_past)
+            kept = slice(0 if window is None else other.kept_from, n_past)
             for to, source in zip(mine, theirs, strict=True):
                 to[:, kept] = source[:, kept]
-        self._kept_from = other._kept_from
+        self.kept_from = other.kept_from
 
     @property
     def closed(self) -> bool:
@@ -154,7 +161,7 @@ class KVCache:
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
         self._pages.give_back(0, self.reserved_nbytes)
-        self._kept_from = 0
+        self.kept_from = 0
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""

@@ -126,7 +126,11 @@ class Model:
     @property
     def sessions(self) -> list[Session]:
         """The sessions that are open now, oldest first. The model itself does not keep them alive."""
-        return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
+        while True:
+            try:
+                return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
+            except RuntimeError:  # another thread created one just now, and the set changed while it was read
+                continue
 
     def forward(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
         """One session's next tokens -> logits, (n, vocab_size) if `all_logits`, else the last's, (1, vocab_size)."""

@@ -139,9 +139,9 @@ class CompiledForward:
         shared, private = _aligned(4 * rows * program.shared_width), _aligned(4 * private)
         parts = shared + _aligned(4 * parts)
         total = parts + n_threads * private
-        if self._workspace is None or self._workspace.nbytes < total:
+        if self._workspace is None or self._workspace.closed or self._workspace.nbytes < total:
             if self._workspace is not None:
-                self._workspace.close()
+                self._workspace.close()  # an interrupt may come after this
             self._workspace = Pages(total + total // 4)
             self._workspace_at = self._workspace.array(0, (1,), np.uint8).ctypes.data
         at = self._workspace_at

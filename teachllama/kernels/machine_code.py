@@ -30,7 +30,7 @@ SYMBOL = "teachllama_serve"
 Serve = Callable[[int, int, int, int], int]
 _serve: Serve | None = None
 _keep: list[Any] = []  # the machine code must stay where it is for as long as the process lives
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def file() -> Path:
@@ -187,6 +187,18 @@ def linked(code: bytes) -> Serve:
         return result.value
 
     return call
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for another thread's compilation: its child could never use a compiler that stopped halfway.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+    )
 
 
 class _Progress:
