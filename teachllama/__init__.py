@@ -29,6 +29,7 @@ from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 from teachllama.session import GenerationStats, Session, Token
+from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -47,6 +48,7 @@ __all__ = [
     "KVLayout",
     "Model",
     "ModelConfig",
+    "ModelSpec",
     "ParameterError",
     "SamplingParams",
     "Session",

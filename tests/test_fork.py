@@ -319,7 +319,7 @@ def test_a_fork_waits_for_kernels_that_another_thread_compiles_and_the_child_has
         pid = forked(lambda: machine_code._serve is not None and machine_code.serve() is machine_code._serve)
         print(finish.is_set(), ended([pid]))
         thread.join()
-        print(ended([forked(lambda: ended([forked(lambda: cache.serve() is not None)]) == [0])]))
+        print(ended([forked(lambda: ended([forked(lambda: machine_code.serve() is not None)]) == [0])]))
         """
     )
     assert out.splitlines() == ["True [0]", "[0]"]

@@ -52,6 +52,21 @@ class Instructions:
     scratch: int  # float32 that a thread needs besides, whatever the batch
     scratch_row: int  # and for each row of the batch
     ropes: tuple[Rope, ...]  # whose angles it asks for, by `table`
+    split: tuple[bool, ...]  # of each instruction: is its work split among threads, or repeated by each?
+
+    def listing(self) -> list[tuple[str, str]]:
+        """Each instruction's name, and "split", "repeated" or, at a barrier, "all meet"."""
+        names = [Op(int(op)).name.lower() for op in self.table["op"]]
+        how = ["all meet" if name == "barrier" else "split" if s else "repeated" for name, s in zip(names, self.split)]
+        return list(zip(names, how, strict=True))
+
+    def summary(self) -> str:
+        """How many instructions there are, how many of them are split, and how often threads meet."""
+        how = [h for _, h in self.listing()]
+        return (
+            f"{len(how)} instructions; {how.count('split')} split among threads, {how.count('repeated')} repeated by "
+            f"each; threads meet {how.count('all meet')} times"
+        )
 
 
 @dataclass(slots=True)
@@ -93,6 +108,7 @@ class _Lowering:
     def __init__(self, program: Program, spec: ModelSpec):
         self.program, self.spec = program, spec
         self.rows: list[dict[str, Any]] = []
+        self.split: list[bool] = []
         self.where: dict[Value, Place] = {}
         self.buffers = {False: _Buffer(), True: _Buffer()}
         self.touched: list[tuple[Any, int, int, bool, Split]] = []  # since the last barrier
@@ -117,7 +133,8 @@ class _Lowering:
             for name, number in fields.items():
                 row[name] = number
         tops = self.buffers[False].top, self.buffers[True].top
-        return Instructions(table, *tops, self.parts_width, self.scratch, self.scratch_row, tuple(self.ropes))
+        sizes = self.parts_width, self.scratch, self.scratch_row
+        return Instructions(table, *tops, *sizes, tuple(self.ropes), tuple(self.split))
 
     # ---- places ----
 
@@ -148,6 +165,7 @@ class _Lowering:
 
     def barrier(self) -> None:
         self.rows.append({"op": Op.BARRIER})
+        self.split.append(False)
         self.touched.clear()
         for place in self.given_up:
             self.buffers[False].give(place.offset, place.width)
@@ -165,6 +183,7 @@ class _Lowering:
             self.barrier()
         self.touched += new
         self.rows.append({"op": op, **fields})
+        self.split.append(split is not None)
 
     @staticmethod
     def _range(thing: Any) -> tuple[Any, int, int]:
