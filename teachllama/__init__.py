@@ -23,12 +23,13 @@ from teachllama.errors import (
     UnsupportedModelError,
 )
 from teachllama.families import Family, register_family
+from teachllama.generate import GenerationStats, Token
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
-from teachllama.session import GenerationStats, Session, Token
+from teachllama.session import Session
 from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
 

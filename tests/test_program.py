@@ -165,9 +165,13 @@ def test_a_family_added_in_ten_lines_runs_on_both_backends(tmp_path: Path) -> No
         metadata |= sizes
         tensors = tiny_tensors(metadata)
         path = write_gguf(tmp_path / "t.gguf", metadata, tensors)
-        with tl.load_model(path, backend="numpy", weights="f32") as a, tl.load_model(path) as b:
-            with a.create_session() as s, b.create_session() as t:
-                np.testing.assert_allclose(t.eval(ids), s.eval(ids), atol=1e-4)
+        with (
+            tl.load_model(path, backend="numpy", weights="f32") as a,
+            tl.load_model(path) as b,
+            a.create_session() as s,
+            b.create_session() as t,
+        ):
+            np.testing.assert_allclose(t.eval(ids), s.eval(ids), atol=1e-4)
     finally:
         del FAMILIES["louder"]
 

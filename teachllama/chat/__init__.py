@@ -20,8 +20,9 @@ from typing import Any
 from teachllama.chat.formats import FORMATS
 from teachllama.chat.sandbox import DEFAULT, Limits, render
 from teachllama.errors import ChatError, ContextFullError, ParameterError, TeachLlamaError, TemplateError
+from teachllama.generate import Token
 from teachllama.sampling import GREEDY, SamplingParams
-from teachllama.session import Session, Token
+from teachllama.session import Session
 
 __all__ = ["FORMATS", "Chat", "Limits"]
 
