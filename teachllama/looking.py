@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from teachllama import threads
 from teachllama.errors import ParameterError, TokenError
 from teachllama.model import MOST_SCORES, Model, Watch, forward
 from teachllama.ops import softmax
@@ -92,5 +93,5 @@ def watched_eval(session: Session, token_ids: Iterable[int], watch: Watch) -> No
     The session is not advanced: close it, or evaluate the same tokens as usual.
     """
     ids = session._checked_ids(token_ids)
-    with np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
+    with threads.products, np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
         forward(session.model, ids, 0, session._cache, watch=watch)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import itertools
 import os
 import threading
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import sampling
+from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.kv_cache import KVCache
 from teachllama.model import MOST_BATCH, MOST_SCORES
@@ -202,10 +203,11 @@ class Session:
                 batch = MOST_SCORES // (self.model.config.n_heads * (start + MOST_BATCH))
                 part = ids[done : done + min(MOST_BATCH, max(16, batch))]
                 done += len(part)
-                if all_logits or done == len(ids):
-                    rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
-                else:
-                    self.model.forward(part, start, self._cache)
+                with threads.products if self.model.backend == "numpy" else contextlib.nullcontext():
+                    if all_logits or done == len(ids):
+                        rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
+                    else:
+                        self.model.forward(part, start, self._cache)
         self._check_open()  # else these logits may come from weights that were given back
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         last = logits[-1].copy() if len(logits) > 1 else logits[-1]
