@@ -35,7 +35,9 @@ def neox_order(function: object) -> CheckResult:
         ),
         Fault("pairs", lambda h: h.reshape(-1, 2), "These are the pairs, as a table: one row of numbers is wanted."),
     )
-    praise = "The first of every pair in the first half, the second in the second: a converter does that to rows of q and k."
+    praise = (
+        "The first of every pair in the first half, the second in the second: a converter does that to rows of q and k."
+    )
     return compare(function, _HEADS, lambda h: np.concatenate([h[::2], h[1::2]]), faults, praise)
 
 
@@ -71,7 +73,9 @@ def route(function: object) -> CheckResult:
             "Every expert has a weight: that is softmax. Those that are not among the k best should have 0.",
         ),
         Fault(
-            "worst", lambda s, k: _weights(s, k, sign=1), "It takes the k smallest scores. Which end did the sort begin at?"
+            "worst",
+            lambda s, k: _weights(s, k, sign=1),
+            "It takes the k smallest scores. Which end did the sort begin at?",
         ),
         Fault(
             "equal",
@@ -92,7 +96,10 @@ def route(function: object) -> CheckResult:
 # ---- 3. latent keys ----
 
 _LATENT_CASES = tuple(
-    Case(f"{n} layers, rank {rank}, {rotating} rotating numbers, {heads} heads", (np.array([n, rank, rotating, heads]), b))
+    Case(
+        f"{n} layers, rank {rank}, {rotating} rotating numbers, {heads} heads",
+        (np.array([n, rank, rotating, heads]), b),
+    )
     for n, rank, rotating, heads, b in ((60, 512, 64, 128, 2), (27, 512, 64, 16, 4), (3, 64, 16, 3, 2))
 )
 
@@ -232,6 +239,4 @@ def share_read(function: object) -> CheckResult:
         ),
     )
     praise = "Memory holds all of them, and a token waits for that share alone."
-    return compare(
-        function, _SHARE_CASES, lambda s: (s[1] * s[2] + s[3]) / (s[0] * s[2] + s[3]), faults, praise
-    )
+    return compare(function, _SHARE_CASES, lambda s: (s[1] * s[2] + s[3]) / (s[0] * s[2] + s[3]), faults, praise)

@@ -86,7 +86,9 @@ def visits(pieces: Sequence[str], chosen: np.ndarray, n_experts: int, title: str
     for t, row in enumerate(chosen):
         ax.plot([t] * n_experts, range(n_experts), "s", color=FAINT, markersize=11, zorder=1)
         ax.plot([t] * len(row), row, "s", color=dark(BLUE), markersize=11, zorder=2)
-    ax.set_xticks(range(len(pieces)), [visible(p) for p in pieces], rotation=55, ha="right", fontsize=SMALL, parse_math=False)
+    ax.set_xticks(
+        range(len(pieces)), [visible(p) for p in pieces], rotation=55, ha="right", fontsize=SMALL, parse_math=False
+    )
     ax.set_yticks(range(n_experts), [str(e) for e in range(n_experts)])
     ax.set_ylabel("expert")
     ax.set_ylim(n_experts - 0.4, -0.6)
@@ -97,7 +99,9 @@ def visits(pieces: Sequence[str], chosen: np.ndarray, n_experts: int, title: str
     if title:
         ax.set_title(title, parse_math=False)
     counts = np.bincount(chosen.ravel(), minlength=n_experts)
-    fig.alt = f"{len(pieces)} tokens, {chosen.shape[1]} of {n_experts} experts each; visits by expert: {counts.tolist()}."
+    fig.alt = (
+        f"{len(pieces)} tokens, {chosen.shape[1]} of {n_experts} experts each; visits by expert: {counts.tolist()}."
+    )
     return fig
 
 
