@@ -715,7 +715,8 @@ ARCHITECTURES = Assignment(
             points=(1, 1),
             hidden=cleandoc("""
                 rng = np.random.default_rng(1)
-                assert_right(agrees(neox, lambda h: h.reshape(-1, 2).T.ravel(), [(rng.normal(size=n),) for n in (2, 6, 64)]))
+                heads = [(rng.normal(size=n),) for n in (2, 6, 64)]
+                assert_right(agrees(neox, lambda h: h.reshape(-1, 2).T.ravel(), heads))
             """),
             mistake=(
                 "backwards",

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "teachllama"
 ROOMS = (
     ("errors",), ("threads", "pages", "metadata", "spec"), ("gguf_file",), ("kv_layout",), ("families",), ("config",),
     ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"), ("kernels",),
-    ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"), ("chat", "holders"), ("memory",),
-    ("cli",),
+    ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"), ("chat", "holders"),
+    ("memory",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
 TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these

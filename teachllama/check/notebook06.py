@@ -1,4 +1,4 @@
-"""The checks of notebook 06, architectures as data: pairs that rotate, a router, latent keys, barriers, weights read."""
+"""The checks of notebook 06, architectures as data: rotating pairs, a router, latent keys, barriers, weights read."""
 
 from __future__ import annotations
 

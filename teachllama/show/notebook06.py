@@ -118,7 +118,7 @@ def fewer_experts(divergence: Sequence[float], n_experts: int) -> Picture:
     ax = fig.add_subplot()
     k = np.arange(1, n_experts)
     ax.plot(k, divergence, "o-", color=dark(VERMILION), markersize=7)
-    for x, y in zip(k, divergence, strict=True):
+    for x, y in zip(k.tolist(), divergence, strict=True):
         note(ax, f"{y:.2g}", (x, y), (0, 9), ha="center", fontsize=SMALL)
     ax.set_yscale("log")
     ax.set_ylim(min(divergence) / 3, max(divergence) * 4)
@@ -168,8 +168,8 @@ class Families:
             f"<td>{f.pairs.value}</td><td>{f.activation.value}</td></tr>"
             for f in FAMILIES.values()
         )
-        head = "<tr><th>family</th><th style='text-align:left'>what makes it different</th><th>pairs</th><th>gate</th></tr>"
-        return f"<table>{head}{rows}</table>"
+        head = "<th>family</th><th style='text-align:left'>what makes it different</th><th>pairs</th><th>gate</th>"
+        return f"<table><tr>{head}</tr>{rows}</table>"
 
     def __repr__(self) -> str:
         return "\n".join(f"{f.name:10} {f.about}" for f in FAMILIES.values())
