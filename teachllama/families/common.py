@@ -34,9 +34,10 @@ QK_NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 # Keys that say nothing about the arithmetic here: descriptions, and what other programs keep there.
 HARMLESS = frozenset((
     "block_count", "context_length", "vocab_size", "rope.scaling.finetuned", "tensor_data_layout",
-    "attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa", "pooling_type",
-    "attention.layer_norm_epsilon", "use_parallel_residual", "attention.causal", "interleave_moe_layer_step",
+    "attention.key_length_swa", "attention.value_length_swa", "pooling_type", "attention.layer_norm_epsilon",
+    "use_parallel_residual", "interleave_moe_layer_step",
 ))  # fmt: skip
+YARN_USES = {"yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0, "yarn_ext_factor": 1.0}  # its paper's, and llama.cpp's
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,11 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
     n = len(layout.layers)
     m.n_layers, m.n_trunk = n, n
     dim = m.number("embedding_length")
+    if not m.flag("attention.causal", True):
+        raise UnsupportedModelError(
+            f"metadata '{m.arch}.attention.causal' is False: tokens of this model look ahead too, which an engine "
+            "that writes one token after another cannot do; supported: True"
+        )
     heads = m.per_layer("attention.head_count", ())
     if not heads:
         raise m.fail("attention.head_count", None, "a number of heads")
@@ -168,6 +174,8 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
     dim = m.number("rope.dimension_count", head_dim - first)
     if dim % 2 or first + dim > head_dim:
         raise m.fail("rope.dimension_count", dim, f"an even number up to {head_dim - first}")
+    if m.number("rope.dimension_count_swa", dim) != dim:
+        raise m.fail("rope.dimension_count_swa", m.raw("rope.dimension_count_swa"), f"rope.dimension_count, {dim}")
     base = m.real("rope.freq_base", family.default_rope_base, least=1)
     factor = m.real("rope.scaling.factor", 0.0) or m.real("rope.scale_linear", 0.0) or 1.0
     scaling = m.text("rope.scaling.type", "linear")  # llama.cpp's default, which a factor of 1 makes harmless
@@ -178,6 +186,16 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
         )
     original = m.number("rope.scaling.original_context_length", m.number("context_length", most=2**40), most=2**40)
     magnitude = m.real("rope.scaling.attn_factor", 1.0)
+    for key, used in YARN_USES.items():  # converters copy them from a model's configuration; llama.cpp reads none here
+        if m.real(f"rope.scaling.{key}", used) != used:
+            raise UnsupportedModelError(
+                f"metadata '{m.arch}.rope.scaling.{key}' is {m.raw(f'rope.scaling.{key}')}; supported: {used:g}"
+            )
+    given = m.real("rope.scaling.yarn_attn_factor", yarn_magnitude(factor))
+    if abs(given - yarn_magnitude(factor)) > 1e-4:
+        raise m.fail(
+            "rope.scaling.yarn_attn_factor", given, f"{yarn_magnitude(factor):.6g}, for a factor of {factor:g}"
+        )
     if sliding:
         base = m.real("rope.freq_base_swa", family.local_rope_base or base, least=1)
         if family.local_unscaled:
@@ -208,15 +226,15 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
 def yarn(frequencies: Sequence[float], factor: float, base: float, original: int) -> tuple[float, ...]:
     """Fast pairs turn as trained, slow ones are slowed down by the factor, with a ramp between.
 
-    https://arxiv.org/abs/2309.00071, section 3.2, with its beta of 32 and 1; the details are ggml's `rope_yarn`.
+    https://arxiv.org/abs/2309.00071, section 3.2; the details are ggml's `rope_yarn`.
     """
     dim = 2 * len(frequencies)
 
     def pair_that_turns(times: float) -> float:
         return dim * math.log(original / (times * 2 * math.pi)) / (2 * math.log(base))
 
-    low = max(0.0, math.floor(pair_that_turns(32.0)))
-    high = min(dim - 1.0, math.ceil(pair_that_turns(1.0)))
+    low = max(0.0, math.floor(pair_that_turns(YARN_USES["yarn_beta_fast"])))
+    high = min(dim - 1.0, math.ceil(pair_that_turns(YARN_USES["yarn_beta_slow"])))
     out = []
     for i, f in enumerate(frequencies):
         ramp = 1 - min(1.0, max(0.0, (i - low) / max(0.001, high - low)))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from teachllama.errors import UnsupportedModelError
 from teachllama.families.common import Family, all_layers, rope_of, yarn_magnitude
 from teachllama.metadata import Metadata
-from teachllama.spec import LayerSpec, ModelSpec
+from teachllama.spec import LayerSpec, ModelSpec, Scores
 
 
 def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
@@ -28,19 +28,26 @@ def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
     rope = rope_of(DEEPSEEK2, m, key, sliding=False, factors={}, first=rank)
     if rank + rope.dim != key:
         raise m.fail("attention.key_length", key, f"kv_lora_rank {rank} + rope.dimension_count {rope.dim}")
-    factor = m.real("rope.scaling.factor", 0.0) or 1.0
-    by_log = m.real("rope.scaling.yarn_log_multiplier", 0.0) * math.log(factor)
-    if by_log and m.text("rope.scaling.type", "linear") == "yarn":  # then mscale and mscale_all_dim cancel each other
-        rope = replace(rope, magnitude=rope.magnitude / yarn_magnitude(factor))
-    sharper = (rope.magnitude * (1 + by_log)) ** 2
+    multiplier, factor = m.real("rope.scaling.yarn_log_multiplier", 0.0), m.real("rope.scaling.factor", 0.0) or 1.0
+    sharper = rope.magnitude**2
+    scaling = m.text("rope.scaling.type", "linear")
+    if scaling == "yarn":
+        if multiplier:  # mscale and mscale_all_dim cancel each other in the rotation, and act on scores alone
+            rope = replace(rope, magnitude=rope.magnitude / yarn_magnitude(factor))
+            sharper = (rope.magnitude * (1 + multiplier * math.log(factor))) ** 2
+    elif scaling != "none" and factor != 1:
+        raise m.fail("rope.scaling.type", scaling, "'yarn', the one scaling that DeepSeek's files use")
     n_shared = m.number("expert_shared_count", 0, least=0)
     normalize = m.flag("expert_weights_norm", False)
+    # GLM 4.7 Flash is this architecture too; its first files don't say how their routers score.
+    glm = len(spec.layers) in (47, 48) and spec.vocab_size == 154_880 and not m.number("expert_gating_func", 0, least=0)
 
     def change(layer: LayerSpec) -> LayerSpec:
         a, ffn = layer.attention, layer.ffn
         a = replace(a, value_dim=rank, scale=sharper / math.sqrt(head_dim), rope=rope, latent=True)
         if ffn.experts is not None:
-            ffn = replace(ffn, experts=replace(ffn.experts, normalize=normalize))
+            scores = Scores.SIGMOID if glm else ffn.experts.scores
+            ffn = replace(ffn, experts=replace(ffn.experts, normalize=normalize, scores=scores))
             ffn = replace(ffn, shared_hidden_dim=n_shared * ffn.hidden_dim)
         return LayerSpec(a, ffn)
 
