@@ -291,6 +291,20 @@ def metadata_of(variant: str, **overrides: Any) -> dict[str, Any]:
     }
 
 
+def wide_sizes(v: Variant) -> dict[str, Any]:
+    """A variant's sizes, larger: see `WIDE`."""
+    used = PLAIN | v.sizes
+    sizes = {key: value for key, value in WIDE.items() if key in used}
+    kv_heads, n_heads = used["attention.head_count_kv"], used["attention.head_count"]
+    if isinstance(kv_heads, list):
+        sizes |= {"attention.head_count_kv": [2, 4, 1], "feed_forward_length": [512, 256, 768]}
+    elif kv_heads == n_heads:
+        sizes["attention.head_count_kv"] = sizes["attention.head_count"]
+    if v.arch == "deepseek2":
+        sizes["attention.kv_lora_rank"] = WIDE["attention.kv_lora_rank"]
+    return sizes
+
+
 def vocabulary() -> list[str]:
     """The bytes, a few merges, and two special tokens."""
     return [*byte_alphabet(), *(m.replace(" ", "") for m in MERGES), "<|bos|>", "<|eos|>"]
@@ -408,27 +422,26 @@ def build(
         dequantized: write the rounded weights as float32.
         overrides: metadata, without the architecture before the keys; None removes a key.
     """
-    wide = GGML_QUANT_SIZES[kind][0] == 256
+    wide, v = GGML_QUANT_SIZES[kind][0] == 256, VARIANTS[variant]
     if wide:
-        used = PLAIN | VARIANTS[variant].sizes
-        overrides = {k: x for k, x in WIDE.items() if k in used or k == "attention.kv_lora_rank"} | overrides
-        if VARIANTS[variant].arch != "deepseek2":
-            overrides.pop("attention.kv_lora_rank")
+        overrides = wide_sizes(v) | overrides
     metadata = metadata_of(variant, **overrides)
     tensors = tensors_of(variant, metadata, SEEDS.get(variant, 0) + seed)
     types: dict[str, T] = {}
     for name, data in tensors.items():
         small = "ffn_gate_inp" in name or data.ndim < 2 or name.endswith(".bias")
-        if kind != T.F32 and not small:
-            fits = data.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0
-            types[name] = kind if fits else T.Q8_0
-            if wide and fits:
-                rng = np.random.default_rng(len(types))
-                raw = model_blocks(kind, data.size // data.shape[-1], data.shape[-1], rng)
-                tensors[name] = raw.reshape(*data.shape[:-1], -1)
-        for ending, other in VARIANTS[variant].types.items():
-            if name.endswith(ending):
-                types[name] = other
+        own = next((other for ending, other in v.types.items() if name.endswith(ending)), None)
+        if own is not None:
+            types[name] = own
+        elif kind != T.F32 and not small:
+            types[name] = kind if data.shape[-1] % GGML_QUANT_SIZES[kind][0] == 0 else T.Q8_0
+        if wide and types.get(name) == kind:
+            raw = model_blocks(
+                kind, data.size // data.shape[-1], data.shape[-1], np.random.default_rng([seed, len(types)])
+            )
+            tensors[name] = raw.reshape(*data.shape[:-1], -1)
+    if wide and v.edit is tie_experts:
+        tie_experts(tensors, np.random.default_rng(seed), {"block_count": metadata[f"{v.arch}.block_count"]})
     if dequantized:
         for name, type_ in types.items():
             rows = tensors[name].reshape(-1, tensors[name].shape[-1])
