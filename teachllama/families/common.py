@@ -44,7 +44,7 @@ HARMLESS = frozenset((
 ))  # fmt: skip
 # Keys that change nothing with one of these values, which converters write too; with another the file is refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "attention.causal": (True,), "use_parallel_residual": (False,), "attention.shared_kv_layers": (0,),
+    "attention.causal": (True,), "use_parallel_residual": (False,),
     "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,), "attention.temperature_scale": (0.0,),
     "attention.output_scale": (0.0, 1.0), "attention.value_scale": (0.0, 1.0), "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0), "logit_scale": (0.0, 1.0), "attn_logit_softcapping": (0.0,),
@@ -119,6 +119,9 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
     heads = m.per_layer("attention.head_count", ())
     if not heads:
         raise m.fail("attention.head_count", None, "a number of heads")
+    for name in ("attention.shared_kv_layers", "attention.recurrent_layers"):  # which the KV formula knows
+        if (value := m.raw(name)) is not None and not (isinstance(value, int) and value == 0):
+            raise _fixed(m, name, value, "no such key")
     _check_windows(family, m, layout)
     lengths = m.per_layer("feed_forward_length", ()), m.per_layer("expert_feed_forward_length", ())
     routing = routing_of(family, m)
