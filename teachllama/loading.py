@@ -177,7 +177,10 @@ def _planned_layer(
     table: _Table, family: Family, p: str, s: LayerSpec, dim: int
 ) -> dict[str, Callable[[F32Store], Any]]:
     """Fields of `LayerWeights` -> how each is loaded."""
+    fused = f"{p}attn_qkv.bias" in table  # stands for the biases of all three
     for name in family.required:
+        if fused and name in ("attn_q.bias", "attn_k.bias", "attn_v.bias"):
+            continue
         if p + name not in table and not (name.startswith("ffn_") and s.ffn.experts is None):
             raise GGUFError(f"{table.file.path}: has no tensor {p + name!r}, which every {family.name} model needs")
     a = s.attention

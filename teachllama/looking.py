@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from teachllama import threads
 from teachllama.batch import Batch
 from teachllama.errors import ParameterError, TokenError
 from teachllama.forward import forward
@@ -79,7 +80,7 @@ def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np
     watched = _Watched(model.spec, layer % n_layers)
     with model.create_session(seq_len=max(1, len(ids))) as session:
         checked = session._checked_ids(ids)
-        with np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
+        with threads.products, np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
             forward(watched, model.spec, model.weights, Batch.of_one(checked, 0, session._cache))
     return watched.weights
 

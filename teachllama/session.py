@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import threading
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import sampling
+from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
 from teachllama.kv_cache import KVCache
@@ -102,7 +103,10 @@ class Session:
 
     @property
     def kv_nbytes(self) -> int:
-        """Bytes of KV cache this session can make resident: `kv_cache_bytes` to the byte. Stays after `close`."""
+        """Bytes of KV cache this session needs when full: `kv_cache_bytes` to the byte. Stays after `close`.
+
+        Memory comes in pages, and sliding-window layers keep up to 95 positions more (see `can_rewind_to`).
+        """
         return self._cache.nbytes
 
     @property
@@ -168,10 +172,11 @@ class Session:
                 start = self.n_past + done
                 part = ids[done : done + self.model.max_batch(start)]
                 done += len(part)
-                if all_logits or done == len(ids):
-                    rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
-                else:
-                    self.model.forward(part, start, self._cache)
+                with threads.products if self.model.backend == "numpy" else contextlib.nullcontext():
+                    if all_logits or done == len(ids):
+                        rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
+                    else:
+                        self.model.forward(part, start, self._cache)
         self._check_open()  # else these logits may come from weights that were given back
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         last = logits[-1].copy() if len(logits) > 1 else logits[-1]

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     except GGUFError as e:  # a download under way: its metadata is there already, so show that, and then the error
         if not want_metadata or args.json:
             raise
-        problem, file = e, open_gguf(path, metadata_only=True)
+        problem, file = e, open_gguf(path, metadata_only=True, alone=True)
     with file:
         if args.json:
             print(
@@ -143,7 +143,8 @@ def _header(file: GGUFFile) -> str:
     if file.tensors:
         weights, nbytes = _totals(file.tensors.values())["all"][1:]
         counts += f", {len(file.tensors):,} tensors, {weights:,} weights, {8 * nbytes / weights:.2f} bits per weight"
-    return f"{printable(file.path)}\nGGUF version {_version(file.path)}, {file.nbytes:,} bytes: {counts}"
+    in_files = f" in {len(file.paths)} files" if len(file.paths) > 1 else ""
+    return f"{printable(file.path)}\nGGUF version {_version(file.path)}, {file.nbytes:,} bytes{in_files}: {counts}"
 
 
 def _version(path: str) -> int:
