@@ -20,7 +20,7 @@ from teachllama.metadata import Metadata
 from teachllama.spec import LayerSpec, ModelSpec, RopePairs, Scores
 from teachllama.tokenizer import tokenizer_from_metadata
 from tests.conftest import golden
-from tests.families import VARIANTS
+from tests.families import SEEDS, VARIANTS
 from tests.families.generate import metadata_of, tensors_of
 from tests.tools import tiny_metadata, tiny_tensors, write_gguf
 
@@ -69,7 +69,7 @@ LLAMA_CPP_KEYS: dict[str, Any] = {
 def writes(path: Path, variant: str, **changes: Any) -> Path:
     """A variant's file with other metadata (dots are two underscores; None removes a key) and the same tensors."""
     arch, metadata = VARIANTS[variant].arch, metadata_of(variant)
-    tensors = tensors_of(variant, metadata, VARIANTS[variant].seed)
+    tensors = tensors_of(variant, metadata, SEEDS.get(variant, 0))
     for key, value in changes.items():
         metadata[f"{arch}.{key.replace('__', '.')}"] = value
     return write_gguf(path, {k: v for k, v in metadata.items() if v is not None}, tensors)
