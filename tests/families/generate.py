@@ -212,6 +212,17 @@ VARIANTS: dict[str, Variant] = {
         "q with a rank, YaRN that sharpens",
         False,
     ),
+    "deepseek2-linear": Variant(
+        "deepseek2",
+        {
+            "block_count": 3, "attention.head_count": 3, "expert_count": 6, "expert_used_count": 3,
+            "leading_dense_block_count": 1, "expert_shared_count": 1, "attention.q_lora_rank": 64,
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.yarn_log_multiplier": 0.05,
+        },
+        "linear scaling, which sharpens scores too",
+        False,
+    ),
     "deepseek3": Variant(
         "deepseek2",
         {
