@@ -103,6 +103,7 @@ def is_idle(arch: str, key: str, value: Any, metadata: dict[str, Any]) -> bool:
         # llama.cpp doesn't read a window in these families, Phi 3 and Qwen among them
         or (key == "attention.sliding_window" and not FAMILIES[arch].slides)
         or (key == "attention.sliding_window_pattern" and not (get("attention.sliding_window") and arch != "phi3"))
+        or (key.startswith("rope.") and get("rope.scaling.finetuned") is False and arch == "granite")  # nothing rotates
         or (key == "expert_weights_norm" and arch in ("llama", "qwen3moe"))  # they always do
         or (key == "feed_forward_length" and get("expert_count") and get("expert_feed_forward_length")
             and not get("leading_dense_block_count"))  # of dense layers, which this file doesn't have
@@ -307,6 +308,7 @@ TENSORS = {
     "qwen2 without its biases": ("qwen2", {"blk.1.attn_k.bias": None}, "blk.1.attn_k.bias"),
     "gpt-oss without its sinks": ("gpt-oss", {"blk.2.attn_sinks.weight": None}, "blk.2.attn_sinks"),
     "a shared expert that nobody counts": ("mixtral", {"blk.0.ffn_up_shexp.weight": np.ones((64, 96))}, "ffn_up_shexp"),
+    "a bias of the embedding": ("llama", {"token_embd.bias": np.ones(268)}, "token_embd.bias"),
     "a QK norm in a family without": ("llama", {"blk.0.attn_q_norm.weight": np.ones(16)}, "attn_q_norm"),
     "more rows than tokens": ("llama", {"token_embd.weight": np.ones((272, 96))}, "272 rows"),
     "fewer rows than tokens": ("llama", {"token_embd.weight": np.ones((260, 96))}, "260 rows"),
@@ -384,7 +386,8 @@ def test_a_batch_of_several_sessions_gives_each_the_logits_it_has_alone(variant:
         runs = tuple(Run(c, int(e) - len(ids), int(e)) for c, e, ids in zip(caches, ends, parts, strict=True))
         positions = np.concatenate([np.arange(n, n + len(ids)) for n, ids in zip(ahead, parts, strict=True)])
         batch = Batch(np.concatenate(parts), positions, runs, ends - 1)
-        np.testing.assert_allclose(model.run(batch), expected, rtol=0, atol=1e-5)
+        # NumPy rounds a little otherwise for another number of rows; a wrong cache or rotation shows at 0.1 and more
+        np.testing.assert_allclose(model.run(batch), expected, rtol=0, atol=1e-4)
 
 
 # ---- families of one's own ----

@@ -248,7 +248,8 @@ SEEDS = {
     "llama": 16, "llama-untied": 2, "llama3-factors": 7, "llama-old-key": 3, "llama-yarn": 6, "llama-biases": 1,
     "mixtral": 2, "mixtral-ties": 1, "qwen2": 3, "qwen2moe": 2, "qwen3": 2, "qwen3moe": 1, "phi3": 13, "phi3-long": 26,
     "gemma2": 2, "gemma3": 2, "gemma3-global": 9, "granite": 2, "granite-still": 7, "olmo2": 5, "olmo3": 2,
-    "gpt-oss": 2, "gpt-oss-mxfp4": 5, "deepseek2-lite": 4, "deepseek2-yarn": 22, "deepseek3": 6,
+    "gpt-oss": 2, "gpt-oss-mxfp4": 5, "deepseek2-lite": 4, "deepseek2-yarn": 22, "deepseek2-linear": 23,
+    "deepseek3": 6,
 }  # fmt: skip
 # Sizes for types whose blocks hold 256 weights.
 WIDE = {
