@@ -12,7 +12,8 @@ from teachllama.spec import ModelSpec
 class ModelConfig:
     """A model's dimensions. `seq_len` is yours to lower before sessions are created; leave the rest alone.
 
-    Where layers differ (`model.spec.layers` has each), these are the first layer's.
+    Where layers differ (`model.spec.layers` has each), these are the first layer's attention and the last layer's
+    feed-forward network: leading layers may be dense where all others have experts.
     """
 
     arch: str

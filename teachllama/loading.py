@@ -98,12 +98,13 @@ class _Table:
 
     def __init__(self, file: GGUFFile, family: Family, n_layers: int):
         self.file, self.family = file, family
-        self.left = {name: info for name, info in file.tensors.items() if name not in FACTORS}
-        drafts = file.metadata.get(f"{family.name}.nextn_predict_layers", 0)  # layers that only draft tokens ahead
-        for name in [
-            name for name in self.left for i in range(n_layers, n_layers + drafts) if name.startswith(f"blk.{i}.")
-        ]:
-            del self.left[name]
+        n_drafts = file.metadata.get(f"{family.name}.nextn_predict_layers", 0)  # layers that only draft tokens ahead
+        unused = {f"blk.{i}" for i in range(n_layers, n_layers + n_drafts)} | set(FACTORS)  # factors are in the spec
+        self.left = {
+            name: info
+            for name, info in file.tensors.items()
+            if name not in unused and ".".join(name.split(".", 2)[:2]) not in unused
+        }
         self.matrices: list[TensorInfo] = []
         self.vectors: list[TensorInfo] = []
 
@@ -130,7 +131,7 @@ class _Table:
         info = self._take(f"{name}.weight", shape)
         self.matrices.append(info)
         bias: TensorInfo | None = None
-        if f"{name}.bias" in self:
+        if f"{name}.bias" in self and name != "token_embd":  # its rows are looked up, and nothing would add a bias
             bias = self._take(f"{name}.bias", (outer, rows) if outer else (rows,))
             self.vectors.append(bias)
 

@@ -58,7 +58,7 @@ class Model:
             from gguf import GGMLQuantizationType
 
             native = {GGMLQuantizationType[name] for name in NATIVE}
-        if self.tokenizer.vocab_size > self.spec.vocab_size:
+        if self.tokenizer.vocab_size != self.spec.vocab_size:  # a token without a row, or a row without a text
             raise GGUFError(
                 f"{file.path}: the tokenizer has {self.tokenizer.vocab_size} tokens and the embedding "
                 f"{self.spec.vocab_size} rows"

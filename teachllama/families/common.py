@@ -44,7 +44,7 @@ HARMLESS = frozenset((
 ))  # fmt: skip
 # Keys that change nothing with one of these values, which converters write too; with another the file is refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
-    "attention.causal": (True,), "use_parallel_residual": (False,), "attention.shared_kv_layers": (0,),
+    "attention.causal": (True,), "use_parallel_residual": (False,),
     "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,), "attention.temperature_scale": (0.0,),
     "attention.output_scale": (0.0, 1.0), "attention.value_scale": (0.0, 1.0), "embedding_scale": (0.0, 1.0),
     "residual_scale": (0.0, 1.0), "logit_scale": (0.0, 1.0), "attn_logit_softcapping": (0.0,),
@@ -87,10 +87,8 @@ class Family:
 
     def __post_init__(self) -> None:
         """Raises ParameterError for a field that the engine would not know what to do with."""
-        kinds: tuple[tuple[str, type[Enum]], ...] = (
-            ("pairs", RopePairs), ("activation", Activation), ("scores", Scores),
-        )  # fmt: skip
-        for name, kind in kinds:
+        kinds: dict[str, type[Enum]] = {"pairs": RopePairs, "activation": Activation, "scores": Scores}
+        for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
                 known = ", ".join(map(str, kind))
                 raise ParameterError(f"family {self.name!r}: {name} is {value!r}; expected one of {known}")
@@ -114,11 +112,13 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
     """
     m.n_layers = n = m.number("block_count", most=MAX_LAYERS)
     m.n_trunk = n - m.number("nextn_predict_layers", 0, least=0, most=n - 1)  # layers that only draft ahead come last
-    m.number("context_length", most=2**40)
     dim = m.number("embedding_length")
     heads = m.per_layer("attention.head_count", ())
     if not heads:
         raise m.fail("attention.head_count", None, "a number of heads")
+    for name in ("attention.shared_kv_layers", "attention.recurrent_layers"):  # which the KV formula knows
+        if (value := m.raw(name)) is not None and not (isinstance(value, int) and value == 0):
+            raise _fixed(m, name, value, "no such key")
     _check_windows(family, m, layout)
     lengths = m.per_layer("feed_forward_length", ()), m.per_layer("expert_feed_forward_length", ())
     routing = routing_of(family, m)
@@ -134,29 +134,21 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
         key = (kv.key_length, kv.window is not None)
         if key not in ropes:
             ropes[key] = rope_of(family, m, kv.key_length, sliding=kv.window is not None, factors=factors)
-        attention = AttentionSpec(
-            n_heads=h,
-            n_kv_heads=kv.n_kv_heads,
-            head_dim=kv.key_length,
-            value_dim=kv.value_length,
-            scale=1 / math.sqrt(kv.key_length),
-            rope=ropes[key],
-            window=kv.window,
-        )
+        scale = 1 / math.sqrt(kv.key_length)
+        attention = AttentionSpec(h, kv.n_kv_heads, kv.key_length, kv.value_length, scale, ropes[key], kv.window)
         dense = routing is None or i < leading_dense
         layers.append(LayerSpec(attention, feed_forward_of(family, m, i, lengths, None if dense else routing)))
-    spec = family.change(
-        m, ModelSpec(family.name, dim, vocab_size, m.real("attention.layer_norm_rms_epsilon"), tuple(layers))
-    )
+    eps = m.real("attention.layer_norm_rms_epsilon")
+    spec = family.change(m, ModelSpec(family.name, dim, vocab_size, eps, tuple(layers)))
     if not isinstance(spec, ModelSpec):
         raise ParameterError(f"family {family.name!r}: change returned {type(spec).__name__}; expected a ModelSpec")
     activation = m.text("hidden_activation", ACTIVATION_NAMES[family.activation][0])
     if activation not in ACTIVATION_NAMES[family.activation]:
         raise _fixed(m, "hidden_activation", activation, family.activation.value)
-    scale = m.real("attention.scale", 0.0)
-    for layer in spec.layers if scale else ():
-        if not math.isclose(scale, layer.attention.scale, rel_tol=1e-6):
-            raise _fixed(m, "attention.scale", scale, layer.attention.scale)
+    wanted = m.real("attention.scale", 0.0)
+    for layer in spec.layers if wanted else ():
+        if not math.isclose(wanted, layer.attention.scale, rel_tol=1e-6):
+            raise _fixed(m, "attention.scale", wanted, layer.attention.scale)
     return spec
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import regex
@@ -31,6 +32,13 @@ PRE_TOKENIZERS = {
     }.items()
     for name in names.split()
 }
+# llama.cpp's "default", for files that name no pre-tokenizer: each regex in turn cuts the pieces that are left.
+DEFAULT = (
+    r"[\p{P}$+<=>^~|]+",
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
+    r"\p{N}+",
+    r"[0-9][0-9][0-9]",
+)
 # GPT-2's alphabet, a letter for each byte: itself where it is printable, else the next of U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_LETTER = {b: chr(b) for b in _PRINTABLE}
@@ -46,15 +54,23 @@ class BytePairTokenizer(Tokenizer):
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
-        name = metadata.get("tokenizer.ggml.pre")
-        if not isinstance(name, str) or name not in PRE_TOKENIZERS:
+        name = metadata.get("tokenizer.ggml.pre", "")
+        default = isinstance(name, str) and name in ("", "default")
+        if not isinstance(name, str) or not (default or name in PRE_TOKENIZERS):
             raise UnsupportedModelError(
-                f"pre-tokenizer (tokenizer.ggml.pre) {name!r} is not supported; supported: {', '.join(PRE_TOKENIZERS)}"
+                f"pre-tokenizer (tokenizer.ggml.pre) {name!r} is not supported; supported: "
+                f"{', '.join(PRE_TOKENIZERS)}, default"
             )
-        pattern, self._whole_words, self._add_bos_default = PRE_TOKENIZERS[name]
+        pattern, self._whole_words, self._add_bos_default = PRE_TOKENIZERS.get(name, ("", False, False))
         super().__init__(metadata)
         self._byte_ids = {b: self._ids[letter] for b, letter in BYTE_TO_LETTER.items() if letter in self._ids}
-        self._split = regex.compile(pattern).findall
+        self._split = _in_turn(*DEFAULT) if default else regex.compile(pattern).findall
+        if not name:
+            warnings.warn(
+                "the file names no pre-tokenizer (tokenizer.ggml.pre); going on with llama.cpp's default, which may "
+                "cut words otherwise than the model was trained for: convert the model again with a newer converter",
+                stacklevel=2,
+            )
         lines: dict[str, int] = {}  # "left right" -> line. No letter is a space, so the line itself can be the key.
         for i, line in enumerate(strings_of(metadata, "merges")):
             if line.count(" ") != 1 or line[0] == " " or line[-1] == " ":
@@ -67,3 +83,16 @@ class BytePairTokenizer(Tokenizer):
 
     def _unspell(self, symbols: str) -> bytes:
         return b"".join(LETTER_TO_BYTE.get(c) or c.encode("utf-8", "surrogateescape") for c in symbols)
+
+
+def _in_turn(*patterns: str) -> Callable[[str], list[str]]:
+    """Cuts a text by each regex in turn; what a regex matches is a piece, and so is what lies between."""
+    compiled = [regex.compile(f"({pattern})") for pattern in patterns]
+
+    def split(text: str) -> list[str]:
+        pieces = [text]
+        for one in compiled:
+            pieces = [part for piece in pieces for part in one.split(piece) if part]
+        return pieces
+
+    return split

@@ -212,6 +212,17 @@ VARIANTS: dict[str, Variant] = {
         "q with a rank, YaRN that sharpens",
         False,
     ),
+    "deepseek2-linear": Variant(
+        "deepseek2",
+        {
+            "block_count": 3, "attention.head_count": 3, "expert_count": 6, "expert_used_count": 3,
+            "leading_dense_block_count": 1, "expert_shared_count": 1, "attention.q_lora_rank": 64,
+            "rope.scaling.factor": 4.0,
+            "rope.scaling.yarn_log_multiplier": 0.05,
+        },
+        "linear scaling, which sharpens scores too",
+        False,
+    ),
     "deepseek3": Variant(
         "deepseek2",
         {
@@ -237,7 +248,8 @@ SEEDS = {
     "llama": 16, "llama-untied": 2, "llama3-factors": 7, "llama-old-key": 3, "llama-yarn": 6, "llama-biases": 1,
     "mixtral": 2, "mixtral-ties": 1, "qwen2": 3, "qwen2moe": 2, "qwen3": 2, "qwen3moe": 1, "phi3": 13, "phi3-long": 26,
     "gemma2": 2, "gemma3": 2, "gemma3-global": 9, "granite": 2, "granite-still": 7, "olmo2": 5, "olmo3": 2,
-    "gpt-oss": 2, "gpt-oss-mxfp4": 5, "deepseek2-lite": 4, "deepseek2-yarn": 22, "deepseek3": 6,
+    "gpt-oss": 2, "gpt-oss-mxfp4": 5, "deepseek2-lite": 4, "deepseek2-yarn": 22, "deepseek2-linear": 23,
+    "deepseek3": 6,
 }  # fmt: skip
 # Sizes for types whose blocks hold 256 weights.
 WIDE = {
