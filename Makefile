@@ -10,7 +10,7 @@ ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # Without a display there is no browser to open: print the address.
 BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser)
 
-.PHONY: lab run test test-fast lint docs notebooks assignments grade-demo binder-check bench clean
+.PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench clean
 
 # Made anew when pyproject.toml changes; the extras that are there are remembered in the stamp's name.
 $(VENV)/.installed-%: pyproject.toml
@@ -35,6 +35,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/size.py >/dev/null || { $(BIN)/python tools/size.py; exit 1; }
+
+# Lines of code in each room of the package, beside their budgets.
+size: $(INSTALLED)
+	$(BIN)/python tools/size.py
 
 # Everything: style, types, unit and property tests, both real models, the notebooks, a real browser if there is one.
 # The second model is Gemma 3; its licence is at https://ai.google.dev/gemma/terms, and its tests are skipped without it.
@@ -72,6 +77,12 @@ PEER = .venv-peer/.installed
 $(PEER): benchmarks/build_peer.sh
 	sh benchmarks/build_peer.sh .venv-peer $(PYTHON)
 	@touch $@
+
+# llama.cpp's figures for a tiny random model of every family. EXACT_GELU names the Python of a llama.cpp without its
+# table of half-precision GELU (docs/measured.md); without one the two Gemmas keep the figures they have.
+golden: $(INSTALLED) $(PEER)
+	$(BIN)/python -m tests.families.make_golden --peer .venv-peer/bin/python $(if $(EXACT_GELU),--exact-gelu $(EXACT_GELU))
+	$(BIN)/python -m tests.families.table
 
 # Ours beside the peer's, in turn; writes docs/measured/ and the plot of docs/speed.md.
 bench: $(INSTALLED) $(PEER)

@@ -112,7 +112,7 @@ def test_every_type_that_gguf_dequantizes_loads_as_a_model(tmp_path: Path) -> No
                 kind.name
             )
             assert np.array_equal(
-                model.weights.layers[0].ffn_down.data, expected["blk.0.ffn_down.weight"], equal_nan=True
+                model.weights.layers[0].ffn.down.data, expected["blk.0.ffn_down.weight"], equal_nan=True
             )
 
 

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Iterator
 
 from teachllama.errors import ParameterError
+from teachllama.generate import GenerationStats, Token
 from teachllama.model import load_model
 from teachllama.sampling import SamplingParams
-from teachllama.session import GenerationStats, Token
 
 KNOBS = {
     "temperature": (float, 0.0, "0 takes the likeliest token, 1 the model's own distribution"),

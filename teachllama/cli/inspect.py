@@ -33,12 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="path of a .gguf file, or the name of a model that is here")
     parser.add_argument("--metadata", action="store_true", help="only the metadata")
     parser.add_argument("--tensors", action="store_true", help="only the tensors and their totals")
+    parser.add_argument("--program", action="store_true", help="the recorded forward pass, and where threads meet")
     parser.add_argument("--json", action="store_true", help="print JSON, with nothing cut but arrays")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is inside `args.file`."""
     path = find_file(args.file)
+    if args.program:
+        return show_program(path)
     want_metadata, want_tensors = args.metadata or not args.tensors, args.tensors or not args.metadata
     problem: GGUFError | None = None
     try:
@@ -60,6 +63,21 @@ def run(args: argparse.Namespace) -> int:
             emit(*([""] if want_metadata else []), *_tensor_table(file.tensors.values(), columns()))
     if problem is not None:
         raise problem
+    return 0
+
+
+def show_program(path: str) -> int:
+    """Prints a model's recorded forward pass as the steps of `forward`, and what compiled code makes of it."""
+    from teachllama.kernels.program import lower
+    from teachllama.kernels.record import record
+    from teachllama.model import load_model
+
+    with load_model(path, backend="numpy") as model:
+        program = record(model.spec, model.weights)
+        emit(*map(str, program.steps), "")
+        for what, vectors in (("one token", True), ("many tokens", False)):
+            made = lower(program, model.spec, vectors=vectors)
+            emit(f"{what}: {made.summary()}")
     return 0
 
 

@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code as cache
 
     path = cache.file()
     if cache.is_warm():
