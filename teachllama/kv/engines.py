@@ -164,7 +164,9 @@ def llama_cpp(
     positive("n_ubatch", o.n_ubatch)
     is_mla = any(layer.n_kv_heads and not layer.value_length for layer in layout.layers)
     if KV_DTYPES[v_dtype][0] > 1 and not o.flash_attn:
-        raise ParameterError(f"llama.cpp stores V as {v_dtype} with flash attention only; leave it on, or use f16 for V")
+        raise ParameterError(
+            f"llama.cpp stores V as {v_dtype} with flash attention only; leave it on, or use f16 for V"
+        )
     if is_mla and v_dtype != kv_dtype:
         raise ParameterError("under latent attention K holds V, so llama.cpp refuses another type for V")
 
@@ -412,7 +414,9 @@ def vllm_blocks(model: Model, memory: int, weights: int, kv_dtype: str = "f16", 
 # teachllama -----------------------------------------------------------------------------------------------------------
 
 
-def teachllama(model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, options: Any = None) -> Reservation:
+def teachllama(
+    model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, options: Any = None
+) -> Reservation:
     """What this package's sessions hold: the rule itself, and nothing besides."""
     layout = model.layout
     _check(layout, seq_len, n_sessions, kv_dtype, kv_dtype)
@@ -425,7 +429,9 @@ def teachllama(model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: in
         cells = layers[0].positions(seq_len)
         k = sum(row_nbytes(r[0] + r[2], kv_dtype) for r in (layer.rows for layer in layers)) * cells * n_sessions
         v = sum(row_nbytes(layer.rows[1], kv_dtype) for layer in layers) * cells * n_sessions
-        buffers.append(Buffer("full attention" if window is None else "sliding window", len(layers), cells, n_sessions, k, v))
+        buffers.append(
+            Buffer("full attention" if window is None else "sliding window", len(layers), cells, n_sessions, k, v)
+        )
     if layout.state_nbytes:
         buffers.append(
             Buffer("recurrent state", 0, 1, n_sessions, n_sessions * layout.state_nbytes, 0, per_token=False)
@@ -450,7 +456,14 @@ class Fit:
 
 
 def fit(
-    model: Model, engine: str, memory: int, weights: int, seq_len: int, kv_dtype: str, n_sessions: int, options: Any = None
+    model: Model,
+    engine: str,
+    memory: int,
+    weights: int,
+    seq_len: int,
+    kv_dtype: str,
+    n_sessions: int,
+    options: Any = None,
 ) -> Fit:
     """How many sessions of `seq_len`, and which context for `n_sessions`, fit beside weights and compute buffers.
 
@@ -478,6 +491,4 @@ def fit(
             low, high = (middle, high) if price(middle) <= available else (low, middle)
         return low
 
-    return Fit(
-        most(2**20, lambda k: cost(seq_len, k)), most(2**32, lambda n: cost(n, n_sessions))
-    )
+    return Fit(most(2**20, lambda k: cost(seq_len, k)), most(2**32, lambda n: cost(n, n_sessions)))

@@ -72,7 +72,14 @@ def main() -> None:
         if context:
             lib.llama_free(context)
         else:
-            answer = {"setting": setting, "log": [], "error": next((x for x in reversed(log) if "error" in x or "failed" in x or "requires" in x), log[-1] if log else "")}
+            answer = {
+                "setting": setting,
+                "log": [],
+                "error": next(
+                    (x for x in reversed(log) if "error" in x or "failed" in x or "requires" in x),
+                    log[-1] if log else "",
+                ),
+            }
         answers.append(answer)
     print(json.dumps({"version": f"llama-cpp-python {version('llama_cpp_python')}", "answers": answers}))
 

@@ -7,6 +7,7 @@ published model small enough to describe shows alone. Keys that have no influenc
 llama.cpp wants besides is added when it is asked (`ask_llama_cpp.py`).
 """
 
+# ruff: noqa: E501  (a table: a row per model)
 from __future__ import annotations
 
 from dataclasses import dataclass
