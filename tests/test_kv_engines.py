@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from teachllama.cli import main
 from teachllama.errors import ParameterError
-from teachllama.kv import engines
-from teachllama.kv.engines import LlamaCpp, Vllm
+from teachllama.kv import engines, kv_layout_from_metadata
+from teachllama.kv.engines import LlamaCpp
 from teachllama.kv.explain import SHAPE, Question, as_seq_len, cache_of, explain
-from teachllama.kv_layout import kv_layout_from_metadata
 from tests.kv_corpus import make
 from tests.kv_corpus.models import ENTRIES
 

@@ -1,7 +1,7 @@
 """`teachllama kv FILE`: how much memory the KV cache of a model takes, and what fits in the memory there is.
 
 Works from the file's metadata, for any architecture, whether the engine runs it or not. The arithmetic is in
-`kv_layout.py`; this file asks, prints and plots.
+`teachllama.kv`; this file asks, prints and plots.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from teachllama.cli import kv_engines
 from teachllama.cli.inspect import columns, emit, find_file, printable, table
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
 from teachllama.gguf_file import open_gguf, split_paths
-from teachllama.kv.engines import Model
-from teachllama.kv.explain import Question
-from teachllama.kv_layout import (
+from teachllama.kv import (
     KV_DTYPES,
     KVLayout,
     LayerKV,
@@ -30,6 +28,8 @@ from teachllama.kv_layout import (
     longest_seq_len,
     positive,
 )
+from teachllama.kv.engines import Model
+from teachllama.kv.explain import Question
 
 SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
 UNITS = (

@@ -9,9 +9,8 @@ from typing import Any
 
 from teachllama.cli.inspect import printable, table
 from teachllama.errors import ParameterError
-from teachllama.kv import engines
+from teachllama.kv import KV_DTYPES, engines, format_nbytes
 from teachllama.kv.explain import Explanation, Question, as_seq_len, explain
-from teachllama.kv_layout import KV_DTYPES, format_nbytes
 
 HELP = """\
 
@@ -175,8 +174,8 @@ def explain_report(answer: Mapping[str, Any], written: str, question: Question, 
     over = f", {n / right - 1:+.0%} of that" if right else ""
     what = f"{question.n_sessions:,} x {question.seq_len:,}" if question.n_sessions > 1 else f"{question.seq_len:,}"
     lines = textwrap.wrap(
-        f"{printable(written.strip())} is {n:,} bytes. The rule gives {right:,} bytes ({format_nbytes(right)}) for {what} "
-        f"tokens in {question.kv_dtype}{over if abs(n - right) > 0.001 * right else ''}.",
+        f"{printable(written.strip())} is {n:,} bytes. The rule gives {right:,} bytes ({format_nbytes(right)}) for "
+        f"{what} tokens in {question.kv_dtype}{over if abs(n - right) > 0.001 * right else ''}.",
         width,
     )
     for e in answer["explanations"][:5]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from teachllama.errors import GGUFError, UnsupportedModelError
-from teachllama.kv_layout import KVLayout
+from teachllama.kv import KVLayout
 from teachllama.metadata import Metadata
 from teachllama.spec import (
     Activation,

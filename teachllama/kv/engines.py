@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teachllama.errors import ParameterError
-from teachllama.kv_layout import KV_DTYPES, MAX_SEQ_LEN, KVLayout, LayerKV, positive
+from teachllama.kv.formula import KV_DTYPES, MAX_SEQ_LEN, KVLayout, LayerKV, positive
 
 PAD = 256  # llama.cpp: contexts, and caches of sliding windows, are multiples of this
 LLAMA_CPP = "llama.cpp 0c1e57098"
@@ -192,7 +192,7 @@ def llama_cpp(
     if not o.flash_attn and len({layer.rows[1] for layer in layout.layers}) > 1:
         rules.append(
             Rule(
-                f"without flash attention V is stored transposed, and every layer's is as wide as the widest: {widest_v}",
+                f"without flash attention V is stored transposed, in every layer as wide as the widest: {widest_v}",
                 f"{LLAMA_CPP} src/llama-kv-cache.cpp, TAG_V_CACHE_VARIABLE",
             )
         )
@@ -217,7 +217,8 @@ def llama_cpp(
             n = pad(min(cells, window * (n_sessions if o.unified else 1) + n_ubatch), PAD)
             rules.append(
                 Rule(
-                    f"a window of {window:,} gets room for a batch besides ({n_ubatch:,}), in multiples of 256: {n:,} cells",
+                    f"a window of {window:,} gets room for a batch besides ({n_ubatch:,}), in multiples of 256: "
+                    f"{n:,} cells",
                     f"{LLAMA_CPP} src/llama-kv-cache-iswa.cpp, size_swa",
                 )
             )
@@ -305,17 +306,15 @@ def vllm(
     """
     o = options or Vllm()
     _check(model.layout, seq_len, n_sessions, kv_dtype, kv_dtype)
-    groups, group_size, page, rules, notes = _vllm_groups(model.layout, kv_dtype, o)
+    groups, _, page, rules, notes = _vllm_groups(model.layout, kv_dtype, o)
     buffers = []
-    for spec, n_layers in groups:
+    names = {"full": "full attention", "window": "sliding window", "state": "recurrent state"}
+    for spec, n_layers in sorted(groups, key=lambda group: list(names).index(group[0].kind)):
         n = spec.pages(seq_len, o.max_num_batched_tokens)
-        buffers.append(
-            Buffer(
-                {"full": "full attention", "window": "sliding window", "state": "recurrent state"}[spec.kind], n_layers,
-                n * spec.block_size, n_sessions, n_sessions * n * (page * group_size if group_size else spec.nbytes), 0,
-                per_token=spec.kind != "state",
-            )
-        )  # fmt: skip
+        nbytes = n_sessions * n * n_layers * (page or spec.nbytes)
+        cells = n * spec.block_size
+        per_token = spec.kind != "state"
+        buffers.append(Buffer(names[spec.kind], n_layers, cells, n_sessions, nbytes, 0, per_token))
     return Reservation(
         "vllm", tuple(buffers), tuple(rules), 0,
         "not estimated: vLLM measures its activations by a trial run when it starts", tuple(notes),
@@ -371,14 +370,13 @@ def _vllm_groups(
         )
     kinds = {(s.kind, s.window) for s in counts}
     if len(counts) <= 1 or len(kinds) == 1:  # one group; layers may have pages of different size
-        groups = list(counts.items())
-        return [(s, n) for s, n in groups for _ in range(1)], 0, 0, [*rules], notes if groups else notes
+        return list(counts.items()), 0, 0, rules, notes
     largest = max(s.nbytes for s in counts)
     unified: dict[_Page, int] = {}
     for s, n in counts.items():
         if largest % s.nbytes:
             raise ParameterError(
-                f"vLLM cannot page this model: pages of {s.nbytes:,} and {largest:,} bytes do not divide into each other"
+                f"vLLM cannot page this model: a page of {largest:,} bytes is no multiple of one of {s.nbytes:,}"
             )
         block = s.block_size * (largest // s.nbytes) if s.kind != "state" else 1
         unified[_Page(s.kind, block, largest, s.window)] = unified.get(_Page(s.kind, block, largest, s.window), 0) + n

@@ -14,7 +14,7 @@ from typing import Any
 
 from teachllama.errors import ParameterError
 from teachllama.kv import engines
-from teachllama.kv_layout import KV_DTYPES, KVLayout, LayerKV, format_nbytes
+from teachllama.kv.formula import KV_DTYPES, KVLayout, LayerKV, format_nbytes, longest_seq_len
 
 ONE, TWO = 0.02, 0.005  # how far off a number may be that one mistake explains, and two at once
 EXACT = 0.001  # nearer than this, a number is right
@@ -80,13 +80,13 @@ def _latent_in_full(c: Cache) -> Cache:
 
 SHAPE: tuple[Mistake, ...] = (
     Mistake(
-        "query_heads", "heads", "it counts query heads: under grouped-query attention several of them share one key and "
-        "value, and only those are cached",
+        "query_heads", "heads", "it counts query heads: under grouped-query attention several of them share one key "
+        "and value, and only those are cached",
         lambda c: c.with_layers(n_kv_heads=c.n_heads) if c.n_heads else c,
     ),
     Mistake(
-        "head_dim", "lengths", "it takes dim / n_heads for the length of a head: that is a default only, and this file has "
-        "lengths of its own",
+        "head_dim", "lengths", "it takes dim / n_heads for the length of a head: that is a default only, and this file "
+        "has lengths of its own",
         _dim_over_heads,
     ),
     Mistake("no_v", "lengths", "it counts K, and V is missing", lambda c: c.with_layers(value_length=0)),
@@ -99,13 +99,13 @@ SHAPE: tuple[Mistake, ...] = (
         "further than their window",
         lambda c: c.with_layers(window=None),
     ),
-    Mistake("first_layer", "layers", "it takes the first layer for all of them, and here layers differ", _first_for_all),
+    Mistake("first_layer", "layers", "it takes the first layer for all, and here layers differ", _first_for_all),
     Mistake("one_layer", "layers", "it is the cache of one layer, and every layer has its own",
             lambda c: replace(c, layers=tuple(x for x in c.layers if x.n_kv_heads)[:1])),
     Mistake("all_attend", "layers", "it counts keys and values in every layer: some layers of this model keep none "
             "(recurrent, or reading another layer's)", _all_attend),
-    Mistake("latent_in_full", "lengths", "it counts full heads: under latent attention one compressed key is cached, which "
-            "all of them are computed from", _latent_in_full),
+    Mistake("latent_in_full", "lengths", "it counts full heads: under latent attention one compressed key is cached, "
+            "which all of them are computed from", _latent_in_full),
     Mistake("no_index", "index", "it leaves out the index keys of sparse attention",
             lambda c: replace(c, layers=tuple(replace(x, index_length=0) for x in c.layers))),
     Mistake("twice", "layers", "it is exactly twice the cache: K and V are two already", lambda c: replace(
@@ -169,7 +169,7 @@ def extras(weights: int, state: int, compute: int) -> Iterator[Mistake]:
         ("weights", weights, "the weights are counted with it"),
         ("state", state, "the recurrent state is counted with it: a fixed part, the same at any length"),
         ("compute", compute, "a compute buffer of about {extra} is counted with it: a fixed part"),
-        ("weights_and_compute", weights and compute and weights + compute, "weights and a compute buffer are counted with it"),
+        ("weights_and_compute", weights and compute and weights + compute, "weights and compute buffer are counted"),
     ):  # fmt: skip
         if nbytes:
             yield Mistake(
@@ -237,10 +237,6 @@ def explain(model: engines.Model, question: Question, metadata: Mapping[str, Any
     model.layout.bytes(question.seq_len, question.kv_dtype, question.n_sessions)  # raises for odd settings
     if found := _match("", (), right.nbytes, question, EXACT):
         return [Explanation((), "it is right: exactly what the rule gives", found.nbytes, found.error)]
-    rules = list(_by_engines(model, question, right))
-    exact = [r for r in rules if abs(r.error) <= EXACT]
-    if exact:
-        return exact
     single = list(_mistakes(model, question))
     changed = {m.name: m.change(right) for m in single}
     applying = [m for m in single if changed[m.name].nbytes != right.nbytes]
@@ -253,9 +249,12 @@ def explain(model: engines.Model, question: Question, metadata: Mapping[str, Any
         for m in applying
         if (found := _match(text(m), (m.name,), changed[m.name].nbytes, question, ONE)) is not None
     ]
-    one += [r for r in rules if abs(r.error) <= ONE]
-    if any(abs(x.error) <= TWO for x in one):
-        return sorted(one, key=lambda x: abs(x.error))
+    one += _by_engines(model, question, right)
+    one.sort(key=lambda x: abs(x.error))
+    if one and abs(one[0].error) <= EXACT:
+        return [x for x in one if abs(x.error) <= TWO]
+    if one and abs(one[0].error) <= TWO:
+        return one
     two = []
     for a, b in itertools.combinations(applying, 2):
         if a.part == b.part or "all" in (a.part, b.part):
@@ -265,7 +264,7 @@ def explain(model: engines.Model, question: Question, metadata: Mapping[str, Any
             continue
         if (found := _match(f"{text(a)}; and {text(b)}", (a.name, b.name), both, question, TWO)) is not None:
             two.append(found)
-    return sorted(one, key=lambda x: abs(x.error)) or sorted(two, key=lambda x: abs(x.error))
+    return one or sorted(two, key=lambda x: abs(x.error))
 
 
 def _mistakes(model: engines.Model, q: Question) -> Iterator[Mistake]:
@@ -321,8 +320,6 @@ def _by_engines(model: engines.Model, q: Question, right: Cache) -> Iterator[Exp
 
 def as_seq_len(model: engines.Model, q: Question) -> int | None:
     """The context at which the claimed number would be right; None where no context gives it within 2 %."""
-    from teachllama.kv_layout import longest_seq_len
-
     n = longest_seq_len(model.layout, q.nbytes, q.kv_dtype, q.n_sessions)
     if not n:
         return None

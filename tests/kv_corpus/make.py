@@ -16,8 +16,7 @@ from typing import Any
 import gguf
 
 from teachllama.errors import ParameterError
-from teachllama.kv import engines
-from teachllama.kv_layout import KV_DTYPES, KVLayout, kv_layout_from_metadata
+from teachllama.kv import KV_DTYPES, KVLayout, engines, kv_layout_from_metadata
 from tests.kv_corpus.answers import as_printed, compute_mib, lines_of, load, reserve
 from tests.kv_corpus.models import ENTRIES, Entry
 
@@ -175,22 +174,25 @@ For other projects, the folder `tests/kv_corpus/` of this repository has:
 number, for one sequence. *llama.cpp*: what it reserves for one sequence with its defaults: the context in multiples of
 256 cells, and windows with room for a batch. *State*: recurrent state of one sequence in f32, the same at any context.
 
-*Proof*: "llama.cpp, {{n}} of {{n}}" means that the native llama.cpp ({version}) was asked {{n}} times, at different contexts,
-types, numbers of sequences, batch sizes, and with and without flash attention, and that each line of its log about a
-cache (cells, sequences, MiB of K, MiB of V) equals what `teachllama kv --engine llama.cpp` gives. It is asked for the
-published configuration itself: it builds the model from the header and goes through all allocations without taking the
-memory (`no_alloc`), which is how it finds out by itself what fits. A cache printed with two digits in MiB and its
-number of cells is known to the byte. "Arithmetic" means that no engine could be asked; `corpus.json` has the steps.
+*Proof*: "llama.cpp, 16 of 16" means that the native llama.cpp ({version}) was asked 16 times, at different
+contexts, types, numbers of sequences, batch sizes, and with and without flash attention, and that each line of its log
+about a cache (cells, sequences, MiB of K, MiB of V) equals what `teachllama kv --engine llama.cpp` gives. It is asked
+for the published configuration itself: it builds the model from the header and goes through all allocations without
+taking the memory (`no_alloc`), which is how it finds out by itself what fits. The same lines come out when tiny models
+with the same caches are reserved for real (`ask_llama_cpp.py --allocate`). A size is printed in MiB with two digits;
+with the number of cells beside it, it is known to the byte. "Arithmetic" means that llama.cpp could not be asked;
+`corpus.json` has the steps.
 
 ## Fixed parts, and a part per token
 
-Weights, recurrent state and compute buffers are the same at any context; only keys and values grow with it. A log that
+Weights, recurrent state and compute buffers are fixed (an attention mask in the last grows a little with the context);
+only keys and values grow with every token. A log that
 says "288 MiB" for 4,096 tokens does not say 72 KiB per token unless all of it grows. The figure per token that comes
 from a division of one log line by another changes with the context, though the model does not: the fixed part is spread
 over more and more tokens, and a window that is full adds nothing. Two measurements at two contexts have a difference,
 and the difference over the tokens between them is the part per token (past every window). `teachllama kv` prints both.
 
-llama.cpp's compute buffer is estimated by `teachllama kv --engine llama.cpp`. Over the {n_ratios} answers here the
+llama.cpp's compute buffer is estimated by `teachllama kv --engine llama.cpp`. Over the {n_ratios:,} answers here the
 estimate is between {low:.2f} and {high:.2f} of what llama.cpp printed in nine cases of ten, {median:.2f} in the middle.
 
 ## The models
@@ -206,7 +208,9 @@ def page(found: dict[str, Any]) -> str:
         n_ratios=len(ratios), low=twentieths[0], high=twentieths[-1], median=statistics.median(ratios),
     )  # fmt: skip
     lines = [text]
-    lines.append("| model | kind of cache | context | by the rule: f16 | q8_0 | q4_0 | llama.cpp: f16 | state | proof |")
+    lines.append(
+        "| model | kind of cache | context | by the rule: f16 | q8_0 | q4_0 | llama.cpp: f16 | state | proof |"
+    )
     lines.append("|---|---|--:|--:|--:|--:|--:|--:|---|")
     for model in found["models"]:
         proof = model["proof"]
