@@ -78,10 +78,15 @@ $(PEER): benchmarks/build_peer.sh
 	sh benchmarks/build_peer.sh .venv-peer $(PYTHON)
 	@touch $@
 
-# llama.cpp's figures for a tiny random model of every family. EXACT_GELU names the Python of a llama.cpp without its
-# table of half-precision GELU (docs/measured.md); without one the two Gemmas keep the figures they have.
-golden: $(INSTALLED) $(PEER)
-	$(BIN)/python -m tests.families.make_golden --peer .venv-peer/bin/python $(if $(EXACT_GELU),--exact-gelu $(EXACT_GELU))
+# Another, which computes GELU and doesn't look it up: for golden figures of models that use it.
+PEER_GELU = .venv-peer-gelu/.installed
+$(PEER_GELU): benchmarks/build_peer.sh
+	sh benchmarks/build_peer.sh .venv-peer-gelu $(PYTHON) exact-gelu
+	@touch $@
+
+# llama.cpp's figures for a tiny random model of every family, and the table that docs/families.md shows.
+golden: $(INSTALLED) $(PEER) $(PEER_GELU)
+	$(BIN)/python -m tests.families.make_golden --peer .venv-peer/bin/python --exact-gelu .venv-peer-gelu/bin/python
 	$(BIN)/python -m tests.families.table
 
 # Ours beside the peer's, in turn; writes docs/measured/ and the plot of docs/speed.md.
@@ -93,4 +98,4 @@ bench: $(INSTALLED) $(PEER)
 	$(BIN)/python benchmarks/page.py
 
 clean:
-	rm -rf $(VENV) .venv-peer docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer .venv-peer-gelu docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -114,7 +114,7 @@ A_TRANSFORMER = Assignment(
 
                 def engine(x, positions, base):
                     angles = ops.rope_angles(positions, x.shape[-1], base, 1.0, None)
-                    return ops.rope(x[:, None].astype(np.float32), angles, "adjacent")[:, 0]
+                    return ops.rope(x[:, None].astype(np.float32), angles, "interleaved")[:, 0]
 
                 rng = np.random.default_rng(6)
                 cases = [(rng.normal(size=(n, d)), start + np.arange(n), base)

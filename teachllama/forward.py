@@ -1,7 +1,7 @@
 """The forward pass, written once: every family, every cache and every backend goes through this page.
 
 `ops` does the arithmetic. `ops.NumpyOps` computes at once: the reference, tested against llama.cpp.
-`program.RecordingOps` computes nothing: it writes each call down, and compiled code replays the list.
+`kernels.record.RecordingOps` computes nothing: it writes each call down, and compiled code replays the list.
 Shapes: n rows of tokens, H query heads, G key/value heads, d and dv the lengths of a head's key and value.
 """
 

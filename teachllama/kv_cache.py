@@ -86,13 +86,11 @@ class KVCache:
         layers = self.layers
         if len({(k.shape, v.shape) for k, v in layers}) > 1:
             raise UnsupportedModelError("this model's layers cache different shapes; look at them one by one")
-        stacked = []
-        for part in (0, 1):
-            one = layers[0][part]
-            shape = (len(layers), *one.shape)
-            apart = layers[1][part].ctypes.data - one.ctypes.data if len(layers) > 1 else one.nbytes
-            stacked.append(np.lib.stride_tricks.as_strided(one, shape, (apart, *one.strides)))
-        return stacked[0], stacked[1]
+        (k, v), n = layers[0], len(layers)
+        keys = self._pages.array(0, (n, *k.shape), k.dtype)
+        if np.may_share_memory(k, v):  # latent attention
+            return keys, keys[..., : v.shape[-1]]
+        return keys, self._pages.array(keys.nbytes, (n, *v.shape), v.dtype)
 
     def extend(self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
         """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns what the layer attends to.

@@ -6,6 +6,7 @@ so is a key that changes the arithmetic and that nobody read. Knows nothing of s
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Container
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from teachllama.errors import GGUFError, UnsupportedModelError
 from teachllama.families import Family, build_spec, family_named
-from teachllama.families.common import HARMLESS
+from teachllama.families.common import FREQS, HARMLESS, LONG, NEUTRAL, SHORT, cache_layout
 from teachllama.gguf_file import GGUFFile, TensorInfo
 from teachllama.kv import KVLayout, kv_layout_from_metadata
 from teachllama.metadata import Metadata
@@ -23,7 +24,7 @@ from teachllama.weights import BlockStore, Experts, F32Matrix, F32Store, Gated, 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
-FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+FACTORS = (FREQS, SHORT, LONG)
 # Types whose blocks the kernels multiply as they are; kernels/blocks.py has one function for each.
 NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 
@@ -42,14 +43,14 @@ def spec_of(file: GGUFFile) -> tuple[ModelSpec, KVLayout, Metadata]:
     for key in ("attention.head_count", "embedding_length"):
         if not m.has(key):
             raise GGUFError(f"the metadata has no '{m.arch}.{key}', which every {m.arch} model needs")
-    layout = kv_layout_from_metadata(file.metadata, m)
+    layout = kv_layout_from_metadata(file.metadata)  # with a reader of its own: what it reads, others may have to
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise GGUFError(f"{file.path}: has no matrix 'token_embd.weight', which every model needs")
     factors = {name: _numbers(file, file.tensors[name]) for name in FACTORS if name in file.tensors}
     spec = build_spec(family, m, layout, embedding.shape[0], factors)
     _refuse_unread(family, m)
-    return spec, layout, m
+    return spec, cache_layout(spec, layout), m
 
 
 def _numbers(file: GGUFFile, info: TensorInfo) -> list[float]:
@@ -62,12 +63,13 @@ def _refuse_unread(family: Family, m: Metadata) -> None:
     """Every key of the architecture is read, or harmless; one that is neither may change the arithmetic."""
     prefix = f"{m.arch}."
     known = m.read | {prefix + key for key in (*HARMLESS, *family.harmless)}
-    unread = sorted(key for key in m.mapping if key.startswith(prefix) and key not in known)
-    if unread:
-        raise UnsupportedModelError(
-            f"metadata {unread[0]!r} ({m.mapping[unread[0]]!r:.80}) is a key that this engine's {m.arch} does not "
-            "know. It may change the arithmetic, so the file is refused rather than run with wrong results"
-        )
+    for key in sorted(key for key in m.mapping if key.startswith(prefix) and key not in known):
+        neutral, value = NEUTRAL.get(key.removeprefix(prefix), ()), m.mapping[key]
+        if not (isinstance(value, (bool, int, float)) and value in neutral):
+            raise UnsupportedModelError(
+                f"metadata {key!r} ({reprlib.repr(value)}) is a key that this engine's {m.arch} does not know. It may "
+                "change the arithmetic, so the file is refused rather than run with wrong results"
+            )
 
 
 def load_weights(file: GGUFFile, spec: ModelSpec, native: Container[GGMLQuantizationType] | None) -> Weights:
@@ -77,7 +79,7 @@ def load_weights(file: GGUFFile, spec: ModelSpec, native: Container[GGMLQuantiza
         native: types whose blocks stay as they are; None dequantizes everything.
     """
     family = family_named(spec.family)
-    table = _Table(file, family)
+    table = _Table(file, family, len(spec.layers))
     make_weights = _planned(table, family, spec)
     table.refuse_unused()
     if native is None:
@@ -94,9 +96,14 @@ def load_weights(file: GGUFFile, spec: ModelSpec, native: Container[GGMLQuantiza
 class _Table:
     """The tensor table, each tensor taken once: `matrix` and `vector` check a shape and promise the weights."""
 
-    def __init__(self, file: GGUFFile, family: Family):
+    def __init__(self, file: GGUFFile, family: Family, n_layers: int):
         self.file, self.family = file, family
         self.left = {name: info for name, info in file.tensors.items() if name not in FACTORS}
+        drafts = file.metadata.get(f"{family.name}.nextn_predict_layers", 0)  # layers that only draft tokens ahead
+        for name in [
+            name for name in self.left for i in range(n_layers, n_layers + drafts) if name.startswith(f"blk.{i}.")
+        ]:
+            del self.left[name]
         self.matrices: list[TensorInfo] = []
         self.vectors: list[TensorInfo] = []
 
@@ -229,30 +236,20 @@ def _planned_experts(table: _Table, p: str, s: FeedForwardSpec, dim: int) -> Cal
 
 
 def _planned_latent(table: _Table, p: str, s: LayerSpec, dim: int) -> dict[str, Callable[[F32Store], Any]]:
-    """DeepSeek's attention: lengths that the spec lacks are read from the shapes, and then held to each other."""
+    """DeepSeek's attention."""
     a = s.attention
     rank, rotating = a.value_dim, a.head_dim - a.value_dim
+    q_rows = a.n_heads * (a.still_dim + rotating)
     plan: dict[str, Callable[[F32Store], Any]] = {}
-
-    def shape(name: str, axis: int) -> int:
-        info = table.left.get(f"{p}{name}.weight")
-        if info is None or len(info.shape) != 3:
-            raise GGUFError(f"{table.file.path}: has no tensor {f'{p}{name}.weight'!r} of heads, rows and columns")
-        return info.shape[axis]
-
-    still, value = shape("attn_k_b", 2), shape("attn_v_b", 1)
-    if f"{p}attn_q_a.weight" in table:
-        q_rank = table.left[f"{p}attn_q_a.weight"].shape[0]
-        plan["q_a"] = table.linear(f"{p}attn_q_a", q_rank, dim)
-        plan["q_a_norm"] = table.vector(f"{p}attn_q_a_norm.weight", q_rank)
-        plan["q"] = table.linear(f"{p}attn_q_b", a.n_heads * (still + rotating), q_rank)
-    else:
-        plan["q"] = table.linear(f"{p}attn_q", a.n_heads * (still + rotating), dim)
+    if a.q_rank:
+        plan["q_a"] = table.linear(f"{p}attn_q_a", a.q_rank, dim)
+        plan["q_a_norm"] = table.vector(f"{p}attn_q_a_norm.weight", a.q_rank)
+    plan["q"] = table.linear(f"{p}attn_q_b", q_rows, a.q_rank) if a.q_rank else table.linear(f"{p}attn_q", q_rows, dim)
     kv = table.linear(f"{p}attn_kv_a_mqa", rank + rotating, dim)
     plan["kv_a"] = lambda store: kv(store).cut(0, rank)
     plan["k_rope"] = lambda store: kv(store).cut(rank, rank + rotating)
     plan["kv_a_norm"] = table.vector(f"{p}attn_kv_a_norm.weight", rank)
-    plan["k_b"] = table.linear(f"{p}attn_k_b", rank, still, a.n_heads)
-    plan["v_b"] = table.linear(f"{p}attn_v_b", value, rank, a.n_heads)
-    plan["output"] = table.linear(f"{p}attn_output", dim, a.n_heads * value)
+    plan["k_b"] = table.linear(f"{p}attn_k_b", rank, a.still_dim, a.n_heads)
+    plan["v_b"] = table.linear(f"{p}attn_v_b", a.output_dim, rank, a.n_heads)
+    plan["output"] = table.linear(f"{p}attn_output", dim, a.n_heads * a.output_dim)
     return plan

@@ -103,7 +103,10 @@ class Session:
 
     @property
     def kv_nbytes(self) -> int:
-        """Bytes of KV cache this session can make resident: `kv_cache_bytes` to the byte. Stays after `close`."""
+        """Bytes of KV cache this session needs when full: `kv_cache_bytes` to the byte. Stays after `close`.
+
+        Memory comes in pages, and sliding-window layers keep up to 95 positions more (see `can_rewind_to`).
+        """
         return self._cache.nbytes
 
     @property

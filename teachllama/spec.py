@@ -75,6 +75,9 @@ class AttentionSpec:
     window: int | None = None  # positions a token sees, its own included
     softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0: they stay
     latent: bool = False  # values are the first value_dim numbers of the keys
+    q_rank: int = 0  # latent: length of the compressed query; 0: queries aren't compressed
+    still_dim: int = 0  # latent: numbers of a query's head that don't rotate, before they are brought to the rank
+    output_dim: int = 0  # latent: numbers of a head after they are taken out of the rank
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,7 +269,7 @@ def test_set_num_threads_is_what_the_kernels_use_and_refuses_nonsense(
     before = threads.get_num_threads()
     used = []
     run = Team.run
-    monkeypatch.setattr(Team, "run", lambda self, plan, job, n: (used.append(n), run(self, plan, job, n))[1])
+    monkeypatch.setattr(Team, "run", lambda self, job, n: (used.append(n), run(self, job, n))[1])
     try:
         tl.set_num_threads(3)
         for bad in (0, -1, 1025, 10**9, 1.5, 2.0, "2", None, True):

@@ -15,10 +15,9 @@ def scaled(m: Metadata, spec: ModelSpec, wide_layers: int) -> ModelSpec:
         embedding_scale=math.sqrt(spec.dim),
         logit_softcap=m.real("final_logit_softcapping", 0.0 if wide_layers == 62 else 30.0),
     )
-    wide = len(spec.layers) == wide_layers
     attention = spec.layers[0].attention
-    scale = m.real("attention.scale", 0.0) or (spec.dim // attention.n_heads if wide else attention.head_dim) ** -0.5
-    return with_attention(spec, scale=scale)
+    wide = len(spec.layers) == wide_layers
+    return with_attention(spec, scale=(spec.dim // attention.n_heads if wide else attention.head_dim) ** -0.5)
 
 
 def gemma2(m: Metadata, spec: ModelSpec) -> ModelSpec:
@@ -33,6 +32,7 @@ GEMMA2 = Family(
     pairs=RopePairs.NEOX,
     activation=Activation.GELU,
     norms=NORMS | POST_NORMS,
+    slides=True,
     change=gemma2,
 )
 GEMMA3 = Family(
@@ -42,6 +42,7 @@ GEMMA3 = Family(
     pairs=RopePairs.NEOX,
     activation=Activation.GELU,
     norms=NORMS | POST_NORMS | QK_NORMS,
+    slides=True,
     local_rope_base=10_000.0,
     local_unscaled=True,
     change=lambda m, spec: scaled(m, spec, 62),

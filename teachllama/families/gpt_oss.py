@@ -1,7 +1,15 @@
 """gpt-oss: a learned sink in every head, biases everywhere, clamped experts, and every other layer slides."""
 
 from teachllama.families.common import Family
-from teachllama.spec import Activation, RopePairs, Scores
+from teachllama.metadata import Metadata
+from teachllama.spec import Activation, ModelSpec, RopePairs, Scores
+
+
+def windowed(m: Metadata, spec: ModelSpec) -> ModelSpec:
+    """A file without a window would attend to everything, silently."""
+    m.number("attention.sliding_window")
+    return spec
+
 
 GPT_OSS = Family(
     "gpt-oss",
@@ -23,4 +31,6 @@ GPT_OSS = Family(
     ),
     scores=Scores.SOFTMAX_OF_CHOSEN,
     normalize_experts=False,
+    slides=True,
+    change=windowed,
 )

@@ -15,6 +15,8 @@ def multipliers(m: Metadata, spec: ModelSpec) -> ModelSpec:
         residual_scale=m.real("residual_scale", 0.0) or 1.0,
         logit_scale=1 / (m.real("logit_scale") or 1.0),
     )
+    if scale := m.real("attention.scale", 0.0):
+        spec = with_attention(spec, scale=scale)
     return spec if m.flag("rope.scaling.finetuned", True) else with_attention(spec, rope=None)
 
 

@@ -12,5 +12,4 @@ PHI3 = Family(
     "fused qkv and gate-up; LongRoPE",
     "https://arxiv.org/abs/2404.14219",
     pairs=RopePairs.NEOX,
-    harmless=("attention.sliding_window",),
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from teachllama.families.common import Family, all_layers
 from teachllama.metadata import Metadata
-from teachllama.spec import FeedForwardSpec, LayerSpec, ModelSpec, RopePairs
+from teachllama.spec import ModelSpec, RopePairs
 
 BIASES = ("attn_q.bias", "attn_k.bias", "attn_v.bias")
 QWEN2 = Family(
@@ -13,18 +13,9 @@ QWEN2 = Family(
 
 
 def one_shared_expert(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """The shared expert's length, and the experts' where the file gives it for all of them together."""
-    dense = m.number("feed_forward_length")
-    shared = m.number("expert_shared_feed_forward_length", 0, least=0) or dense
-
-    def change(layer: LayerSpec) -> LayerSpec:
-        ffn: FeedForwardSpec = layer.ffn
-        if ffn.experts is None:
-            return layer
-        length = m.number("expert_feed_forward_length", dense // ffn.experts.n_used)
-        return replace(layer, ffn=replace(ffn, hidden_dim=length, shared_hidden_dim=shared))
-
-    return all_layers(spec, change)
+    """The shared expert's length: its own key, or that of a dense network."""
+    shared = m.number("expert_shared_feed_forward_length", 0, least=0) or m.number("feed_forward_length")
+    return all_layers(spec, lambda l: replace(l, ffn=replace(l.ffn, shared_hidden_dim=shared if l.ffn.experts else 0)))
 
 
 QWEN2MOE = Family(
@@ -34,5 +25,6 @@ QWEN2MOE = Family(
     pairs=RopePairs.NEOX,
     required=BIASES,
     normalize_experts=False,
+    experts_share=True,
     change=one_shared_expert,
 )

@@ -38,8 +38,8 @@ def why_not(spec: ModelSpec) -> str | None:
     sizes = [("embedding_length", spec.dim, 32)]
     for layer in spec.layers:
         a, ffn = layer.attention, layer.ffn
-        sizes.append(("a feed-forward length", ffn.hidden_dim, 32))
-        sizes.append(("a shared expert's feed-forward length", ffn.shared_hidden_dim, 32))
+        sizes.append(("feed_forward_length", ffn.hidden_dim, 32))
+        sizes.append(("expert_shared_feed_forward_length", ffn.shared_hidden_dim, 32))
         sizes.append(("attention.key_length", a.head_dim, 16))
         sizes.append(("attention.value_length", a.value_dim, 16))
         sizes.append(("attention.head_count times value_length", a.n_heads * a.value_dim, 32))

@@ -157,7 +157,7 @@ def _kv_heads(keys: Metadata, notes: _Notes) -> list[int]:
     if arch in ENCODERS or arch in DIFFUSION:
         notes.append(f"{'an encoder' if arch in ENCODERS else 'a diffusion model'}: it keeps no KV cache")
         return [0] * n
-    if arch not in KNOWN and keys.mapping.get(f"{arch}.attention.causal") is False:
+    if arch not in KNOWN and keys.raw("attention.causal") is False:
         notes.doubt("the file says that its attention is not causal: counted as an encoder, which keeps no KV cache")
         return [0] * n
     query = keys.per_layer("attention.head_count", ())

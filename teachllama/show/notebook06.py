@@ -17,7 +17,7 @@ import numpy as np
 from teachllama.errors import ParameterError
 from teachllama.families import FAMILIES
 from teachllama.gguf_file import open_gguf
-from teachllama.show.style import BLUE, FAINT, INK, SKY, SMALL, VERMILION, Picture, dark, drawn, note, picture, visible
+from teachllama.show.style import BLUE, INK, SKY, SMALL, VERMILION, Picture, dark, drawn, note, picture, visible
 
 
 @drawn
@@ -41,7 +41,7 @@ def switches(divergences: Mapping[str, float]) -> Picture:
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.invert_yaxis()
     ax.tick_params(axis="y", length=0)
-    ax.set_xlabel("mean KL divergence from the model as it is, nats a token (each line: ten times as much)")
+    ax.set_xlabel("mean KL divergence from the model as it is, nats a token")
     ax.grid(True, axis="x")
     fig.alt = "How far each switch moves the predictions: " + ", ".join(
         f"{n} {v:.2g} nats" for n, v in zip(names, values, strict=True)
@@ -84,7 +84,7 @@ def visits(pieces: Sequence[str], chosen: np.ndarray, n_experts: int, title: str
     fig = picture(1.6 + 0.34 * n_experts)
     ax = fig.add_subplot()
     for t, row in enumerate(chosen):
-        ax.plot([t] * n_experts, range(n_experts), "s", color=FAINT, markersize=11, zorder=1)
+        ax.plot([t] * n_experts, range(n_experts), "s", color="#e2e2e2", markersize=11, zorder=1)
         ax.plot([t] * len(row), row, "s", color=dark(BLUE), markersize=11, zorder=2)
     ax.set_xticks(
         range(len(pieces)), [visible(p) for p in pieces], rotation=55, ha="right", fontsize=SMALL, parse_math=False

@@ -13,13 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from tests.families.generate import VARIANTS, build
+from tests.families.generate import SEEDS, VARIANTS, build
 
 FOLDER = Path(__file__).parent.parent / "golden" / "families"
 N_PROMPT, N_GREEDY = 300, 50
 COLUMNS = 3  # logits stored at each position of the prompt
+N_STOCK = 20  # positions whose logits are stored as llama.cpp with its rounding has them
+CLEAR = 0.02  # a greedy step whose two best logits lie nearer than this may go either way
 
-__all__ = ["COLUMNS", "FOLDER", "N_GREEDY", "N_PROMPT", "VARIANTS", "build", "columns_of", "load_golden", "prompt"]
+__all__ = [
+    "CLEAR", "COLUMNS", "FOLDER", "N_GREEDY", "N_PROMPT", "N_STOCK", "SEEDS", "VARIANTS", "build", "columns_of",
+    "load_golden", "prompt",
+]  # fmt: skip
 
 
 def prompt(vocab_size: int, seed: int = 0) -> list[int]:
@@ -43,8 +48,14 @@ def unpack(text: str) -> np.ndarray:
 
 
 def load_golden(variant: str) -> dict[str, Any]:
-    """llama.cpp's figures: `logits` (N_PROMPT, COLUMNS), `logsumexp` (N_PROMPT,), `greedy` ids and their `gap`."""
+    """llama.cpp's figures: `logits` (N_PROMPT, COLUMNS), `logsumexp` (N_PROMPT,), `greedy` ids and their `gap`.
+
+    Where llama.cpp rounds something: `stock_differs_by`, the largest difference that makes, and `stock_logits`
+    (N_STOCK, COLUMNS), its logits with the rounding at the first positions.
+    """
     stored = json.loads((FOLDER / f"{variant}.json").read_text(encoding="utf-8"))
     stored["logits"] = unpack(stored["logits"]).reshape(N_PROMPT, COLUMNS)
     stored["logsumexp"], stored["gap"] = unpack(stored["logsumexp"]), unpack(stored["gap"])
+    if "stock_logits" in stored:
+        stored["stock_logits"] = unpack(stored["stock_logits"]).reshape(N_STOCK, COLUMNS)
     return stored
