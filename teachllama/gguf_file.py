@@ -21,9 +21,9 @@ import re
 import stat
 import struct
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -41,7 +41,6 @@ MAX_NAME_BYTES = 1_024
 MAX_HEADER_BYTES = 48 * 1024 * 1024
 MAX_COUNT = 65_536  # tensors, and metadata keys; a 400-billion-parameter mixture of experts has about 2,000 tensors
 
-FIRST_FETCH = 256 * 1024  # of a remote file
 MAX_PARTS = 65_535  # split.count is a uint16
 MAX_SEARCHED = 500  # files of a folder that are looked at for the parts of a renamed model
 PART_NAME = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.DOTALL)  # gguf-split's names, counted from 1
@@ -222,7 +221,7 @@ class _Part:
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         try:
-            _Parser(self, self.mmap).parse(metadata_only)
+            Parser(self, self.mmap).parse(metadata_only)
         except BaseException:
             self.close()
             raise
@@ -234,48 +233,6 @@ class _Part:
                 mapping.close()
             except BufferError:  # a view still points into it: the last one to go unmaps it
                 pass
-
-
-def read_header(
-    name: str, nbytes: int, fetch: Callable[[int, int], bytes], *, metadata_only: bool = False
-) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """Metadata and tensor table of a file that is somewhere else, from as few of its bytes as they take.
-
-    Args:
-        name: what errors call the file.
-        nbytes: the file's size.
-        fetch: gives bytes [start, end) of it; called with consecutive ranges, from 0.
-        metadata_only: stop before the tensor table.
-
-    Raises:
-        GGUFError: as for a file that is here. Whatever `fetch` raises is passed on.
-    """
-    remote = _Remote(name, nbytes, fetch)
-    if nbytes < 24 or remote.fill(24)[:4] != MAGIC:
-        raise GGUFError(f"{name}: not a GGUF file: expected at least 24 bytes that begin with {MAGIC!r}")
-    _RemoteParser(remote, remote.buf).parse(metadata_only)
-    return remote.metadata, remote.tensors
-
-
-class _Remote:
-    """What of a remote file has been fetched."""
-
-    def __init__(self, name: str, nbytes: int, fetch: Callable[[int, int], bytes]):
-        self.path, self.nbytes, self._fetch = name, nbytes, fetch
-        self.buf = b""
-        self.metadata: dict[str, Any] = {}
-        self.tensors: dict[str, TensorInfo] = {}
-
-    def fill(self, end: int) -> bytes:
-        """At least the first `end` bytes; half as much again as is there, so that the calls stay few."""
-        have, end = len(self.buf), min(end, self.nbytes)
-        if have < end:
-            wanted = min(self.nbytes, max(end, FIRST_FETCH if not have else have * 3 // 2))
-            more = self._fetch(have, wanted)
-            if len(more) != wanted - have:
-                raise GGUFError(f"{self.path}: asked for {wanted - have} bytes at byte {have}, got {len(more)}")
-            self.buf += more
-        return self.buf
 
 
 # Split models ---------------------------------------------------------------------------------------------------------
@@ -419,10 +376,19 @@ def _check_parts(parts: Sequence[_Part], split: _Split, whole: bool) -> None:
         )
 
 
-class _Parser:
+class Source(Protocol):
+    """A file that a header is read from, and into."""
+
+    path: str
+    nbytes: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+class Parser:
     """Reads the header front to back; `pos` never passes the end of the file."""
 
-    def __init__(self, file: _Part | _Remote, buf: mmap.mmap | bytes):
+    def __init__(self, file: Source, buf: mmap.mmap | bytes):
         self.file, self.buf, self.pos = file, buf, 4
 
     def fail(self, message: str) -> GGUFError:
@@ -570,26 +536,3 @@ class _Parser:
             if t.name in self.file.tensors:
                 raise self.fail(f"two tensors are named {t.name!r}")
             self.file.tensors[t.name] = TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes)
-
-
-class _RemoteParser(_Parser):
-    """Fetches what it is about to read."""
-
-    def need(self, n: int, what: str) -> None:
-        super().need(n, what)
-        assert isinstance(self.file, _Remote)
-        self.buf = self.file.fill(self.pos + n)
-
-    def string_array(self, n: int, key: str) -> StringArray:
-        start = self.pos
-        while True:  # where the array ends is not known before it has been read
-            wanted = min(len(self.buf) * 3 // 2, self.file.nbytes, MAX_HEADER_BYTES)
-            try:
-                strings = super().string_array(n, key)
-                if self.pos <= len(self.buf):
-                    return strings
-                wanted = self.pos
-            except struct.error:  # past what has been fetched
-                pass
-            self.pos = start
-            self.need(wanted - start, f"the array {key!r}")

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from teachllama.errors import GGUFError
-from teachllama.gguf_file import open_gguf, read_header
+from teachllama.gguf_file import open_gguf
+from teachllama.gguf_remote import read_header
 from tests.hub_server import Hub, serving
 from tests.test_gguf_file import split_model, write_part
 from tests.tools import tiny_metadata, tiny_model
@@ -116,7 +117,7 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("first", [24, 100, 4096, 2**20])
 def test_a_header_read_in_parts_is_the_header(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teachllama.gguf_file.FIRST_FETCH", first)
+    monkeypatch.setattr("teachllama.gguf_remote.FIRST_FETCH", first)
     path = tiny_model(tmp_path / "t.gguf", **{"some.words": [f"word {i}" * 20 for i in range(300)]})
     data, asked = path.read_bytes(), [0]
 

@@ -331,7 +331,7 @@ def test_bad_options_are_one_line(options: list[str], words: str, capsys: pytest
 @given(st.binary(max_size=300), st.integers(0, 400))
 def test_damaged_headers_are_errors_of_ours_or_answers(noise: bytes, at: int) -> None:
     from teachllama.errors import TeachLlamaError
-    from teachllama.gguf_file import read_header
+    from teachllama.gguf_remote import read_header
 
     data = bytearray((make.HERE / "headers" / "qwen3.5-27b.gguf").read_bytes())
     data[at : at + len(noise)] = noise

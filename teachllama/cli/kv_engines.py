@@ -171,7 +171,7 @@ def explain_answer(
 def explain_report(answer: Mapping[str, Any], written: str, question: Question, width: int) -> list[str]:
     """The same as lines of text."""
     right, n = answer["right_nbytes"], question.nbytes
-    over = f", {n / right - 1:+.0%} of that" if right else ""
+    over = f", {n / right - 1:+.0%} against that" if right else ""
     what = f"{question.n_sessions:,} x {question.seq_len:,}" if question.n_sessions > 1 else f"{question.seq_len:,}"
     lines = textwrap.wrap(
         f"{printable(written.strip())} is {n:,} bytes. The rule gives {right:,} bytes ({format_nbytes(right)}) for "

@@ -8,7 +8,8 @@ from typing import Any
 
 from teachllama import hub
 from teachllama.errors import FetchError, GGUFError
-from teachllama.gguf_file import read_header, split_paths
+from teachllama.gguf_file import split_paths
+from teachllama.gguf_remote import read_header
 
 
 @dataclass(frozen=True)
