@@ -25,7 +25,7 @@ from teachllama.errors import (
 from teachllama.families import Family, register_family
 from teachllama.generate import GenerationStats, Token
 from teachllama.gguf_file import GGUFFile, open_gguf
-from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
+from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teachllama.kv_layout import KVLayout
+from teachllama.kv import KVLayout
 from teachllama.spec import ModelSpec
 
 

@@ -23,7 +23,7 @@ import struct
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 
@@ -221,7 +221,7 @@ class _Part:
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         try:
-            _Parser(self, self.mmap).parse(metadata_only)
+            Parser(self, self.mmap).parse(metadata_only)
         except BaseException:
             self.close()
             raise
@@ -376,11 +376,20 @@ def _check_parts(parts: Sequence[_Part], split: _Split, whole: bool) -> None:
         )
 
 
-class _Parser:
+class Source(Protocol):
+    """A file that a header is read from, and into."""
+
+    path: str
+    nbytes: int
+    metadata: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+
+
+class Parser:
     """Reads the header front to back; `pos` never passes the end of the file."""
 
-    def __init__(self, file: _Part, mapping: mmap.mmap):
-        self.file, self.buf, self.pos = file, mapping, 4
+    def __init__(self, file: Source, buf: mmap.mmap | bytes):
+        self.file, self.buf, self.pos = file, buf, 4
 
     def fail(self, message: str) -> GGUFError:
         return GGUFError(f"{self.file.path}: {message} (at byte {self.pos} of {self.file.nbytes})")

@@ -495,6 +495,9 @@ def _hub_errors(spec: str) -> Iterator[None]:
         if _FULL_TEXT.search(str(e)):
             raise OSError(errno.ENOSPC, str(e)) from e
         kinds = {kind.__name__ for kind in type(e).__mro__}
+        if "FileNotFoundError" in kinds:  # of its file system, which has the Hub's own error behind it, or none
+            behind = e.__cause__ or e.__context__
+            kinds |= {kind.__name__ for kind in type(behind).__mro__} if behind else {"EntryNotFoundError"}
         repo_id, file, revision = _hub_match(spec) or ("", "", "")
         if kinds & {"OfflineModeIsEnabled", "LocalEntryNotFoundError"}:
             reason = "the Hub could not be reached, or HF_HUB_OFFLINE is set"
@@ -540,3 +543,45 @@ def _from_hub(spec: str, commit: str, nbytes: int, staging: Path, part: Path, pr
             if hush:
                 enable_progress_bars()
     os.replace(came, part)
+
+
+# Headers of the Hub's files, without the rest -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def remote_file(spec: str, name: str | None = None) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
+    """A file of the Hub, to be read in parts: its size, and a function that gives bytes [start, end) of it.
+
+    Each call of the function is one range request, through huggingface_hub's file system.
+
+    Args:
+        spec: an `hf:` spec.
+        name: another file in the same folder, at the same revision.
+
+    Raises:
+        FetchError: bad spec, no such file, no network.
+    """
+    match = _hub_match(spec)
+    if match is None:
+        _place(spec)  # raises, and says how a spec is written
+        raise FetchError(f"{spec!r} is no file of the Hugging Face Hub")
+    repo_id, file, revision = match
+    if name is not None:
+        file = "/".join([*file.split("/")[:-1], name])
+    with _hub_errors(spec):
+        from huggingface_hub import HfFileSystem
+
+        handle = HfFileSystem(skip_instance_cache=True).open(
+            f"{repo_id}/{file}", "rb", revision=revision, cache_type="none"
+        )
+        nbytes = int(handle.size)
+
+    def fetch(start: int, end: int) -> bytes:
+        with _hub_errors(spec):
+            handle.seek(start)
+            return bytes(handle.read(end - start))
+
+    try:
+        yield nbytes, fetch
+    finally:
+        handle.close()

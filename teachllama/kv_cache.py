@@ -13,7 +13,7 @@ import numpy as np
 
 from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, ParameterError, TeachLlamaError, UnsupportedModelError
-from teachllama.kv_layout import kv_cache_bytes
+from teachllama.kv import kv_cache_bytes
 from teachllama.pages import Pages
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}

@@ -16,7 +16,7 @@ from teachllama.errors import GGUFError, UnsupportedModelError
 from teachllama.families import Family, build_spec, family_named
 from teachllama.families.common import FREQS, HARMLESS, LONG, NEUTRAL, SHORT, cache_layout
 from teachllama.gguf_file import GGUFFile, TensorInfo
-from teachllama.kv_layout import KVLayout, kv_layout_from_metadata
+from teachllama.kv import KVLayout, kv_layout_from_metadata
 from teachllama.metadata import Metadata
 from teachllama.spec import FeedForwardSpec, LayerSpec, ModelSpec
 from teachllama.weights import BlockStore, Experts, F32Matrix, F32Store, Gated, LayerWeights, Linear, Weights

@@ -83,7 +83,7 @@ def test_the_json_has_the_documented_keys(gpt_oss: str, capsys: pytest.CaptureFi
     out = run_json(capsys, "kv", gpt_oss, "--memory", "1GB", "--seq-len", "100", "--sessions", "3")
     assert out.keys() == {
         "file", "name", "arch", "native_seq_len", "seq_len", "sessions", "n_layers", "groups", "weights_nbytes",
-        "state_nbytes", "memory_nbytes", "kv", "notes",
+        "state_nbytes", "fixed_nbytes", "memory_nbytes", "kv", "notes",
     }  # fmt: skip
     assert (out["arch"], out["native_seq_len"], out["seq_len"], out["sessions"]) == ("gpt-oss", 4096, 100, 3)
     shape = {"n_layers": 2, "n_kv_heads": 2, "key_length": 64, "value_length": 64, "index_length": 0}
@@ -287,7 +287,7 @@ def test_the_plot_is_written_and_a_place_it_cannot_go_is_an_error(gpt_oss: str, 
 def test_the_plot_draws_both_dtypes_and_labels_every_line(gpt_oss: str) -> None:
     pytest.importorskip("matplotlib")
     from teachllama.gguf_file import open_gguf
-    from teachllama.kv_layout import kv_layout_from_metadata
+    from teachllama.kv import kv_layout_from_metadata
     from teachllama.show.kv_plot import plot_kv
 
     with open_gguf(gpt_oss, metadata_only=True) as file:

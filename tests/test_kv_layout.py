@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from teachllama.errors import GGUFError, ParameterError, TeachLlamaError, UnsupportedModelError
-from teachllama.kv_layout import (
+from teachllama.kv import (
     KV_DTYPES,
     MAX_SEQ_LEN,
     KVLayout,
@@ -562,7 +562,7 @@ def test_bytes_are_written_in_decimal_units(nbytes: int, text: str) -> None:
 def test_the_arithmetic_needs_no_numpy() -> None:
     code = (
         "import sys, types; package = types.ModuleType('teachllama'); package.__path__ = [sys.argv[1]];"
-        "sys.modules['teachllama'] = package; import teachllama.kv_layout; assert 'numpy' not in sys.modules"
+        "sys.modules['teachllama'] = package; import teachllama.kv; assert 'numpy' not in sys.modules"
     )
     import teachllama
 

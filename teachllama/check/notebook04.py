@@ -19,7 +19,7 @@ import numpy as np
 from teachllama import memory
 from teachllama.check.core import CheckResult, Slip, number, recognise, run, short, type_name
 from teachllama.errors import ParameterError, TeachLlamaError, TokenError
-from teachllama.kv_layout import KV_DTYPES, KVLayout, LayerKV, kv_cache_bytes, kv_layout_from_metadata
+from teachllama.kv import KV_DTYPES, KVLayout, LayerKV, kv_cache_bytes, kv_layout_from_metadata
 
 if TYPE_CHECKING:
     from teachllama.model import Model

@@ -1,7 +1,7 @@
 """`teachllama kv FILE`: how much memory the KV cache of a model takes, and what fits in the memory there is.
 
 Works from the file's metadata, for any architecture, whether the engine runs it or not. The arithmetic is in
-`kv_layout.py`; this file asks, prints and plots.
+`teachllama.kv`; this file asks, prints and plots.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
+from teachllama.cli import kv_engines
 from teachllama.cli.inspect import columns, emit, find_file, printable, table
-from teachllama.errors import GGUFError, ParameterError
+from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
 from teachllama.gguf_file import open_gguf, split_paths
-from teachllama.kv_layout import (
+from teachllama.kv import (
     KV_DTYPES,
     KVLayout,
     LayerKV,
@@ -27,6 +28,8 @@ from teachllama.kv_layout import (
     longest_seq_len,
     positive,
 )
+from teachllama.kv.engines import Model
+from teachllama.kv.explain import Question
 
 SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
 UNITS = (
@@ -35,7 +38,8 @@ UNITS = (
     | {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
 )
 
-EPILOG = """\
+EPILOG = (
+    """\
 MB, GB, ... are 10^6, 10^9, ... bytes; MiB, GiB, ... are 2^20, 2^30, ...
 
 --json prints one object:
@@ -56,20 +60,25 @@ MB, GB, ... are 10^6, 10^9, ... bytes; MiB, GiB, ... are 2^20, 2^30, ...
     total_nbytes       weights + sessions * (seq_len_nbytes + state_nbytes)
     fits               null without --memory, else {sessions: how many of seq_len tokens,
                        longest_seq_len: for as many as asked}; null where there is no limit}}
+  fixed_nbytes       what does not grow with the context: weights and every session's recurrent state
   notes              what else to know, in words"""
+    + kv_engines.HELP
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `teachllama kv`."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     add = parser.add_argument
-    add("file", metavar="FILE", help="path of a .gguf file, or the name of a model that is here")
+    add("file", metavar="FILE", help="path of a .gguf file, name of a local model, or hf:OWNER/REPO/FILE.gguf")
     add("--seq-len", type=int, metavar="N", help="context in tokens (default: the model's own)")
     add("--kv-dtype", metavar="TYPE", help=f"one of {', '.join(KV_DTYPES)} (default: {', '.join(SHOWN)} side by side)")
     add("--sessions", type=int, default=1, metavar="K", help="sessions at once, each with its own cache (default: 1)")
     add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16GB or 16GiB")
     add("--plot", metavar="PNG", help="draw memory against context into this file (.png, .svg or .pdf)")
+    add("--strict", action="store_true", help="refuse what can only be counted with a doubt, with status 1")
     add("--json", action="store_true", help="print JSON")
+    kv_engines.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -79,17 +88,36 @@ def run(args: argparse.Namespace) -> int:
     memory = None if args.memory is None else nbytes_from_text(args.memory)
     if args.kv_dtype not in (None, *KV_DTYPES):
         raise ParameterError(f"--kv-dtype is {args.kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
-    path = find_file(args.file)
-    with open_gguf(path, metadata_only=True) as file:
-        metadata = file.metadata
+    options = kv_engines.options_from(args)
+    path, metadata, weights, notes, doubts = _read(args.file)
     layout = kv_layout_from_metadata(metadata)
-    weights, notes = weights_nbytes(path)
+    if args.strict and (layout.doubts or doubts):
+        raise UnsupportedModelError(f"--strict: {'; '.join([*layout.doubts, *doubts])}")
     dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
     answer = kv_answer(layout, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory)
     if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
         layout.bytes(1, args.kv_dtype)  # raises, and says why
     if seq_len is not None and seq_len > layout.native_seq_len:
         notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
+    if args.engine is not None:
+        answer["engine"] = kv_engines.engine_answer(
+            Model.from_metadata(layout, metadata),
+            args.engine,
+            options,
+            dtypes,
+            answer["seq_len"],
+            sessions,
+            weights,
+            memory,
+        )
+    question = None
+    if args.explain is not None:
+        unit = re.search("[A-Za-z]+", args.explain)
+        question = Question(
+            nbytes_from_text(args.explain, "--explain"), answer["seq_len"], args.kv_dtype or "f16", sessions,
+            unit[0] if unit else None, weights,
+        )  # fmt: skip
+        answer["explain"], _ = kv_engines.explain_answer(Model.from_metadata(layout, metadata), metadata, question)
     name = metadata.get("general.name")
     name = name if isinstance(name, str) and name else os.path.basename(path)
     answer = {"file": path, "name": name, "arch": layout.arch, **answer, "notes": [*layout.notes, *notes]}
@@ -97,19 +125,44 @@ def run(args: argparse.Namespace) -> int:
         from teachllama.show.kv_plot import save_kv_plot  # loads matplotlib
 
         save_kv_plot(args.plot, layout, printable(name), weights=weights, memory=memory, sessions=sessions)
-    emit(json.dumps(answer, indent=1) if args.json else _report(layout, answer, metadata, args.memory))
+    if args.json:
+        emit(json.dumps(answer, indent=1))
+    else:
+        emit(_report(layout, answer, metadata, args.memory))
+        width = min(columns(), 110)
+        if args.engine is not None:
+            emit("", *kv_engines.engine_report(answer["engine"], answer["seq_len"], sessions, args.memory, width))
+        if question is not None:
+            emit("", *kv_engines.explain_report(answer["explain"], args.explain, question, width))
     if args.plot is not None and not args.json:
         emit(f"plot written to {args.plot}")
     return 0
 
 
-def nbytes_from_text(text: str) -> int:
+def _read(name: str) -> tuple[str, dict[str, Any], int, list[str], list[str]]:
+    """(path, metadata, bytes of weights, notes, doubts) of a file, a local model, or one on the Hugging Face Hub."""
+    if name.startswith("hf:"):
+        from teachllama.cli.remote import is_remote, read_remote  # loads what only the network needs
+
+        if is_remote(name):
+            remote = read_remote(name)
+            note = f"read from the Hugging Face Hub: {remote.fetched_nbytes:,} of {remote.nbytes:,} bytes"
+            note += f" in {remote.n_files} files" if remote.n_files > 1 else ""
+            return name, remote.metadata, remote.weights_nbytes, [note], []
+    path = find_file(name)
+    with open_gguf(path, metadata_only=True) as file:
+        metadata = file.metadata
+    weights, doubts = weights_nbytes(path)
+    return path, metadata, weights, list(doubts), doubts
+
+
+def nbytes_from_text(text: str, option: str = "--memory") -> int:
     """Bytes from '16GB' (16 * 10^9), '16GiB' (16 * 2^30), '1.5 TB' or '123456789'; ParameterError otherwise."""
     match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
     unit = UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or (nbytes := int(Fraction(match[1]) * unit)) < 1:
         raise ParameterError(
-            f"--memory is {text!r}; expected a size such as 16GB (16 * 10^9 bytes) or 16GiB (16 * 2^30)"
+            f"{option} is {text!r}; expected a size such as 16GB (16 * 10^9 bytes) or 16GiB (16 * 2^30)"
         )
     return nbytes
 
@@ -150,6 +203,7 @@ def kv_answer(
         "groups": groups,
         "weights_nbytes": weights,
         "state_nbytes": layout.state_nbytes,
+        "fixed_nbytes": weights + sessions * layout.state_nbytes,
         "memory_nbytes": memory,
         "kv": {dtype: _figures(layout, dtype, seq_len, sessions, weights, memory) for dtype in dtypes},
     }
@@ -192,6 +246,7 @@ def _report(layout: KVLayout, answer: Mapping[str, Any], metadata: Mapping[str, 
     if memory is not None:
         lines += ["", *_fit_table(answer, memory, width)]
     weights = _size(answer["weights_nbytes"])
+    lines += ["", *textwrap.wrap(_fixed_and_growing(layout, answer), width)]
     lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9. Scratch memory for computing comes on top."]
     lines += (textwrap.fill(f"Note: {printable(note)}.", width, subsequent_indent="  ") for note in answer["notes"])
     return "\n".join(lines)
@@ -215,6 +270,20 @@ def _sentence(layout: KVLayout, metadata: Mapping[str, Any]) -> str:
     else:
         text += "; heads and lengths differ from layer to layer"
     return f"{text}. Native context: {layout.native_seq_len:,} tokens."
+
+
+def _fixed_and_growing(layout: KVLayout, answer: Mapping[str, Any]) -> str:
+    """Which part of the memory grows with the context."""
+    state, sessions = answer["state_nbytes"], answer["sessions"]
+    fixed = f"the weights ({_size(answer['weights_nbytes'])})"
+    if state:
+        fixed += f", recurrent state ({_size(sessions * state)})"
+    grows = [f"{_size(f['late_token_nbytes'])} in {d}" for d, f in answer["kv"].items() if f is not None]
+    text = f"Fixed, at any context: {fixed} and scratch memory."
+    if not layout.groups or not grows:
+        return text
+    late = " once every window is full" if layout.window is not None else ""
+    return f"{text} Each further token{late} adds, to one session: {', '.join(grows)}."
 
 
 def _size(nbytes: int) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
-from teachllama.kv_layout import KNOWN, KVLayout, LayerKV
+from teachllama.kv import KVLayout, LayerKV
+from teachllama.kv.catalogue import KNOWN
 from teachllama.metadata import MAX_LAYERS, Metadata
 from teachllama.spec import (
     Activation,

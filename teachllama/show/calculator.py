@@ -12,7 +12,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from teachllama.errors import ParameterError
-from teachllama.kv_layout import KV_DTYPES, longest_seq_len
+from teachllama.kv import KV_DTYPES, longest_seq_len
 from teachllama.show.shapes import SHAPES, Shape, shape_of
 from teachllama.show.style import ORANGE, SKY, format_bytes
 

@@ -10,7 +10,7 @@ from math import log
 from typing import TYPE_CHECKING, Any
 
 from teachllama.errors import ParameterError, TeachLlamaError
-from teachllama.kv_layout import MAX_SEQ_LEN, KVLayout, format_nbytes, longest_seq_len
+from teachllama.kv import MAX_SEQ_LEN, KVLayout, format_nbytes, longest_seq_len
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from teachllama.errors import ParameterError
-from teachllama.kv_layout import kv_cache_bytes
+from teachllama.kv import kv_cache_bytes
 from teachllama.show.shapes import BINDER_BYTES, SHAPES, Shape, shape_of
 from teachllama.show.style import (
     BLUE,

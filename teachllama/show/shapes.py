@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from teachllama.errors import ParameterError
-from teachllama.kv_layout import KV_DTYPES, KVLayout, kv_layout_from_metadata
+from teachllama.kv import KV_DTYPES, KVLayout, kv_layout_from_metadata
 
 if TYPE_CHECKING:
     from teachllama.model import Model
