@@ -13,7 +13,7 @@ import pytest
 
 from teachllama import cli
 from teachllama.chat import FORMATS
-from teachllama.cli.generate import printable
+from teachllama.cli.terminal import visible
 from tests.test_chat import tiny_chat_model
 from tests.tools import tiny_model
 
@@ -58,14 +58,14 @@ def test_generate_reads_a_prompt_from_standard_input(path: str) -> None:
     ("argv", "words"),
     [
         (["generate", "PATH", ""], "the prompt is empty"),
-        (["generate", "PATH", "x", "--temperature", "-1"], "temperature is -1.0"),
-        (["generate", "PATH", "x", "--seq-len", "0"], "seq_len is 0"),
-        (["generate", "PATH", "x", "--seed", "-5"], "seed is -5"),
-        (["generate", "PATH", "a" * 40, "--seq-len", "8"], "do not fit in seq_len 8"),
+        (["generate", "PATH", "x", "--temperature", "-1"], "--temperature is -1.0"),
+        (["generate", "PATH", "x", "--seq-len", "0"], "--seq-len is 0"),
+        (["generate", "PATH", "x", "--seed", "-5"], "--seed is -5"),
+        (["generate", "PATH", "a" * 40, "--seq-len", "8"], "does not fit in a context of 8 positions: 32 too many"),
         (["generate", "/nowhere.gguf", "x"], "nowhere.gguf"),
         (["chat", "PATH", "--template", "/nowhere.jinja"], "neither one of chatml"),
         (["chat", "PATH", "--load", "/nowhere.json"], "could not be read"),
-        (["chat", "PATH", "--top-p", "7"], "top_p is 7.0"),
+        (["chat", "PATH", "--top-p", "7"], "--top-p is 7.0"),
     ],
 )
 def test_an_error_is_one_line(path: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_chat_answers_and_obeys_its_commands(path: str, tmp_path: Path) -> None:
     out = done.stdout
     assert done.returncode == 0
     assert "<|im_start|>user\nthe inn<|im_end|>" in out
-    for words in ("saved 2 messages", "begins again", "nothing was said yet", "loaded 2 messages", "forgot the 0"):
+    for words in ("saved 2 messages", "starts over", "nothing was said yet", "loaded 2 messages", "nothing to forget"):
         assert words in out
     assert "no such command: /nope" in out
     assert "/save needs a file name" in out
@@ -122,7 +122,7 @@ def test_a_model_without_a_template_says_which_can_be_given(tmp_path: Path, caps
 
 
 def test_what_a_model_writes_cannot_command_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == "a\ufffd[2Jb\ufffd\ufffd1mc\ufffd\n\tq\u00e9\u4f60"
+    assert visible("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == r"a\x1b[2Jb\x07\x9b1mc" + "\n\tq\u00e9\u4f60"
 
 
 def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_pat
     talk(path, f"the\n/save {saved}\n", "--system", "Be \x1b[2J kind.")
     assert "\\u001b" in saved.read_text(encoding="utf-8")
     shown = talk(path, "/show\n", "--load", str(saved)).stdout
-    assert "Be \ufffd[2J kind." in shown
+    assert r"Be \x1b[2J kind." in shown
     assert "\x1b" not in shown
     template.write_text("{{ raise_exception('no \\x1b]0;mine') }}", encoding="utf-8")
     refused = talk(path, "the\n", "--template", str(template)).stderr

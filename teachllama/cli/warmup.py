@@ -1,9 +1,25 @@
-"""`teachllama warmup`: compiles the kernels ahead, so that no first cell of a notebook has to wait for it."""
+"""`teachllama warmup`: precompiles the kernels, so that no first cell of a notebook has to wait for it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
+
+from teachllama.cli.terminal import printable
+
+# In a process of its own: a compiler that runs for half a minute does not always notice Ctrl-C; a process can be ended.
+COMPILE = """
+import json, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+sys.path[:] = json.loads(sys.argv[1])
+from teachllama.kernels import cache
+cache.serve()
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,13 +27,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Compiles the kernels if that was not done before."""
     from teachllama.kernels import cache
 
-    path = cache.file()
+    path = printable(str(cache.file()))
     if cache.is_warm():
-        print(f"compiled kernels for this processor are there: {path}")
+        print(f"the kernels for this processor are compiled already: {path}")
         return 0
     started = time.perf_counter()
+    compile_ahead()
     cache.serve()
     print(f"kernels compiled in {time.perf_counter() - started:.0f} s: {path}")
     return 0
+
+
+def compile_ahead() -> None:
+    """Compiles the kernels in a process that Ctrl-C ends at once, if they are not compiled yet.
+
+    Does nothing without Numba, or where compiled kernels cannot be kept: then loading a model compiles them.
+    """
+    try:
+        from teachllama.kernels import cache
+    except ImportError:
+        return
+    folder = cache.file().parent
+    if cache.is_warm() or not _can_write(folder):
+        return
+    sys.stdout.flush()
+    environment = {**os.environ, "TEACHLLAMA_KERNEL_CACHE": str(folder)}
+    command = [sys.executable, "-c", COMPILE, json.dumps(sys.path)]
+    subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)
