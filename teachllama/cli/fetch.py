@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     if not args.quiet:
         listed = next(model for model in hub.list_models() if model.path == path)
-        state = "part of teachllama, nothing to download" if listed.state == "shipped" else f"checksum {listed.state}"
+        state = "already here, part of teachllama" if listed.state == "shipped" else f"checksum {listed.state}"
         print(f"{printable(listed.name)}: {listed.nbytes / 1e6:,.1f} MB, {state}", file=sys.stderr)
     if is_terminal(sys.stdout) or not hasattr(sys.stdout, "buffer"):
         print(printable(str(path)))

@@ -188,13 +188,14 @@ class _Progress:
         self._done, self._started = threading.Event(), time.perf_counter()
         self._moves = sys.stderr is not None and sys.stderr.isatty()
         self._kept = file().parent / "compile_seconds"
-        self._usual = self._last_time()
+        self._usual = self._usual_of(self._kept)
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
 
-    def _last_time(self) -> float | None:
+    @staticmethod
+    def _usual_of(path: Path) -> float | None:
         try:
-            seconds = float(self._kept.read_text(encoding="ascii")[:20])
+            seconds = float(path.read_text(encoding="ascii")[:20])
         except (OSError, ValueError):
             return None
         return seconds if 1 <= seconds < 10_000 else None
