@@ -10,7 +10,7 @@ ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
 # Without a display there is no browser to open: print the address.
 BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser)
 
-.PHONY: lab run test test-fast lint docs notebooks assignments grade-demo binder-check bench clean
+.PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench clean
 
 # Rebuilt when pyproject.toml changes; the stamp's name records the extras.
 $(VENV)/.installed-%: pyproject.toml
@@ -34,6 +34,11 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python tools/size.py >/dev/null || { $(BIN)/python tools/size.py; exit 1; }
+
+# Lines of code in each room of the package, beside their budgets.
+size: $(INSTALLED)
+	$(BIN)/python tools/size.py
 
 # Everything: style, types, unit and property tests, both real models, the notebooks, a real browser if there is one.
 # The second model is Gemma 3; its licence is at https://ai.google.dev/gemma/terms, and its tests are skipped without it.
@@ -72,6 +77,17 @@ $(PEER): benchmarks/build_peer.sh
 	sh benchmarks/build_peer.sh .venv-peer $(PYTHON)
 	@touch $@
 
+# Another, which computes GELU and doesn't look it up: for golden figures of models that use it.
+PEER_GELU = .venv-peer-gelu/.installed
+$(PEER_GELU): benchmarks/build_peer.sh
+	sh benchmarks/build_peer.sh .venv-peer-gelu $(PYTHON) exact-gelu
+	@touch $@
+
+# llama.cpp's figures for a tiny random model of every family, and the table that docs/families.md shows.
+golden: $(INSTALLED) $(PEER) $(PEER_GELU)
+	$(BIN)/python -m tests.families.make_golden --peer .venv-peer/bin/python --exact-gelu .venv-peer-gelu/bin/python
+	$(BIN)/python -m tests.families.table
+
 # Ours beside the peer's, in turn; writes docs/measured/ and the plot of docs/speed.md.
 bench: $(INSTALLED) $(PEER)
 	$(BIN)/teachllama fetch smollm2-135m
@@ -81,4 +97,4 @@ bench: $(INSTALLED) $(PEER)
 	$(BIN)/python benchmarks/page.py
 
 clean:
-	rm -rf $(VENV) .venv-peer docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peer .venv-peer-gelu docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis

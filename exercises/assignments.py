@@ -114,7 +114,7 @@ A_TRANSFORMER = Assignment(
 
                 def engine(x, positions, base):
                     angles = ops.rope_angles(positions, x.shape[-1], base, 1.0, None)
-                    return ops.rope(x[:, None].astype(np.float32), angles, "adjacent")[:, 0]
+                    return ops.rope(x[:, None].astype(np.float32), angles, "interleaved")[:, 0]
 
                 rng = np.random.default_rng(6)
                 cases = [(rng.normal(size=(n, d)), start + np.arange(n), base)
@@ -702,6 +702,115 @@ PERFORMANCE = Assignment(
     ),
 )
 
+ARCHITECTURES = Assignment(
+    "06_architectures",
+    cleandoc("""
+        import numpy as np
+
+        from teachllama.check import notebook06 as check
+        from teachllama.check.core import assert_right
+    """),
+    (
+        Exercise(
+            points=(1, 1),
+            hidden=cleandoc("""
+                rng = np.random.default_rng(1)
+                heads = [(rng.normal(size=n),) for n in (2, 6, 64)]
+                assert_right(agrees(neox, lambda h: h.reshape(-1, 2).T.ravel(), heads))
+            """),
+            mistake=(
+                "backwards",
+                cleandoc("""
+                    def neox(head):
+                        return head.reshape(2, -1).T.ravel()
+                """),
+            ),
+        ),
+        Exercise(
+            points=(2, 1),
+            hidden=cleandoc("""
+                def by_masking(scores, k):
+                    kept = np.where(scores >= np.sort(scores)[-k], np.exp(scores), 0)
+                    return kept / kept.sum()
+
+                rng = np.random.default_rng(2)
+                assert_right(agrees(route, by_masking, [(rng.normal(size=n), k) for n, k in ((5, 2), (16, 4), (2, 2))]))
+            """),
+            mistake=(
+                "not_shared_out",
+                cleandoc("""
+                    def route(scores, k):
+                        p = np.exp(scores - scores.max())
+                        p /= p.sum()
+                        p[np.argsort(scores)[:-k]] = 0
+                        return p
+                """),
+            ),
+        ),
+        Exercise(
+            points=(1, 1),
+            hidden=cleandoc("""
+                cases = [(np.array(shape), b) for shape, b in (((61, 512, 64, 128), 1), ((12, 128, 32, 9), 2))]
+                assert_right(agrees(latent_bytes, lambda s, b: b * s[0] * (s[1] + s[2]), cases))
+            """),
+            mistake=(
+                "values_too",
+                cleandoc("""
+                    def latent_bytes(shape, nbytes):
+                        n_layers, rank, rotating, heads = shape
+                        return n_layers * (2 * rank + rotating) * nbytes
+                """),
+            ),
+        ),
+        Exercise(
+            points=(2, 2),
+            hidden=cleandoc("""
+                def waits(program):
+                    count, dirty = 0, []
+                    for split, reads, writes in program:
+                        if any(r in dirty for r in reads):
+                            count, dirty = count + 1, []
+                        dirty += [writes] * split
+                    return count
+
+                rng = np.random.default_rng(3)
+                programs = [
+                    [(bool(rng.integers(2)), tuple(rng.integers(0, 6, 2).tolist()), int(rng.integers(0, 6)))
+                     for _ in range(n)]
+                    for n in (0, 5, 20, 60)
+                ]
+                assert_right(agrees(barriers, waits, [(p,) for p in programs]))
+            """),
+            mistake=(
+                "never_forgotten",
+                cleandoc("""
+                    def barriers(program):
+                        count, in_shares = 0, set()
+                        for split, reads, writes in program:
+                            count += bool(in_shares & set(reads))
+                            if split:
+                                in_shares.add(writes)
+                        return count
+                """),
+            ),
+        ),
+        Exercise(
+            points=(1, 1),
+            hidden=cleandoc("""
+                cases = [(np.array(shape),) for shape in ((32, 4, 700, 1234), (2, 1, 10, 30))]
+                assert_right(agrees(share_read, lambda s: (s[3] + s[1] * s[2]) / (s[3] + s[0] * s[2]), cases))
+            """),
+            mistake=(
+                "experts_alone",
+                cleandoc("""
+                    def share_read(shape):
+                        return shape[1] / shape[0]
+                """),
+            ),
+        ),
+    ),
+)
+
 EMBEDDINGS = Assignment(
     "07_embeddings",
     cleandoc("""
@@ -810,5 +919,6 @@ ASSIGNMENTS = (
     SAMPLING,
     SESSIONS_AND_MEMORY,
     PERFORMANCE,
+    ARCHITECTURES,
     EMBEDDINGS,
 )

@@ -22,12 +22,15 @@ from teachllama.errors import (
     TokenError,
     UnsupportedModelError,
 )
+from teachllama.families import Family, register_family
+from teachllama.generate import GenerationStats, Token
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv_layout import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
-from teachllama.session import GenerationStats, Session, Token
+from teachllama.session import Session
+from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -38,6 +41,7 @@ __all__ = [
     "ChatError",
     "ClosedError",
     "ContextFullError",
+    "Family",
     "FetchError",
     "GGUFError",
     "GGUFFile",
@@ -45,6 +49,7 @@ __all__ = [
     "KVLayout",
     "Model",
     "ModelConfig",
+    "ModelSpec",
     "ParameterError",
     "SamplingParams",
     "Session",
@@ -61,5 +66,6 @@ __all__ = [
     "load_model",
     "memory",
     "open_gguf",
+    "register_family",
     "set_num_threads",
 ]

@@ -6,14 +6,13 @@ text's tokens, or its last token's, is a usable embedding, though models trained
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
-from teachllama import ops
+from teachllama.batch import Batch
 from teachllama.errors import ContextFullError, ParameterError
-from teachllama.looking import watched_eval
-from teachllama.model import MOST_SCORES, Model
+from teachllama.model import MAX_SCORES, Model
 
 POOLINGS = ("mean", "last")
 
@@ -51,21 +50,11 @@ def embed(model: Model, texts: str | Iterable[str], *, pooling: str = "mean", no
 def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
     """The final hidden state of every token, after the output norm: float32 (n, dim)."""
     ids, c = list(token_ids), model.config
-    most = min(c.seq_len, int((MOST_SCORES / c.n_heads) ** 0.5))
+    most = min(c.seq_len, int((MAX_SCORES / c.n_heads) ** 0.5))
     if len(ids) > most:
         raise ContextFullError(
             f"a text of {len(ids)} tokens is {len(ids) - most} longer than the {most} that are embedded at once; "
             "cut it into pieces, and embed or average those"
         )
-    last: list[np.ndarray] = []
-    compiled = model._compiled
-
-    def keep(i: int, x: np.ndarray, weights: Callable[[], np.ndarray]) -> None:
-        if i == c.n_layers - 1:
-            last.append(ops.rmsnorm(x, model.weights.output_norm, c.norm_eps))
-
-    with model.create_session(seq_len=max(1, len(ids))) as session:
-        if compiled is not None:
-            return compiled.hidden_states(session._checked_ids(ids), session._cache)
-        watched_eval(session, ids, keep)
-    return last[0]
+    with model.create_session(seq_len=max(1, len(ids))) as session, np.errstate(over="ignore", invalid="ignore"):
+        return model.hidden_states(Batch.of_one(session._checked_ids(ids), 0, session._cache, all_logits=True))

@@ -1,22 +1,28 @@
 """Opens a GGUF file: metadata, tensor table, tensor bytes.
 
-Knows the file format (versions 2 and 3, little-endian) and nothing about models. The file is somebody else's, so every
+Knows the file format (versions 2 and 3, little-endian) and nothing about models. The file is untrusted, so every
 count, length, dimension and offset is checked against the file's size before it is used. Element types and block
-sizes come from the `gguf` package; the parsing is our own because that package makes one Python object a string
+sizes come from the `gguf` package; the parsing is our own because that package makes one Python object per string
 (3.5 s for SmolLM2's 98,000 strings), where `StringArray` keeps the bytes as they are and decodes when asked.
 
-Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+A large model may be split into several files (llama.cpp's `gguf-split`). Each part is a GGUF file whose metadata says
+which part it is: `split.no` (from 0), `split.count`, and `split.tensors.count` (tensors in all parts together). The
+first part has the model's metadata, the others only these three keys. Opening any part opens the whole model.
+
+Sources: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; for parts, `llama_model_loader` in llama.cpp's
+`src/llama-model-loader.cpp` (as vendored in llama-cpp-python 0.3.36).
 """
 
 from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 import struct
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -34,6 +40,10 @@ MAX_NAME_BYTES = 1_024
 # No real file comes near this: Gemma 3's header, with 262,144 tokens, is 6 MB. It bounds what a hostile file can cost.
 MAX_HEADER_BYTES = 48 * 1024 * 1024
 MAX_COUNT = 65_536  # tensors, and metadata keys; a 400-billion-parameter mixture of experts has about 2,000 tensors
+
+MAX_PARTS = 65_535  # split.count is a uint16
+MAX_SEARCHED = 500  # files of a folder that are looked at for the parts of a renamed model
+PART_NAME = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.DOTALL)  # gguf-split's names, counted from 1
 
 STRING, ARRAY = 8, 9
 # The specification's value types: id -> (name, little-endian NumPy type)
@@ -99,8 +109,9 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]  # NumPy order, outermost first: a matrix is (rows, columns); the file has the reverse
     type: GGMLQuantizationType
-    offset: int  # bytes from the start of the file
+    offset: int  # bytes from the start of its file
     nbytes: int
+    part: int = 0  # which file of a split model holds it, counted from 0: an index of `GGUFFile.paths`
 
     @property
     def n_elements(self) -> int:
@@ -109,21 +120,92 @@ class TensorInfo:
 
 
 class GGUFFile:
-    """An open GGUF file: `metadata`, `tensors`, and the tensors' bytes, memory-mapped.
+    """An open GGUF file, or all files of a split model: `metadata`, `tensors`, and the tensors' bytes, memory-mapped.
+
+    Attributes:
+        path: the file that has the metadata: of a split model its first part, whichever part was given.
+        paths: all files, in the order of their parts.
+        nbytes: bytes of all files together.
+        metadata: key -> value, of the first part.
+        tensors: name -> `TensorInfo`, of all parts; empty with `metadata_only`.
 
     Args:
-        path: the file.
+        path: the file; of a split model any part, the other parts being in the same folder.
         metadata_only: stop after the metadata; `tensors` stays empty, and a file whose tensor data is incomplete (a
-            download under way, one shard of several) still opens.
+            download under way, a first part without the others) still opens.
+        alone: open this one file, whether or not it is a part of a split model.
 
     Raises:
-        GGUFError: not a GGUF file, truncated, or inconsistent. The message names the place.
+        GGUFError: not a GGUF file, truncated, or inconsistent; or parts of a split model are missing or do not belong
+            together. The message names the place.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, metadata_only: bool = False):
-        self.path = os.fspath(path)
+    def __init__(self, path: str | os.PathLike[str], *, metadata_only: bool = False, alone: bool = False):
+        given = _Part(os.fspath(path), metadata_only)
+        self._parts = [given]
         try:
-            # A FIFO would block open() for ever, so look before opening.
+            split = None if alone else _Split.of(given)
+            if split is not None and (not metadata_only or split.no > 0):
+                paths = _paths_of_parts(given, split)
+                self._parts = []
+                for p in paths[:1] if metadata_only else paths:
+                    self._parts.append(given if p == given.path else _Part(p, metadata_only))
+                if metadata_only:
+                    given.close()
+                _check_parts(self._parts, split, whole=not metadata_only)
+        except BaseException:
+            given.close()
+            self.close()
+            raise
+        self.path = self._parts[0].path
+        self.paths = tuple(part.path for part in self._parts)
+        self.nbytes = sum(part.nbytes for part in self._parts)
+        self.metadata: dict[str, Any] = self._parts[0].metadata
+        self.tensors: dict[str, TensorInfo] = {}
+        for i, part in enumerate(self._parts):
+            self.tensors |= {t.name: replace(t, part=i) if i else t for t in part.tensors.values()}
+
+    def tensor_bytes(self, name: str) -> np.ndarray:
+        """The raw bytes of a tensor, a read-only uint8 view of the mapped file."""
+        info = self.tensors.get(name)
+        mapping = self._parts[info.part if info else 0].mmap
+        if mapping is None:
+            raise ClosedError(f"{self.path}: this GGUF file was closed; open it again to read tensors")
+        if info is None:
+            raise GGUFError(f"{self.path}: has no tensor {name!r}")
+        return np.frombuffer(mapping, np.uint8, count=info.nbytes, offset=info.offset)
+
+    def drop_pages(self) -> None:
+        """Lets the operating system forget the files' resident pages; they are read again when touched."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for part in self._parts:
+                if part.mmap is not None:
+                    part.mmap.madvise(mmap.MADV_DONTNEED)
+
+    def close(self) -> None:
+        """Unmaps the file. Metadata stays; a tensor view still held keeps the mapping alive, safely, until it goes."""
+        for part in self._parts:
+            part.close()
+
+    def __enter__(self) -> GGUFFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def open_gguf(path: str | os.PathLike[str], *, metadata_only: bool = False, alone: bool = False) -> GGUFFile:
+    """Opens a GGUF file, or all parts of a split model; see `GGUFFile` for arguments and errors."""
+    return GGUFFile(path, metadata_only=metadata_only, alone=alone)
+
+
+class _Part:
+    """One file, mapped and parsed."""
+
+    def __init__(self, path: str, metadata_only: bool):
+        self.path = path
+        try:
+            # A FIFO would block open() forever: stat first.
             if not stat.S_ISREG(os.stat(self.path).st_mode):
                 raise GGUFError(f"{self.path}: not a regular file; give the path of a .gguf file")
             with open(self.path, "rb") as f:
@@ -133,56 +215,171 @@ class GGUFFile:
                         f"{self.path}: not a GGUF file: expected at least 24 bytes that begin with {MAGIC!r} "
                         f"({self.nbytes} bytes found); was the download an error page?"
                     )
-                self._mmap: mmap.mmap | None = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+                self.mmap: mmap.mmap | None = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as e:  # ValueError: a NUL character in the path
             raise GGUFError(f"{self.path}: cannot be opened: {getattr(e, 'strerror', None) or e}") from None
         self.metadata: dict[str, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         try:
-            _Parser(self, self._mmap).parse(metadata_only)
+            _Parser(self, self.mmap).parse(metadata_only)
         except BaseException:
             self.close()
             raise
 
-    def tensor_bytes(self, name: str) -> np.ndarray:
-        """The raw bytes of a tensor, a read-only uint8 view of the mapped file."""
-        if self._mmap is None:
-            raise ClosedError(f"{self.path}: this GGUF file was closed; open it again to read tensors")
-        if name not in self.tensors:
-            raise GGUFError(f"{self.path}: has no tensor {name!r}")
-        info = self.tensors[name]
-        return np.frombuffer(self._mmap, np.uint8, count=info.nbytes, offset=info.offset)
-
-    def drop_pages(self) -> None:
-        """Lets the operating system forget the file's resident pages; they are read again when touched."""
-        if self._mmap is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._mmap.madvise(mmap.MADV_DONTNEED)
-
     def close(self) -> None:
-        """Unmaps the file. Metadata stays; a tensor view still held keeps the mapping alive, safely, until it goes."""
-        mapping, self._mmap = getattr(self, "_mmap", None), None
+        mapping, self.mmap = getattr(self, "mmap", None), None
         if mapping is not None:
             try:
                 mapping.close()
             except BufferError:  # a view still points into it: the last one to go unmaps it
                 pass
 
-    def __enter__(self) -> GGUFFile:
-        return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+# Split models ---------------------------------------------------------------------------------------------------------
 
 
-def open_gguf(path: str | os.PathLike[str], *, metadata_only: bool = False) -> GGUFFile:
-    """Opens a GGUF file; see `GGUFFile` for arguments and errors."""
-    return GGUFFile(path, metadata_only=metadata_only)
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """What a part says about itself."""
+
+    no: int  # from 0
+    count: int
+    n_tensors: int | None  # in all parts together
+
+    @classmethod
+    def of(cls, part: _Part) -> _Split | None:
+        """The part's place in a split model; None for a file that is a whole model."""
+        if "split.count" not in part.metadata and "split.no" not in part.metadata:
+            return None
+        count, no = part.metadata.get("split.count", 1), part.metadata.get("split.no", 0)
+        n_tensors = part.metadata.get("split.tensors.count")
+        if not _is_count(count, 0, MAX_PARTS) or not _is_count(no, 0, max(count, 1) - 1):
+            raise GGUFError(
+                f"{part.path}: metadata split.no is {no!r} and split.count {count!r}; expected a part's number from 0, "
+                "below the number of parts"
+            )
+        if n_tensors is not None and not _is_count(n_tensors, 0, MAX_COUNT):
+            raise GGUFError(
+                f"{part.path}: metadata split.tensors.count is {n_tensors!r}; expected the number of tensors in all "
+                f"parts, from 0 to {MAX_COUNT}"
+            )
+        return cls(no, count, n_tensors) if count > 1 else None
+
+
+def _is_count(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def split_paths(path: str) -> list[str] | None:
+    """The files of a split model by gguf-split's naming rule; None where `path` is not named as a part.
+
+    Knows only names: `model-00001-of-00003.gguf` gives three paths, whether they exist or not.
+    """
+    folder, name = os.path.split(path)
+    match = PART_NAME.fullmatch(name)
+    if match is None or not 1 <= int(match[2]) <= int(match[3]):
+        return None
+    return [os.path.join(folder, f"{match[1]}{i:05}-of-{match[3]}{match[4]}") for i in range(1, int(match[3]) + 1)]
+
+
+def _paths_of_parts(given: _Part, split: _Split) -> list[str]:
+    """The files of all parts, in order, found beside the one given.
+
+    Raises:
+        GGUFError: a part is missing, or several files could be the same part.
+    """
+    by_name = split_paths(given.path)
+    own_name = os.path.basename(given.path)
+    if by_name and len(by_name) == split.count and os.path.basename(by_name[split.no]) == own_name:
+        by_name[split.no] = given.path
+        missing = [os.path.basename(p) for p in by_name if not os.path.isfile(p)]
+        if missing:
+            raise _incomplete(given, split, f"{', '.join(missing[:5])}{', ...' * (len(missing) > 5)}")
+        return by_name
+    found = _search(given, split)
+    for no, candidates in sorted(found.items()):
+        if len(candidates) > 1:
+            names = " and ".join(repr(os.path.basename(p)) for p in candidates[:2])
+            raise GGUFError(
+                f"{given.path}: this is part {split.no + 1} of {split.count} of a split model, renamed, and "
+                f"{names} could each be part {no + 1}; give the parts their names back, NAME-00001-of-"
+                f"{split.count:05}.gguf and so on, or put them into a folder of their own"
+            )
+    missing = [str(no + 1) for no in range(split.count) if no not in found]
+    if missing:
+        numbers = f"part{'s' * (len(missing) > 1)} {', '.join(missing[:5])}{', ...' * (len(missing) > 5)}"
+        raise _incomplete(given, split, f"{numbers}, under any name")
+    return [found[no][0] for no in range(split.count)]
+
+
+def _incomplete(given: _Part, split: _Split, missing: str) -> GGUFError:
+    first = "" if split.no == 0 else " (the first part has the model's metadata)"
+    return GGUFError(
+        f"{given.path}: this is part {split.no + 1} of {split.count} of a split model; the others are expected beside "
+        f"it, in the same folder; missing: {missing}{first}"
+    )
+
+
+def _search(given: _Part, split: _Split) -> dict[int, list[str]]:
+    """Part number -> files of the folder whose metadata fit it; the given part fits its own number alone."""
+    found: dict[int, list[str]] = {split.no: [given.path]}
+    folder = os.path.dirname(given.path)
+    try:
+        names = sorted(name for name in os.listdir(folder or ".") if name.lower().endswith(".gguf"))
+    except OSError:  # a folder may be closed to listing; then no part is found, and the error names them
+        names = []
+    for name in names[:MAX_SEARCHED]:
+        path = os.path.join(folder, name)
+        try:
+            part = _Part(path, metadata_only=True)
+        except GGUFError:
+            continue
+        part.close()
+        try:
+            other = _Split.of(part)
+        except GGUFError:
+            continue
+        if other is None or (other.count, other.n_tensors) != (split.count, split.n_tensors) or other.no == split.no:
+            continue
+        by_name = split_paths(path)  # a file beside which another part of our number has the right name is that one's
+        if by_name and len(by_name) == split.count and os.path.isfile(by_name[split.no]):
+            continue
+        found.setdefault(other.no, []).append(path)
+    return found
+
+
+def _check_parts(parts: Sequence[_Part], split: _Split, whole: bool) -> None:
+    """Refuses parts that do not belong together; `whole` is false where only the first was opened."""
+    arch = parts[0].metadata.get("general.architecture")
+    where: dict[str, str] = {}
+    for no, part in enumerate(parts):
+        found = _Split.of(part)
+        if found is None or (found.no, found.count, found.n_tensors) != (no, split.count, split.n_tensors):
+            says = "no part of a split model" if found is None else f"part {found.no + 1} of {found.count}"
+            if found is not None and found.n_tensors != split.n_tensors:
+                says += f" of a model with {found.n_tensors} tensors"
+            raise GGUFError(
+                f"{part.path}: expected part {no + 1} of {split.count} of a model with {split.n_tensors} tensors, and "
+                f"its metadata say {says}; fetch that part again"
+            )
+        own = part.metadata.get("general.architecture", arch)
+        if not isinstance(own, str) or own != arch:
+            raise GGUFError(f"{part.path}: a part of another model: its architecture is {own!r}, the first's {arch!r}")
+        for name in part.tensors:
+            if name in where:
+                raise GGUFError(f"{part.path}: tensor {name!r} is in {os.path.basename(where[name])!r} too")
+            where[name] = part.path
+    if whole and split.n_tensors is not None and len(where) != split.n_tensors:
+        raise GGUFError(
+            f"{parts[0].path}: the {split.count} parts hold {len(where)} tensors, and their metadata say "
+            f"{split.n_tensors}; a part is damaged or belongs to another model: fetch the parts again"
+        )
 
 
 class _Parser:
     """Reads the header front to back; `pos` never passes the end of the file."""
 
-    def __init__(self, file: GGUFFile, mapping: mmap.mmap):
+    def __init__(self, file: _Part, mapping: mmap.mmap):
         self.file, self.buf, self.pos = file, mapping, 4
 
     def fail(self, message: str) -> GGUFError:
@@ -299,7 +496,7 @@ class _Parser:
                 block, block_bytes = GGML_QUANT_SIZES[ggml_type := GGMLQuantizationType(kind)]
             except (ValueError, KeyError):
                 raise self.fail(
-                    f"tensor {name!r} has type {kind}, unknown here; is a newer gguf package out?"
+                    f"tensor {name!r} has type {kind}, an unknown type; try upgrading the gguf package"
                 ) from None
             n_elements = 1
             for d in shape:

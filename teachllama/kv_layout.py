@@ -20,6 +20,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
+from teachllama.metadata import MAX_LAYERS, Metadata
 
 # kv_dtype -> (numbers a block, bytes a block): what llama.cpp offers for its cache. The engine here runs f32 and f16.
 KV_DTYPES: dict[str, tuple[int, int]] = {
@@ -34,8 +35,6 @@ KV_DTYPES: dict[str, tuple[int, int]] = {
     "iq4_nl": (32, 18),
 }
 
-MAX_LAYERS = 10_000  # llama.cpp stops at 512
-MAX_LENGTH = 2**24  # heads, head lengths, windows of a real model come nowhere near
 MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer is called unlimited
 
 # The tables below hold what a file does not say about itself.
@@ -83,6 +82,8 @@ OTHER_FILES = {  # by general.architecture or general.type
     "clip": "a multimodal projector", "mmproj": "a multimodal projector", "adapter": "an adapter (LoRA)",
     "imatrix": "an importance matrix",
 }  # fmt: skip
+# Keys that a file has only if some of its layers keep a recurrent state.
+STATE_KEYS = ("ssm.inner_size", "ssm.state_size", "wkv.head_size", "kda.head_dim", "shortconv.l_cache")
 KNOWN = ORDINARY | SWA_PERIOD.keys() | SWA_IGNORED | RECURRENT | HYBRID | ENCODERS | DIFFUSION | MLA_UNCOMPRESSED
 
 
@@ -124,6 +125,7 @@ class KVLayout:
     native_seq_len: int  # the context the model was trained for
     notes: tuple[str, ...] = ()  # what a reader of the figures should know
     state_nbytes: int = 0  # recurrent state of one session in f32, at any length; `bytes` does not include it
+    doubts: tuple[str, ...] = ()  # those of `notes` after which the figures may be wrong
 
     @cached_property
     def groups(self) -> Mapping[LayerKV, int]:
@@ -225,69 +227,28 @@ def _block(kv_dtype: str) -> tuple[int, int]:
     raise ParameterError(f"kv_dtype is {kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
 
 
-class _Keys:
-    """Look-ups in one architecture's metadata; whatever is missing or lies is a GGUFError that names its key."""
-
-    def __init__(self, metadata: Mapping[str, Any], arch: str):
-        self.metadata, self.arch, self.n_layers, self.n_trunk = metadata, arch, 0, 0
-
-    def has(self, key: str) -> bool:
-        return f"{self.arch}.{key}" in self.metadata
-
-    def fail(self, key: str, found: object, expected: str) -> GGUFError:
-        return GGUFError(f"metadata {f'{self.arch}.{key}'!r} is {reprlib.repr(found)}; expected {expected}")
-
-    def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_LENGTH) -> int:
-        """A whole number; without a default the key must be there."""
-        value = self.metadata.get(f"{self.arch}.{key}", default)
-        if value is None:
-            raise GGUFError(
-                f"the metadata has no {f'{self.arch}.{key}'!r}, which the size of the KV cache depends on; expected a "
-                "language model's metadata"
-            )
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-            raise self.fail(key, value, f"a whole number from {least} to {most}")
-        return value
-
-    def per_layer(self, key: str, default: Sequence[int], *, most: int = MAX_LENGTH) -> Sequence[int]:
-        """One whole number a layer, from a scalar (the same for all) or from an array of one a layer."""
-        value = self.metadata.get(f"{self.arch}.{key}")
-        if value is None:
-            return default
-        if isinstance(value, (bool, int, float, str)) or not hasattr(value, "__len__"):
-            return [self.number(key, least=0, most=most)] * self.n_layers
-        if len(value) not in (self.n_layers, self.n_trunk):
-            raise self.fail(key, value, f"{self.n_layers} entries, one a layer; {len(value)} are there")
-        items = value.tolist() if hasattr(value, "tolist") else list(value)  # a NumPy array, without importing NumPy
-        for item in items:
-            if not isinstance(item, int) or not 0 <= item <= most:
-                raise self.fail(key, item, f"whole numbers from 0 to {most}, one a layer")
-        return [int(item) for item in items] + [0] * (self.n_layers - len(items))
-
-    def flags(self, key: str) -> Sequence[int] | None:
-        """One 0 or 1 a layer; None where the file has no such array."""
-        value = self.metadata.get(f"{self.arch}.{key}")
-        return None if value is None or isinstance(value, int) else self.per_layer(key, (), most=1)
-
-
-def kv_layout_from_metadata(metadata: Mapping[str, Any]) -> KVLayout:
+def kv_layout_from_metadata(metadata: Mapping[str, Any], keys: Metadata | None = None) -> KVLayout:
     """Reads the shape of the KV cache from a GGUF file's metadata.
 
     Args:
         metadata: key -> value, as `GGUFFile.metadata` has it; arrays may be NumPy arrays or lists.
+        keys: a reader of the same metadata, which then knows what was read here.
 
     Raises:
         GGUFError: a key is missing, of the wrong type or size, or contradicts another.
         UnsupportedModelError: not a language model, or one whose cache follows none of the rules known here.
     """
     arch = _language_model(metadata)
-    keys, notes = _Keys(metadata, arch), list[str]()
+    keys, notes = keys or Metadata(metadata, arch), _Notes()
     keys.n_layers = n = keys.number("block_count", most=MAX_LAYERS)
     native = keys.number("context_length", most=MAX_SEQ_LEN)
     n_nextn = keys.number("nextn_predict_layers", 0, least=0, most=n)
     keys.n_trunk = trunk = n if n_nextn == n else n - n_nextn
     if arch not in KNOWN:
-        notes.append(f"{arch!r} is not an architecture known here: counted as ordinary attention, from its metadata")
+        notes.doubt(
+            f"{arch!r} is not an architecture known here: counted as what its metadata say of themselves, and as "
+            "ordinary attention in all else"
+        )
 
     heads = _kv_heads(keys, notes)
     lengths, swa_lengths = _lengths(keys, heads, notes)
@@ -311,7 +272,20 @@ def kv_layout_from_metadata(metadata: Mapping[str, Any]) -> KVLayout:
     if arch == "graniteswitch":  # one head more, which keeps the choice of adapter for each token
         layers.append(LayerKV(1, *lengths, None))
     state_nbytes = _state_nbytes(keys, heads, notes)
-    return KVLayout(arch, tuple(layers), native, tuple(notes), state_nbytes)
+    return KVLayout(arch, tuple(layers), native, tuple(notes), state_nbytes, tuple(notes.doubts))
+
+
+class _Notes(list[str]):
+    """What a reader of the figures should know; `doubts` are the notes after which the figures may be wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubts: list[str] = []
+
+    def doubt(self, note: str) -> None:
+        """Adds a note that is a doubt."""
+        self.append(note)
+        self.doubts.append(note)
 
 
 def _language_model(metadata: Mapping[str, Any]) -> str:
@@ -326,21 +300,24 @@ def _language_model(metadata: Mapping[str, Any]) -> str:
         raise GGUFError(
             f"metadata 'general.architecture' is {reprlib.repr(arch)}; expected an architecture's name, such as 'llama'"
         )
-    if arch == "deepseek4":
+    if arch == "deepseek4" or f"{arch}.attention.compress_ratios" in metadata:
         raise UnsupportedModelError(
-            "deepseek4 compresses older positions by a different ratio in each layer, a rule not known here; run "
+            f"{arch} compresses older positions by a different ratio in each layer, a rule not known here; run "
             "llama.cpp and read the KV buffer sizes that it prints"
         )
     return arch
 
 
-def _kv_heads(keys: _Keys, notes: list[str]) -> list[int]:
+def _kv_heads(keys: Metadata, notes: _Notes) -> list[int]:
     """KV heads of every layer; 0 where a layer keeps no cache of its own."""
     arch, n, trunk = keys.arch, keys.n_layers, keys.n_trunk
     if arch in RECURRENT:
         return [0] * n
     if arch in ENCODERS or arch in DIFFUSION:
         notes.append(f"{'an encoder' if arch in ENCODERS else 'a diffusion model'}: it keeps no KV cache")
+        return [0] * n
+    if arch not in KNOWN and keys.raw("attention.causal") is False:
+        notes.doubt("the file says that its attention is not causal: counted as an encoder, which keeps no KV cache")
         return [0] * n
     query = keys.per_layer("attention.head_count", ())
     heads = list(keys.per_layer("attention.head_count_kv", query))
@@ -353,9 +330,17 @@ def _kv_heads(keys: _Keys, notes: list[str]) -> list[int]:
             raise keys.fail("attention.head_count_kv", heads[i], f"at most the {q} query heads of layer {i}")
 
     recurrent = keys.flags("attention.recurrent_layers")
-    if recurrent is None and arch in FULL_ATTENTION_INTERVAL:
-        every = keys.number("full_attention_interval", FULL_ATTENTION_INTERVAL[arch])
+    # A known architecture's interval is read where llama.cpp reads it; an unknown one's wherever the file has it.
+    by_interval = arch in FULL_ATTENTION_INTERVAL or (arch not in KNOWN and keys.has("full_attention_interval"))
+    if recurrent is None and by_interval:
+        every = keys.number("full_attention_interval", FULL_ATTENTION_INTERVAL.get(arch))
         recurrent = [int(i < trunk and (i + 1) % every != 0) for i in range(n)]
+    state_keys = [key for key in STATE_KEYS if keys.has(key)]
+    if arch not in KNOWN and state_keys and recurrent is None and all(heads):
+        notes.doubt(
+            f"the file describes a recurrent state ({arch}.{state_keys[0]}), but not which layers keep it: every layer "
+            "is counted as attention, so the true figure may be lower"
+        )
     if recurrent is not None:
         heads = [0 if r else kv for kv, r in zip(heads, recurrent, strict=True)]
 
@@ -369,7 +354,7 @@ def _kv_heads(keys: _Keys, notes: list[str]) -> list[int]:
     return heads[: n - shared] + [0] * shared
 
 
-def _lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> tuple[tuple[int, int], tuple[int, int]]:
+def _lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> tuple[tuple[int, int], tuple[int, int]]:
     """(key length, value length) of ordinary layers, and of sliding-window layers."""
     if not any(heads):
         return (0, 0), (0, 0)
@@ -396,7 +381,7 @@ def _lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> tuple[tuple
     return (key, value), (key_swa, keys.number("attention.value_length_swa", value))
 
 
-def _windows(keys: _Keys, notes: list[str]) -> tuple[int | None, Sequence[int]]:
+def _windows(keys: Metadata, notes: _Notes) -> tuple[int | None, Sequence[int]]:
     """The sliding window, and for every layer whether it slides."""
     arch, n, trunk = keys.arch, keys.n_layers, keys.n_trunk
     window = keys.number("attention.sliding_window", SWA_DEFAULT_WINDOW.get(arch, 0), least=0, most=2**32)
@@ -409,7 +394,7 @@ def _windows(keys: _Keys, notes: list[str]) -> tuple[int | None, Sequence[int]]:
     if flags is not None:
         return window, flags
     if arch not in SWA_PERIOD and not keys.has("attention.sliding_window_pattern"):
-        notes.append(
+        notes.doubt(
             f"the file gives a sliding window of {window}, but not which layers slide: every layer is counted as if it "
             "attended to everything, so the true figure may be lower"
         )
@@ -419,7 +404,7 @@ def _windows(keys: _Keys, notes: list[str]) -> tuple[int | None, Sequence[int]]:
     return window, [int(i < trunk and (period == 0 or i % period != full)) for i in range(n)]
 
 
-def _index_lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> list[int]:
+def _index_lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> list[int]:
     """The index key of sparse attention (DeepSeek 3.2 and after) in every layer, 0 where there is none."""
     length = keys.number("attention.indexer.key_length", 0, least=0)
     if keys.arch == "glm5-next":
@@ -433,11 +418,14 @@ def _index_lengths(keys: _Keys, heads: Sequence[int], notes: list[str]) -> list[
     return lengths
 
 
-def _state_nbytes(keys: _Keys, heads: Sequence[int], notes: list[str]) -> int:
+def _state_nbytes(keys: Metadata, heads: Sequence[int], notes: _Notes) -> int:
     """Bytes of recurrent state a session keeps, whatever its length: llama.cpp's `n_embd_r` and `n_embd_s`, in f32."""
     arch, trunk = keys.arch, keys.n_trunk
-    if arch not in RECURRENT and arch not in HYBRID:
+    unknown = arch not in KNOWN and any(map(keys.has, (*STATE_KEYS, "full_attention_interval")))
+    if arch not in RECURRENT and arch not in HYBRID and not unknown:
         return 0
+    if unknown:  # the last layers may share the cache of earlier ones, which is no state
+        trunk -= keys.number("attention.shared_kv_layers", 0, least=0, most=trunk)
     feed_forward = keys.per_layer("feed_forward_length", ()) if arch.startswith("nemotron_h") else ()
     recurrent = [i for i in range(trunk) if arch == "falcon-h1" or not heads[i]]
     recurrent = [i for i in recurrent if not (feed_forward and feed_forward[i])]  # Nemotron's layers do one thing each

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
+from teachllama import threads
+from teachllama.batch import Batch
 from teachllama.errors import ParameterError, TokenError
-from teachllama.model import MOST_SCORES, Model, Watch, forward
-from teachllama.ops import softmax
-
-if TYPE_CHECKING:
-    from teachllama.session import Session
+from teachllama.forward import forward
+from teachllama.model import MAX_SCORES, Model
+from teachllama.ops import NumpyOps, softmax
+from teachllama.ops import attention_weights as attention_weights_of
+from teachllama.spec import AttentionSpec, ModelSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +74,31 @@ def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np
     if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or not -n_layers <= layer < n_layers:
         raise ParameterError(f"layer is {layer!r}; expected a whole number from 0 to {n_layers - 1}")
     ids = model.encode(text, add_special=True, parse_special=True) if isinstance(text, str) else list(text)
-    most = min(model.config.seq_len, int((MOST_SCORES / model.config.n_heads) ** 0.5))
+    most = min(model.config.seq_len, int((MAX_SCORES / model.config.n_heads) ** 0.5))
     if len(ids) > most:
         raise TokenError(f"{len(ids)} tokens are too many for a picture of n x n numbers a head; at most {most}")
-    found: list[np.ndarray] = []
-
-    def keep(i: int, x: np.ndarray, weights: Callable[[], np.ndarray]) -> None:
-        if i == layer % n_layers:
-            found.append(weights())
-
+    watched = _Watched(model.spec, layer % n_layers)
     with model.create_session(seq_len=max(1, len(ids))) as session:
-        watched_eval(session, ids, keep)
-    return found[0]
+        checked = session._checked_ids(ids)
+        with threads.products, np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
+            forward(watched, model.spec, model.weights, Batch.of_one(checked, 0, session._cache))
+    return watched.weights
 
 
-def watched_eval(session: Session, token_ids: Iterable[int], watch: Watch) -> None:
-    """Runs tokens through a fresh session's model in one batch, by the reference `forward`, with `watch` looking on.
+class _Watched(NumpyOps):
+    """The reference forward pass, which also keeps how the heads of one layer attended."""
 
-    The session is not advanced: close it, or evaluate the same tokens as usual.
-    """
-    ids = session._checked_ids(token_ids)
-    with np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
-        forward(session.model, ids, 0, session._cache, watch=watch)
+    weights: np.ndarray
+
+    def __init__(self, spec: ModelSpec, layer: int):
+        super().__init__(spec)
+        self.layer = layer
+
+    def attend(
+        self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray | None, s: AttentionSpec, sinks: Any, batch: Batch
+    ) -> np.ndarray:
+        """As `NumpyOps.attend`, for a batch of one session from its beginning."""
+        if i == self.layer:
+            heads, keys = q.reshape(len(q), s.n_heads, -1), k.reshape(len(k), s.n_kv_heads, -1).transpose(1, 0, 2)
+            self.weights = attention_weights_of(heads, keys, s.scale, 0, s.window, s.softcap, sinks)
+        return super().attend(i, q, k, v, s, sinks, batch)

@@ -1,135 +1,41 @@
-"""`load_model`, `Model`, and the forward pass, written once.
-
-A model is read-only and expensive; it creates sessions and knows nothing of sampling.
-"""
+"""`load_model` and `Model`: the read-only, expensive part. It creates sessions and knows nothing of sampling."""
 
 from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable, Container, Iterable
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import hub, ops
-from teachllama.arch import ARCHS, Arch
-from teachllama.config import ModelConfig, config_from_metadata
+from teachllama import hub
+from teachllama.batch import Batch
+from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
-from teachllama.gguf_file import GGUFFile, TensorInfo, open_gguf
+from teachllama.forward import forward
+from teachllama.gguf_file import GGUFFile, open_gguf
+from teachllama.loading import NATIVE, load_weights, spec_of
+from teachllama.ops import NumpyOps
+from teachllama.spec import ModelSpec
 from teachllama.tokenizer import Tokenizer, tokenizer_from_metadata
-from teachllama.weights import BlockStore, F32Store, Matrix
+from teachllama.weights import Weights
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType
-
     from teachllama.kernels.compiled import CompiledForward
     from teachllama.kv_cache import KVCache
     from teachllama.session import Session
 
-Watch = Callable[[int, np.ndarray, Callable[[], np.ndarray]], None]
-MOST_SCORES = 1 << 24  # attention scores of one batch: 64 MB of float32
-MOST_BATCH = 512
-# Types whose blocks the kernels multiply as they are; kernels/blocks.py has one function for each.
-NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K")
+MAX_SCORES = 1 << 24  # attention scores of one batch in NumPy: 64 MB of float32
+MAX_BATCH = 512  # tokens of one batch
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """One layer's weights. Matrices that multiply the same input are stacked, so that one product serves them."""
+class HiddenStates(NumpyOps):
+    """The forward pass up to the output norm."""
 
-    qkv: Matrix  # (n_heads * head_dim + n_kv_heads * (head_dim + value_dim), dim)
-    attn_output: Matrix  # (dim, n_heads * value_dim)
-    gate_up: Matrix  # (2 * hidden_dim, dim)
-    ffn_down: Matrix  # (dim, hidden_dim)
-    norms: dict[str, np.ndarray]  # by GGUF's names: attn_norm, ffn_norm, ...: (dim,) or (head_dim,)
-
-
-@dataclass(slots=True)
-class Weights:
-    """Every weight of a model, and the store that owns their memory."""
-
-    store: F32Store
-    embedding: Matrix  # (vocab_size, dim)
-    output: Matrix  # (vocab_size, dim); the embedding itself where the file has no other
-    output_norm: np.ndarray  # (dim,)
-    rope_divisors: np.ndarray | None  # (rope_dim / 2,)
-    layers: list[Layer] = field(default_factory=list)
-
-
-def forward(
-    model: Model,
-    tokens: np.ndarray,
-    start: int,
-    cache: KVCache,
-    *,
-    all_logits: bool = False,
-    watch: Watch | None = None,
-) -> np.ndarray:
-    """The forward pass: tokens (n,) at positions start to start + n -> logits.
-
-    Writes the tokens' keys and values to the cache and attends to what is there before them.
-
-    Args:
-        watch: is called after each layer with its number, the residual stream (n, dim), to be copied by who wants to
-            keep it, and a function that computes how the heads attended, (n_heads, n, T).
-
-    Returns:
-        float32 logits: (n, vocab_size) if `all_logits`, else the last token's (1, vocab_size).
-    """
-    c, arch, w = model.config, model.arch, model.weights
-    n, heads, kv_heads = len(tokens), c.n_heads, c.n_kv_heads
-    q_end, k_end = heads * c.head_dim, (heads + kv_heads) * c.head_dim
-    activation = ops.silu if arch.activation == "silu" else ops.gelu
-
-    positions = np.arange(start, start + n)
-    angles = ops.rope_angles(positions, c.rope_dim, c.rope_base, c.rope_factor, w.rope_divisors)  # (n, 1, rope_dim/2)
-    local_angles = angles
-    if arch.local_rope_base:
-        local_angles = ops.rope_angles(positions, c.rope_dim, arch.local_rope_base, 1.0, None)
-
-    x = w.embedding.rows(tokens)  # (n, dim): the residual stream
-    if arch.scale_embeddings:
-        x *= np.float32(np.sqrt(c.dim))
-    for i, layer in enumerate(w.layers):
-        norms, window = layer.norms, c.kv_layout.layers[i].window
-
-        # Attention: every token looks back at the tokens before it.
-        h = ops.rmsnorm(x, norms["attn_norm"], c.norm_eps)
-        qkv = layer.qkv.multiply(h)
-        q = qkv[:, :q_end].reshape(n, heads, c.head_dim)
-        k = qkv[:, q_end:k_end].reshape(n, kv_heads, c.head_dim)
-        v = qkv[:, k_end:].reshape(n, kv_heads, c.value_dim)
-        if arch.qk_norm:
-            q, k = ops.rmsnorm(q, norms["attn_q_norm"], c.norm_eps), ops.rmsnorm(k, norms["attn_k_norm"], c.norm_eps)
-        turn = angles if window is None else local_angles
-        q, k = ops.rope(q, turn, arch.rope_pairs), ops.rope(k, turn, arch.rope_pairs)
-        keys, values, n_ahead = cache.extend(i, start, k, v)  # (G, T, head_dim), (G, T, value_dim)
-        h = ops.attention(q, keys, values, c.attention_scale, n_ahead, window)  # (n, n_heads * value_dim)
-        h = layer.attn_output.multiply(h)  # (n, dim)
-        if arch.post_norms:
-            h = ops.rmsnorm(h, norms["post_attention_norm"], c.norm_eps)
-        x += h
-
-        # The feed-forward network: every token on its own. https://arxiv.org/abs/2002.05202
-        h = ops.rmsnorm(x, norms["ffn_norm"], c.norm_eps)
-        gate_up = layer.gate_up.multiply(h)  # (n, 2 * hidden_dim)
-        h = activation(gate_up[:, : c.hidden_dim]) * gate_up[:, c.hidden_dim :]
-        h = layer.ffn_down.multiply(h)  # (n, dim)
-        if arch.post_norms:
-            h = ops.rmsnorm(h, norms["post_ffw_norm"], c.norm_eps)
-        x += h
-        if watch is not None:
-            watch(i, x, partial(ops.attention_weights, q, keys, c.attention_scale, n_ahead, window))
-
-    if not all_logits:
-        x = x[-1:]  # the vocabulary product is the largest of all: only where it is wanted
-    logits = w.output.multiply(ops.rmsnorm(x, w.output_norm, c.norm_eps))  # (n or 1, vocab_size)
-    if c.logit_softcap:
-        logits = np.tanh(logits / np.float32(c.logit_softcap)) * np.float32(c.logit_softcap)
-    return logits
+    def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
+        """Of the rows wanted, (m, dim)."""
+        return self.norm(x[batch.wanted], w.output_norm)
 
 
 class Model:
@@ -141,22 +47,28 @@ class Model:
 
     def __init__(self, file: GGUFFile, weights: str = "f32", backend: str | None = "numpy"):
         self.path = file.path
-        self.config: ModelConfig = config_from_metadata(file.metadata)
-        self.arch: Arch = ARCHS[self.config.arch]
+        self.spec, layout, reader = spec_of(file)
+        name = str(file.metadata.get("general.name", "unnamed"))
+        self.config = ModelConfig.of(self.spec, layout, name, reader.real("rope.freq_base", 10_000.0))
         self.tokenizer: Tokenizer = tokenizer_from_metadata(file.metadata)
         self.chat_template: str | None = file.metadata.get("tokenizer.chat_template")
-        self.backend: str = _chosen_backend(backend, self.config)
+        self.backend: str = _chosen_backend(backend, self.spec)
         native = None
         if weights == "native":
             from gguf import GGMLQuantizationType
 
             native = {GGMLQuantizationType[name] for name in NATIVE}
-        self._weights: Weights | None = _load_weights(file, self.config, self.arch, self.tokenizer.vocab_size, native)
+        if self.tokenizer.vocab_size > self.spec.vocab_size:
+            raise GGUFError(
+                f"{file.path}: the tokenizer has {self.tokenizer.vocab_size} tokens and the embedding "
+                f"{self.spec.vocab_size} rows"
+            )
+        self._weights: Weights | None = load_weights(file, self.spec, native)
         self._compiled: CompiledForward | None = None
         if self.backend == "numba":
             from teachllama.kernels.compiled import CompiledForward
 
-            self._compiled = CompiledForward(self.config, self.arch, self.weights)
+            self._compiled = CompiledForward(self.spec, self.weights)
         self.nbytes: int = self.weights.store.nbytes
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
@@ -214,15 +126,36 @@ class Model:
     @property
     def sessions(self) -> list[Session]:
         """The sessions that are open now, oldest first. The model itself does not keep them alive."""
-        return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
+        while True:
+            try:
+                return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
+            except RuntimeError:  # another thread created one just now, and the set changed while it was read
+                continue
 
     def forward(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
-        """The function `forward` for this model, on the backend it was loaded with. Sessions call it."""
-        compiled = self._compiled
-        self.weights  # raises if the model is closed
+        """One session's next tokens -> logits, (n, vocab_size) if `all_logits`, else the last's, (1, vocab_size)."""
+        return self.run(Batch.of_one(tokens, start, cache, all_logits=all_logits))
+
+    def run(self, batch: Batch) -> np.ndarray:
+        """The forward pass, on the backend the model was loaded with: logits of the rows wanted, (m, vocab_size)."""
+        compiled, weights = self._compiled, self.weights  # raises if the model is closed
         if compiled is not None:
-            return compiled(tokens, start, cache, all_logits=all_logits)
-        return forward(self, tokens, start, cache, all_logits=all_logits)
+            return compiled(batch)
+        return forward(NumpyOps(self.spec), self.spec, weights, batch)
+
+    def hidden_states(self, batch: Batch) -> np.ndarray:
+        """Final hidden states of the rows wanted, after the output norm, (m, dim)."""
+        compiled, weights = self._compiled, self.weights
+        if compiled is not None:
+            return compiled.hidden_states(batch)
+        return forward(HiddenStates(self.spec), self.spec, weights, batch)
+
+    def max_batch(self, start: int) -> int:
+        """How many tokens the backend takes at once, at position `start`: NumPy holds all their scores in memory."""
+        if self._compiled is not None:
+            return MAX_BATCH
+        n_heads = max(layer.attention.n_heads for layer in self.spec.layers)
+        return min(MAX_BATCH, max(16, MAX_SCORES // (n_heads * (start + MAX_BATCH))))
 
     def close(self) -> None:
         """Gives the weights' memory back to the operating system. Its sessions can then no longer evaluate."""
@@ -278,7 +211,7 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
     return model
 
 
-def _chosen_backend(wanted: str | None, config: ModelConfig) -> str:
+def _chosen_backend(wanted: str | None, spec: ModelSpec) -> str:
     if wanted == "numpy":
         return "numpy"
     try:
@@ -287,87 +220,9 @@ def _chosen_backend(wanted: str | None, config: ModelConfig) -> str:
         if wanted is None:
             return "numpy"
         raise UnsupportedModelError(f"backend 'numba' needs Numba, which cannot be imported here: {e}") from None
-    reason = why_not(config)
+    reason = why_not(spec)
     if reason is None:
         return "numba"
     if wanted is None:
         return "numpy"
     raise UnsupportedModelError(f"backend 'numba' does not run this model: {reason}. Use backend='numpy'")
-
-
-def _load_weights(
-    file: GGUFFile, c: ModelConfig, arch: Arch, n_tokens: int, native: Container[GGMLQuantizationType] | None
-) -> Weights:
-    """Checks the tensor table against the config, all of it, and only then reserves memory and dequantizes.
-
-    Args:
-        native: types whose blocks stay as they are; None dequantizes everything.
-    """
-    tensors = dict(file.tensors)
-    head_norms = ("attn_q_norm", "attn_k_norm")
-    used: list[TensorInfo] = []
-
-    def take(name: str, *shape: int) -> TensorInfo:
-        info = tensors.pop(name, None)
-        if info is None:
-            raise GGUFError(f"{file.path}: has no tensor {name!r}, which every {c.arch} model needs")
-        if info.shape != shape:
-            raise GGUFError(f"{file.path}: tensor {name!r} has shape {info.shape}; the metadata makes it {shape}")
-        used.append(info)
-        return info
-
-    embedding = take("token_embd.weight", c.vocab_size, c.dim)
-    if n_tokens != c.vocab_size:
-        raise GGUFError(f"{file.path}: the tokenizer has {n_tokens} tokens and the embedding {c.vocab_size} rows")
-    output = take("output.weight", c.vocab_size, c.dim) if "output.weight" in tensors else None
-    output_norm = take("output_norm.weight", c.dim)
-    divisors = take("rope_freqs.weight", c.rope_dim // 2) if "rope_freqs.weight" in tensors else None
-    plan = []
-    for i in range(c.n_layers):
-        p = f"blk.{i}."
-        plan.append(
-            (
-                take(p + "attn_q.weight", c.n_heads * c.head_dim, c.dim),
-                take(p + "attn_k.weight", c.kv_dim, c.dim),
-                take(p + "attn_v.weight", c.n_kv_heads * c.value_dim, c.dim),
-                take(p + "attn_output.weight", c.dim, c.n_heads * c.value_dim),
-                take(p + "ffn_gate.weight", c.hidden_dim, c.dim),
-                take(p + "ffn_up.weight", c.hidden_dim, c.dim),
-                take(p + "ffn_down.weight", c.dim, c.hidden_dim),
-                {
-                    name: take(f"{p}{name}.weight", c.head_dim if name in head_norms else c.dim)
-                    for name in arch.norm_names()
-                },
-            )
-        )
-    if tensors:
-        names = ", ".join(sorted(tensors)[:4]) + (", ..." if len(tensors) > 4 else "")
-        raise UnsupportedModelError(
-            f"{file.path}: holds {len(tensors)} tensor(s) that this engine's {c.arch} does not use: {names}. "
-            "Running without them would give wrong results, so it is refused"
-        )
-
-    store = F32Store(file, used) if native is None else BlockStore(file, used, native)
-    try:
-        embed = store.matrix(embedding)
-        result = Weights(
-            store,
-            embed,
-            store.matrix(output) if output else embed,
-            store.vector(output_norm),
-            store.vector(divisors) if divisors else None,
-        )
-        for q, k, v, attn_output, gate, up, down, norms in plan:
-            result.layers.append(
-                Layer(
-                    store.matrix(q, k, v),
-                    store.matrix(attn_output),
-                    store.matrix(gate, up),
-                    store.matrix(down),
-                    {name: store.vector(info) for name, info in norms.items()},
-                )
-            )
-    except BaseException:
-        store.close()
-        raise
-    return result

@@ -49,8 +49,9 @@ def requantize(source: str | os.PathLike[str], target: str | os.PathLike[str], k
         writer = GGUFWriter(target, str(file.metadata.get("general.architecture", "")), use_temp_file=False)
         try:
             for key, value in file.metadata.items():
-                # The architecture is written already; the file's type is another now, and is only ever displayed.
-                if key not in ("general.architecture", "general.file_type"):
+                # The architecture is written already; the file's type is another now, and is only ever displayed; a
+                # copy of a split model is one file.
+                if key not in ("general.architecture", "general.file_type") and not key.startswith("split."):
                     _add(writer, key, value)
             types = {name: _type_of(info, wanted) for name, info in file.tensors.items()}
             for name, info in file.tensors.items():

@@ -5,67 +5,44 @@
 
 from __future__ import annotations
 
-import codecs
+import contextlib
 import itertools
+import os
+import threading
 import time
 import warnings
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import sampling
+from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
+from teachllama.generate import GenerationStats, TextStream, Token
 from teachllama.kv_cache import KVCache
-from teachllama.model import MOST_BATCH, MOST_SCORES
 from teachllama.sampling import GREEDY, SamplingParams
 
 if TYPE_CHECKING:
     from teachllama.model import Model
-    from teachllama.tokenizer import Tokenizer
 
 _numbers = itertools.count(1)
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One generated token."""
-
-    id: int
-    piece: str  # the text it adds; empty where it ends inside a character that the next token completes
-
-
-@dataclass(slots=True)
-class GenerationStats:
-    """What one call of `generate` did, in tokens and seconds; time spent outside the generator is not counted."""
-
-    n_prompt: int = 0
-    n_generated: int = 0
-    prefill_s: float = 0.0  # evaluating the prompt
-    ttft_s: float = 0.0  # time to first token: the prefill and the first sample
-    decode_s: float = 0.0  # everything after the first token
-    stop_reason: str = ""  # "length", "end of text", "stop string" or "context full"; empty while running
-
-    @property
-    def prefill_tps(self) -> float:
-        """Prompt tokens a second."""
-        return self.n_prompt / self.prefill_s if self.prefill_s else 0.0
-
-    @property
-    def decode_tps(self) -> float:
-        """Generated tokens a second, after the first."""
-        return (self.n_generated - 1) / self.decode_s if self.decode_s and self.n_generated > 1 else 0.0
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # all of this process, for a fork
 
 
 class Session:
     """One generation's state. Make one with `Model.create_session`.
+
+    Any thread may use a session, and calls from several threads wait for each other: each acts on the session as the
+    call before it left it. `with session.lock:` keeps other threads out during several calls that belong together. It
+    is not held between two tokens of `generate`, so what is evaluated there becomes part of the session.
 
     Attributes:
         n_past: how many positions have been evaluated.
         tokens: their ids, oldest first.
         seq_len: how many positions fit.
         stats: what the last `generate` did.
+        lock: held during each call. A thread that holds it can call the session as usual.
     """
 
     def __init__(self, model: Model, seq_len: int, kv_dtype: str, seed: int | None, swa_full: bool):
@@ -88,6 +65,9 @@ class Session:
         self._logits: np.ndarray | None = None
         self.tokens: list[int] = []
         self.stats = GenerationStats()
+        self.lock = threading.RLock()
+        self._running = ""  # the call in progress that no other call may interrupt: its name
+        _sessions.add(self)
 
     # ---- looking ----
 
@@ -100,9 +80,21 @@ class Session:
     def logits(self) -> np.ndarray:
         """The last evaluated position's logits, float32 (vocab_size,)."""
         self._check_open()
-        if self._logits is None:
+        logits = self._logits
+        if logits is None:
             raise TeachLlamaError("no logits yet: eval() at least one token first (rewind() and reset() drop them)")
-        return self._logits
+        return logits
+
+    @property
+    def can_rewind_to(self) -> int:
+        """The earliest position, apart from 0, that `rewind` can go back to; from there on every position works.
+
+        0 as long as all positions work, which is always so for a model without sliding windows and for a session with
+        `swa_full=True`. Otherwise windows keep `kv_cache.SLACK` positions (64) more than they need, so that this is at
+        least 64 positions before the furthest one evaluated since position 0.
+        """
+        self._check_open()
+        return self._cache.can_rewind_to
 
     @property
     def kv_dtype(self) -> str:
@@ -111,7 +103,10 @@ class Session:
 
     @property
     def kv_nbytes(self) -> int:
-        """Bytes of KV cache this session can make resident: `kv_cache_bytes` to the byte. Stays after `close`."""
+        """Bytes of KV cache this session needs when full: `kv_cache_bytes` to the byte. Stays after `close`.
+
+        Memory comes in pages, and sliding-window layers keep up to 95 positions more (see `can_rewind_to`).
+        """
         return self._cache.nbytes
 
     @property
@@ -146,10 +141,23 @@ class Session:
         Raises:
             TokenError: no ids, or one that is not an integer in the vocabulary.
             ContextFullError: they do not fit in seq_len.
-            ClosedError: the session or its model was closed.
+            ClosedError: the session or its model was closed, perhaps while this call waited or ran.
+            TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
         self._check_open()
-        ids = self._checked_ids(token_ids)
+        ids = self._checked_ids(token_ids)  # before the lock: the caller's iterator may itself use this session
+        with self.lock:
+            self._check_free()
+            try:
+                self._running = "eval()"
+                return self._eval(ids, all_logits)
+            except Exception:
+                self._check_open()  # a model that was closed meanwhile is the reason to give
+                raise
+            finally:
+                self._running = ""
+
+    def _eval(self, ids: np.ndarray, all_logits: bool) -> np.ndarray:
         if self.n_past + len(ids) > self.seq_len:
             raise ContextFullError(
                 f"{len(ids)} token(s) at position {self.n_past} do not fit in seq_len {self.seq_len}: "
@@ -162,22 +170,28 @@ class Session:
         with np.errstate(over="ignore", invalid="ignore"):
             while done < len(ids):
                 start = self.n_past + done
-                batch = MOST_SCORES // (self.model.config.n_heads * (start + MOST_BATCH))
-                part = ids[done : done + min(MOST_BATCH, max(16, batch))]
+                part = ids[done : done + self.model.max_batch(start)]
                 done += len(part)
-                if all_logits or done == len(ids):
-                    rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
-                else:
-                    self.model.forward(part, start, self._cache)
+                with threads.products if self.model.backend == "numpy" else contextlib.nullcontext():
+                    if all_logits or done == len(ids):
+                        rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
+                    else:
+                        self.model.forward(part, start, self._cache)
+        self._check_open()  # else these logits may come from weights that were given back
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        self._logits = logits[-1].copy() if len(logits) > 1 else logits[-1]
-        self.tokens.extend(ids.tolist())  # the last step: until here an interrupt changed nothing that counts
+        last = logits[-1].copy() if len(logits) > 1 else logits[-1]
+        new = ids.tolist()
+        # The last step: until here an interrupt changed nothing that counts. Python handles signals, and switches to
+        # other threads (one of which may fork), after calls and backward jumps: not between the next two statements.
+        self._logits = last
+        self.tokens.extend(new)
         self._cache.forget_before(self.n_past)
-        return logits if all_logits else self._logits
+        return logits if all_logits else last
 
     def sample(self, params: SamplingParams = GREEDY) -> int:
         """Chooses the next token from `logits`; greedy by default. Does not evaluate it."""
-        return sampling.sample(self.logits, params, self.tokens, self._rng)
+        with self.lock:
+            return sampling.sample(self.logits, params, self.tokens, self._rng)
 
     def generate(
         self,
@@ -217,7 +231,7 @@ class Session:
 
     def _generate(self, ids: list[int], params: SamplingParams, max_new: int, stops: list[str]) -> Iterator[Token]:
         stats = self.stats = GenerationStats(n_prompt=len(ids))
-        text = _TextStream(self.model.tokenizer, stops)
+        text = TextStream(self.model.tokenizer, stops)
         started = time.perf_counter()
         if ids or self._logits is None:
             self.eval(ids)
@@ -252,25 +266,34 @@ class Session:
     def rewind(self, n_past: int) -> None:
         """Goes back to an earlier position and forgets what came after it. The generator of random numbers stays.
 
+        0 always works, and so does every position from `can_rewind_to` on.
+
         Raises:
             ParameterError: n_past is not between 0 and the current position.
             TeachLlamaError: sliding-window layers no longer hold what that position attends to.
         """
-        self._check_open()
-        if isinstance(n_past, bool) or not isinstance(n_past, (int, np.integer)) or not 0 <= n_past <= self.n_past:
-            raise ParameterError(f"cannot rewind to {n_past!r}; expected a position from 0 to {self.n_past}")
-        if n_past < self.n_past:
-            self._cache.check_rewind(int(n_past))
-            del self.tokens[n_past:]
-            self._logits = None
+        with self.lock:
+            self._check_free()
+            if isinstance(n_past, bool) or not isinstance(n_past, (int, np.integer)) or not 0 <= n_past <= self.n_past:
+                raise ParameterError(f"cannot rewind to {n_past!r}; expected a position from 0 to {self.n_past}")
+            if n_past < self.n_past:
+                self._cache.check_rewind(int(n_past))
+                self._move_back(int(n_past))
+
+    def _move_back(self, n_past: int) -> None:
+        # No calls here: nothing can interrupt between these statements (see _eval).
+        self._logits = None
+        del self.tokens[n_past:]
+        if not n_past:
+            self._cache.kept_from = 0
 
     def reset(self) -> None:
         """Back to how it was created: position 0, the cache's memory given back, the random numbers from their seed."""
-        self._check_open()
-        self.tokens.clear()
-        self._logits = None
-        self._cache.clear()
-        self._rng = np.random.default_rng(self.seed)
+        with self.lock:
+            self._check_free()
+            self._move_back(0)
+            self._cache.clear()
+            self._rng = np.random.default_rng(self.seed)
 
     def fork(self, *, seed: int | None = None) -> Session:
         """A second session in the same state, with a cache of its own.
@@ -278,7 +301,15 @@ class Session:
         Args:
             seed: give the copy its own random numbers; without one it goes on exactly as this session would.
         """
-        self._check_open()
+        with self.lock:
+            self._check_free()
+            try:
+                self._running = "fork()"
+                return self._fork(seed)
+            finally:
+                self._running = ""
+
+    def _fork(self, seed: int | None) -> Session:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when this one was made
             other = self.model.create_session(
@@ -293,12 +324,15 @@ class Session:
         return other
 
     def close(self) -> None:
-        """Gives the KV cache back to the operating system, now.
+        """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.
 
         A view taken from `k_cache` or `v_cache` before reads zeros afterwards on Linux.
         """
-        self._cache.close()
-        self._logits = None
+        with self.lock:
+            if not self.closed:
+                self._check_idle()
+            self._cache.close()
+            self._logits = None
 
     def __enter__(self) -> Session:
         return self
@@ -321,6 +355,18 @@ class Session:
             raise ClosedError(f"session {self.number} was closed and its KV cache given back; create another")
         self.model.weights  # raises if the model is closed
 
+    def _check_free(self) -> None:
+        """Raises unless a call may begin now. The caller holds the lock, so that other threads are out already."""
+        self._check_open()
+        self._check_idle()
+
+    def _check_idle(self) -> None:
+        if self._running:  # in this very thread, which a signal handler has interrupted
+            raise TeachLlamaError(
+                f"session {self.number} is in the middle of {self._running}, which this call interrupted (from a "
+                "signal handler?). Nothing was changed; call it when that has returned"
+            )
+
     def _checked_ids(self, token_ids: Iterable[int]) -> np.ndarray:
         vocab_size = self.model.config.vocab_size
         if isinstance(token_ids, str):
@@ -342,49 +388,23 @@ class Session:
         return array.astype(np.intp)
 
 
+def _after_fork() -> None:
+    """In a forked process: a lock that another thread held would never be released, as that thread is not here."""
+    for session in list(_sessions):
+        if session.lock.acquire(blocking=False):  # free, or held by the thread that forked
+            session.lock.release()
+            continue
+        session.lock, session._running = threading.RLock(), ""
+        state = session._rng.bit_generator.state  # NumPy's generator has a lock, too
+        session._rng = np.random.default_rng(0)
+        session._rng.bit_generator.state = state
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _looking_at(stored: np.ndarray) -> np.ndarray:
     view = stored.transpose(0, 2, 1, 3)  # (n_layers, seq_len, n_kv_heads, head_dim)
     view.flags.writeable = False
     return view
-
-
-class _TextStream:
-    """Turns ids into text for a reader: holds tokens back while a character, or a possible stop string, is open."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: list[str]):
-        self._bytes_of, self._stops = tokenizer.piece_bytes, stops
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held: list[Token] = []
-        self.stopped = False
-
-    def push(self, token_id: int) -> list[Token]:
-        """The tokens that can be shown now that this one is known."""
-        self._held.append(Token(token_id, self._utf8.decode(self._bytes_of(token_id))))
-        text = "".join(t.piece for t in self._held)
-        found = [at for s in self._stops if (at := text.find(s)) >= 0]
-        if found:
-            self.stopped = True
-            return self._release(min(found))
-        open_character = self._utf8.getstate()[0]
-        open_stop = any(text.endswith(s[:n]) for s in self._stops for n in range(1, len(s)))
-        return [] if open_character or open_stop else self._release()
-
-    def flush(self) -> list[Token]:
-        """What was held back when generation ends; bytes of an unfinished character become U+FFFD."""
-        rest = self._utf8.decode(b"", final=True)
-        if self._held and rest:
-            self._held[-1] = Token(self._held[-1].id, self._held[-1].piece + rest)
-        return [] if self.stopped else self._release()
-
-    def _release(self, n_characters: int | None = None) -> list[Token]:
-        """Everything held, or as much of it as makes up the first n characters."""
-        held, self._held = self._held, []
-        if n_characters is None:
-            return held
-        shown = []
-        for token in held:
-            if n_characters <= 0:
-                break
-            shown.append(Token(token.id, token.piece[:n_characters]))
-            n_characters -= len(token.piece)
-        return shown

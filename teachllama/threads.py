@@ -1,9 +1,11 @@
-"""How many threads the arithmetic uses."""
+"""How many threads the arithmetic uses, and how it gets along with `os.fork`."""
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
+from collections import Counter
 
 import psutil
 
@@ -46,3 +48,53 @@ def set_num_threads(n: int) -> None:
 
     _n_threads = n
     _limits = threadpool_limits(limits=n, user_api="blas")
+
+
+MOST_WAIT_S = 60.0
+
+
+class _Products:
+    """`with products:` around NumPy's matrix products; `os.fork` in another thread waits for those that are running.
+
+    OpenBLAS ends its threads when the process forks. A product that was using them would never return, in the parent.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: Counter[int] = Counter()  # how many, by thread
+        self._n_forking = 0
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._in_child)
+
+    def __enter__(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            while self._n_forking and me not in self._running:
+                self._changed.wait()
+            self._running[me] += 1
+
+    def __exit__(self, *exc: object) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._running[me] -= 1
+            self._running += Counter()  # without those that are 0
+            self._changed.notify_all()
+
+    def _before(self) -> None:
+        me = threading.get_ident()
+        with self._changed:
+            self._n_forking += 1
+            self._changed.wait_for(lambda: set(self._running) <= {me}, MOST_WAIT_S)
+
+    def _after(self) -> None:
+        with self._changed:
+            self._n_forking -= 1
+            self._changed.notify_all()
+
+    def _in_child(self) -> None:
+        me = threading.get_ident()
+        self._changed, self._n_forking = threading.Condition(), 0
+        self._running = Counter({me: self._running[me]}) + Counter()
+
+
+products = _Products()

@@ -1,15 +1,17 @@
-"""A model's weight matrices: held in one place, with one operation, multiply.
+"""A model's weights: matrices held in one place, and the layers made of them.
 
 Two forms: `weights="native"` leaves the blocks where and as they are, in the mapped file; `weights="f32"` dequantizes
 all of them to float32: the reference the other is tested against. Dequantizers come from the `gguf` package.
 
-Knows nothing of layers.
+Knows nothing of how a forward pass uses them.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,71 +28,185 @@ ALIGNMENT = 64  # bytes: a cache line, and an AVX-512 register
 CHUNK = 1 << 20  # elements dequantized at a time: the dequantizers' scratch memory is a few times this
 
 
-Part = tuple[int, int, int]  # for compiled kernels: GGUF's number of a type, address of the first row, rows
-
-
 class F32Matrix:
-    """Rows of float32; `data` has shape (rows, columns).
+    """Rows of float32: `data` has shape (rows, columns)."""
 
-    Args:
-        splits: how many rows each tensor that was stacked here has.
-    """
+    def __init__(self, data: np.ndarray):
+        self.data = data
 
-    def __init__(self, data: np.ndarray, splits: Sequence[int]):
-        self.data, self.splits = data, splits
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return self.data.shape[0], self.data.shape[1]
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """For compiled kernels: GGUF's number of the type, and the address of the first row."""
+        return 0, self.data.ctypes.data
 
     def multiply(self, x: np.ndarray) -> np.ndarray:
         """x (n, columns) -> (n, rows): each row's dot product with each of the n vectors."""
         return x @ self.data.T
 
-    def rows(self, ids: np.ndarray) -> np.ndarray:
+    def take(self, ids: np.ndarray) -> np.ndarray:
         """ids (n,) -> a copy of those rows, float32 (n, columns)."""
         return self.data[ids]
 
-    def parts(self) -> list[Part]:
-        """The tensors stacked here, by their addresses."""
-        starts = np.cumsum([0, *self.splits[:-1]])
-        return [(0, self.data[row:].ctypes.data, n) for row, n in zip(starts, self.splits)]
+    def cut(self, begin: int, end: int) -> F32Matrix:
+        """Some of the rows; nothing is copied."""
+        return F32Matrix(self.data[begin:end])
 
 
 class BlockMatrix:
-    """Rows as the blocks they are in the file: a view of it, for each tensor stacked here.
+    """Rows as the blocks they are in the file, a view of it.
 
     `multiply` makes float32 of a few rows at a time: the reference for the compiled kernels, and far slower.
 
     Args:
-        tensors: type and raw bytes, (rows, bytes a row), of each.
+        kind: the blocks' type.
+        raw: uint8 (rows, bytes per row).
+        columns: weights per row.
     """
 
-    def __init__(self, tensors: Sequence[tuple[GGMLQuantizationType, np.ndarray]]):
-        self.tensors = tensors
+    def __init__(self, kind: GGMLQuantizationType, raw: np.ndarray, columns: int):
+        self.kind, self.raw, self.columns = kind, raw, columns
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, columns)."""
+        return len(self.raw), self.columns
+
+    @property
+    def part(self) -> tuple[int, int]:
+        """For compiled kernels: GGUF's number of the type, and the address of the first row."""
+        return int(self.kind), self.raw.ctypes.data
 
     def multiply(self, x: np.ndarray) -> np.ndarray:
         """x (n, columns) -> (n, rows): each row's dot product with each of the n vectors."""
-        step = max(1, CHUNK // x.shape[-1])
-        return np.concatenate(
-            [x @ _as_f32(raw[i : i + step], kind).T for kind, raw in self.tensors for i in range(0, len(raw), step)],
-            axis=1,
-        )
+        step = max(1, CHUNK // self.columns)
+        pieces = [x @ _as_f32(self.raw[i : i + step], self.kind).T for i in range(0, len(self.raw), step)]
+        return np.concatenate(pieces, axis=1)
 
-    def rows(self, ids: np.ndarray) -> np.ndarray:
+    def take(self, ids: np.ndarray) -> np.ndarray:
         """ids (n,) -> those rows, float32 (n, columns)."""
-        ((kind, raw),) = self.tensors
-        return np.array(_as_f32(raw[ids], kind))
+        return np.array(_as_f32(self.raw[ids], self.kind))
 
-    def parts(self) -> list[Part]:
-        """The tensors stacked here, by their addresses."""
-        return [(int(kind), raw.ctypes.data, len(raw)) for kind, raw in self.tensors]
+    def cut(self, begin: int, end: int) -> BlockMatrix:
+        """Some of the rows; nothing is copied."""
+        return BlockMatrix(self.kind, self.raw[begin:end], self.columns)
 
 
 Matrix = F32Matrix | BlockMatrix
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """A matrix, and the bias that is added to its product: a Linear owns its bias."""
+
+    matrix: Matrix  # (rows, columns)
+    bias: np.ndarray | None = None  # (rows,)
+
+    @property
+    def rows(self) -> int:
+        """How many numbers come out."""
+        return self.matrix.shape[0]
+
+    @property
+    def columns(self) -> int:
+        """How many numbers go in."""
+        return self.matrix.shape[1]
+
+    @property
+    def data(self) -> np.ndarray:
+        """The rows as float32, (rows, columns): a view with `weights="f32"`, else made now."""
+        m = self.matrix
+        return m.data if isinstance(m, F32Matrix) else m.take(np.arange(self.rows))
+
+    def multiply(self, x: np.ndarray) -> np.ndarray:
+        """x (n, columns) -> (n, rows)."""
+        y = self.matrix.multiply(x)
+        return y if self.bias is None else y + self.bias
+
+    def take(self, ids: np.ndarray) -> np.ndarray:
+        """ids (n,) -> those rows of the matrix, float32 (n, columns)."""
+        return self.matrix.take(ids)
+
+    def cut(self, begin: int, end: int) -> Linear:
+        """Some of the rows, with their part of the bias; nothing is copied."""
+        return Linear(self.matrix.cut(begin, end), None if self.bias is None else self.bias[begin:end])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gated:
+    """A feed-forward network: down(activation(gate(h)) * up(h))."""
+
+    gate: Linear  # (hidden_dim, dim)
+    up: Linear  # (hidden_dim, dim)
+    down: Linear  # (dim, hidden_dim)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Experts:
+    """A mixture of experts; each matrix holds all experts' rows, one expert after another."""
+
+    router: Linear  # (n_experts, dim)
+    gate: Linear  # (n_experts * hidden_dim, dim)
+    up: Linear  # (n_experts * hidden_dim, dim)
+    down: Linear  # (n_experts * dim, hidden_dim)
+    selection_bias: np.ndarray | None = None  # (n_experts,): counts in the choice alone
+
+    def expert(self, e: int) -> Gated:
+        """One expert."""
+        n = self.router.rows
+        parts = (m.cut(e * m.rows // n, (e + 1) * m.rows // n) for m in (self.gate, self.up, self.down))
+        return Gated(*parts)
+
+
+@dataclass(slots=True, eq=False)
+class LayerWeights:
+    """One layer's weights; what the layer lacks is None, and the step that would use it is left out."""
+
+    attn_norm: np.ndarray | None = None  # (dim,)
+    q: Linear | None = None  # (n_heads * head_dim, dim); latent attention with q_a: (..., its rank)
+    k: Linear | None = None  # (n_kv_heads * head_dim, dim)
+    v: Linear | None = None  # (n_kv_heads * value_dim, dim)
+    q_norm: np.ndarray | None = None  # (head_dim,), or (n_heads * head_dim,) where all heads are normalized together
+    k_norm: np.ndarray | None = None
+    sinks: np.ndarray | None = None  # (n_heads,)
+    output: Linear | None = None  # (dim, n_heads * value_dim)
+    post_attention_norm: np.ndarray | None = None  # (dim,)
+    ffn_norm: np.ndarray | None = None  # (dim,)
+    ffn: Gated | None = None
+    experts: Experts | None = None
+    shared: Gated | None = None  # the expert that every token visits
+    shared_gate: Linear | None = None  # (1, dim)
+    post_ffn_norm: np.ndarray | None = None  # (dim,)
+    # Latent attention.
+    q_a: Linear | None = None  # (rank of queries, dim)
+    q_a_norm: np.ndarray | None = None
+    kv_a: Linear | None = None  # (rank, dim)
+    kv_a_norm: np.ndarray | None = None  # (rank,)
+    k_rope: Linear | None = None  # (rotating part of a head, dim)
+    k_b: Linear | None = None  # (n_heads * rank, part of a head that doesn't rotate)
+    v_b: Linear | None = None  # (n_heads * value length, rank)
+
+
+@dataclass(slots=True, eq=False)
+class Weights:
+    """Every weight of a model, and the store that owns their memory."""
+
+    store: F32Store
+    embedding: Linear  # (vocab_size, dim)
+    output: Linear  # (vocab_size, dim); the embedding itself where the file has no other
+    output_norm: np.ndarray  # (dim,)
+    layers: list[LayerWeights] = field(default_factory=list)
 
 
 class F32Store:
     """All weights of a model as float32, in one anonymous mapping that `close` gives back.
 
     Args:
-        infos: every tensor that will be loaded; the mapping is reserved for them at once.
+        infos: every tensor that will be loaded as float32; the mapping is reserved for them at once.
     """
 
     def __init__(self, file: GGUFFile, infos: Sequence[TensorInfo]):
@@ -98,25 +214,21 @@ class F32Store:
         self._pages = Pages(sum(_aligned(4 * t.n_elements) for t in infos), huge=True)
         self.nbytes = sum(4 * t.n_elements for t in infos)
 
-    def matrix(self, *infos: TensorInfo) -> Matrix:
-        """Tensors one below the other as one matrix: q, k and v together."""
-        return F32Matrix(self.vector(*infos), [t.shape[0] for t in infos])
+    def matrix(self, info: TensorInfo) -> Matrix:
+        """A tensor as a matrix; the outer dimensions of one with three are rows: expert after expert."""
+        return F32Matrix(self.vector(info).reshape(-1, info.shape[-1]))
 
-    def vector(self, *infos: TensorInfo) -> np.ndarray:
-        """Dequantizes tensors, one below the other, into one float32 array.
+    def vector(self, info: TensorInfo) -> np.ndarray:
+        """A tensor as float32 in its own shape.
 
         Raises:
-            UnsupportedModelError: a tensor's type has no dequantizer.
+            UnsupportedModelError: the tensor's type has no dequantizer.
         """
         if self._pages.closed:
             raise ClosedError("this model was closed; load it again")
-        shape = (sum(t.shape[0] for t in infos), *infos[0].shape[1:])
-        out = self._pages.array(self._used, shape, np.float32)
+        out = self._pages.array(self._used, info.shape, np.float32)
         self._used += _aligned(out.nbytes)
-        row = 0
-        for t in infos:
-            _dequantize(self._file, t, out[row : row + t.shape[0]])
-            row += t.shape[0]
+        _dequantize(self._file, info, out)
         out.flags.writeable = False
         return out
 
@@ -130,7 +242,7 @@ def _aligned(nbytes: int) -> int:
 
 
 def _as_f32(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
-    """Rows of blocks, (rows, bytes a row) -> float32 (rows, columns)."""
+    """Rows of blocks, (rows, bytes per row) -> float32 (rows, columns)."""
     from gguf.quants import dequantize
 
     if kind.name == "F32":
@@ -142,7 +254,7 @@ def _as_f32(raw: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
 
 def _dequantize(file: GGUFFile, info: TensorInfo, out: np.ndarray) -> None:
     rows = out.reshape(-1, info.shape[-1])
-    raw = file.tensor_bytes(info.name).reshape(len(rows), -1)  # (rows, bytes a row)
+    raw = file.tensor_bytes(info.name).reshape(len(rows), -1)  # (rows, bytes per row)
     step = max(1, CHUNK // info.shape[-1])
     for i in range(0, len(rows), step):
         try:
@@ -159,38 +271,38 @@ class BlockStore(F32Store):
     Norms, and matrices of a type that has no kernel, are dequantized to float32 as in `F32Store`.
 
     Args:
-        infos: every tensor that will be loaded.
+        matrices, vectors: every tensor that will be loaded as one or the other.
         native: the types whose blocks are used as they are.
     """
 
-    def __init__(self, file: GGUFFile, infos: Sequence[TensorInfo], native: Container[GGMLQuantizationType]):
+    def __init__(
+        self,
+        file: GGUFFile,
+        matrices: Sequence[TensorInfo],
+        vectors: Sequence[TensorInfo],
+        native: Container[GGMLQuantizationType],
+    ):
         self._native = native
-        others = [t for t in infos if not self._stays(t)]
-        super().__init__(file, others)
-        self.nbytes += sum(t.nbytes for t in infos if self._stays(t))
-        foreign = {t.type.name for t in others if len(t.shape) > 1}
+        others = [t for t in matrices if not self._stays(t)]
+        super().__init__(file, [*others, *vectors])
+        self.nbytes += sum(t.nbytes for t in matrices if self._stays(t))
+        foreign = {t.type.name for t in others if t.type not in native}
         if foreign:
             warnings.warn(
                 f"{file.path}: tensors of type {', '.join(sorted(foreign))} have no kernel here and are held as "
-                f"float32, {sum(4 * t.n_elements for t in others if len(t.shape) > 1) / 1e6:,.0f} MB",
-                stacklevel=5,
+                f"float32, {sum(4 * t.n_elements for t in others) / 1e6:,.0f} MB",
+                stacklevel=6,
             )
 
     def _stays(self, info: TensorInfo) -> bool:
-        return len(info.shape) > 1 and info.type in self._native
+        return info.type in self._native
 
-    def matrix(self, *infos: TensorInfo) -> Matrix:
-        """Tensors one below the other as one matrix: q, k and v together."""
-        from gguf import GGMLQuantizationType
-
-        return BlockMatrix(
-            [
-                (t.type, self._file.tensor_bytes(t.name).reshape(t.shape[0], -1))
-                if self._stays(t)
-                else (GGMLQuantizationType.F32, self.vector(t).view(np.uint8))
-                for t in infos
-            ]
-        )
+    def matrix(self, info: TensorInfo) -> Matrix:
+        """A tensor as a matrix of its own blocks, where they can stay."""
+        if not self._stays(info):
+            return super().matrix(info)
+        rows = math.prod(info.shape[:-1])
+        return BlockMatrix(info.type, self._file.tensor_bytes(info.name).reshape(rows, -1), info.shape[-1])
 
     def close(self) -> None:
         """Gives float32 weights back and unmaps the file."""

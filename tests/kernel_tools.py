@@ -10,13 +10,13 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 from gguf import GGMLQuantizationType as T
 
-from teachllama.kernels.layout import WIDTH
+from teachllama.kernels.fields import WIDTH
 from tests.tools import _add, tiny_metadata, tiny_tensors
 
-NATIVE = (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K)
+NATIVE = (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
 # Where a block's float16 scales lie; all its other bytes may be anything.
 SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q4_K: [0, 2], T.Q5_K: [0, 2]}
-SCALES[T.Q6_K] = [208]
+SCALES[T.Q6_K], SCALES[T.MXFP4] = [208], []
 # The second scale over the first that centres random blocks on zero.
 CENTRED = {T.Q4_1: -7.5, T.Q5_1: -15.5, T.Q4_K: 7.5, T.Q5_K: 15.5}
 GUARD = 4096  # float32 before and after a buffer that must stay as they are
@@ -42,6 +42,8 @@ def random_blocks(kind: T, rows: int, columns: int, rng: np.random.Generator, ha
     raw = rng.integers(0, 256, (rows * columns // weights, nbytes), np.uint8)
     for at in SCALES[kind]:
         raw[:, at : at + 2] = rng.choice(halves, len(raw)).view(np.uint8).reshape(-1, 2)
+    if kind == T.MXFP4:  # its scale is a power of two: those from 2^-8 to 2^7
+        raw[:, 0] = rng.integers(120, 136, len(raw))
     return raw.reshape(rows, -1)
 
 
@@ -56,6 +58,10 @@ def model_blocks(kind: T, rows: int, columns: int, rng: np.random.Generator) -> 
     if kind in (T.F32, T.F16, T.BF16):
         return gguf.quants.quantize((rng.standard_normal((rows, columns)) / np.sqrt(columns)).astype(np.float32), kind)
     blocks = raw.reshape(-1, GGML_QUANT_SIZES[kind][1])
+    if kind == T.MXFP4:
+        blocks[:, 0] = 128
+        blocks[:, 0] = 128 - round(np.log2(as_f32(kind, raw).std() * np.sqrt(columns)))
+        return raw
 
     def put(scale: float) -> np.ndarray:
         for at, factor in zip(SCALES[kind], (1, CENTRED.get(kind, 0))):
@@ -85,6 +91,13 @@ def native_model(path: Path, kind: T, arch: str = "llama", seed: int = 0, **over
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def callable_from_python(function: Any) -> Any:
+    """Compiles a function that calls kernels: they themselves can only be called from compiled code."""
+    from numba import njit
+
+    return njit(nogil=True, error_model="numpy")(function)
 
 
 class Guarded:

@@ -609,7 +609,7 @@ class TestJupyterHub:
     ) -> None:
         printed = execute(
             ada,
-            "from teachllama import hub; from teachllama.kernels import cache\n"
+            "from teachllama import hub; from teachllama.kernels import machine_code as cache\n"
             "print(hub.find('smollm2-135m'), cache.file().parent, sep='\\n')",
         )
         model = class_hub.shared / "models" / hub.KNOWN["smollm2-135m"].file_name

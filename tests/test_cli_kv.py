@@ -15,7 +15,8 @@ import pytest
 
 from teachllama.cli import main
 from teachllama.cli.inspect import cut, printable, width_of
-from teachllama.cli.kv import weights_nbytes
+from teachllama.gguf_file import open_gguf
+from tests.test_gguf_file import split_model
 
 
 @pytest.fixture
@@ -52,6 +53,12 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
     return json.loads(run(capsys, *argv, "--json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def damaged_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    """What is said of a file that cannot be read whole: the figures, with status 1."""
+    assert main([*argv, "--json"]) == 1
+    return json.loads(capsys.readouterr().out)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -219,15 +226,15 @@ def test_the_weights_of_an_unfinished_download_are_the_files_size_with_a_note_fi
     assert main(["kv", gpt_oss, "--json"]) == 1
     out = json.loads(capsys.readouterr().out)
     assert out["weights_nbytes"] == os.path.getsize(gpt_oss)
-    assert "size of the file is counted" in out["notes"][-1]
+    assert "this file alone is counted, by its size" in out["notes"][-1]
     done = subprocess.run(
         [sys.executable, "-m", "teachllama", "kv", gpt_oss], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert done.returncode == 1
     first, second = done.stdout.splitlines()[:2]
-    assert first.startswith("teachllama kv: weights: the size of the file is counted")
+    assert first.startswith("teachllama kv: weights: this file alone is counted, by its size")
     assert second.endswith("(gpt-oss)")
-    assert done.stdout.count("the size of the file is counted") == 1
+    assert done.stdout.count("this file alone is counted") == 1
 
 
 @pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "Q4_0"])
@@ -238,14 +245,39 @@ def test_the_worked_sum_is_in_the_dtype_that_was_asked_for(gpt_oss: str, dtype: 
     assert f"in all {figures['seq_len_nbytes']:,} bytes" in out
 
 
-def test_the_weights_of_a_split_model_are_those_of_all_its_parts(gpt_oss: str, tmp_path: Path) -> None:
-    parts = [tmp_path / f"big-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
-    for part in parts[:2]:
-        part.write_bytes(Path(gpt_oss).read_bytes())
-    nbytes, notes = weights_nbytes(str(parts[0]), {})
-    assert (nbytes, "only 2 of the model's 3 parts" in notes[0]) == (8192, True)
-    parts[2].write_bytes(Path(gpt_oss).read_bytes())
-    assert weights_nbytes(str(parts[0]), {}) == (12288, [])
+def test_a_split_model_is_counted_whole_whatever_its_files_are_called(tmp_path: Path, capsys: Any) -> None:
+    parts = split_model(tmp_path / "parts")
+    with open_gguf(parts[0]) as file:
+        whole = sum(t.nbytes for t in file.tensors.values())
+    for given in parts:
+        out = run_json(capsys, "kv", str(given))
+        assert (out["weights_nbytes"], out["notes"], out["n_layers"]) == (whole, [], 2)
+        assert len(run_json(capsys, "inspect", str(given))["tensors"]) == 20
+    assert f"{sum(p.stat().st_size for p in parts):,} bytes in 3 files: " in run(capsys, "inspect", str(parts[0]))
+    renamed = [p.rename(p.with_name(f"{letter}.gguf")) for letter, p in zip("xyz", parts, strict=True)]
+    for given in renamed:
+        out = run_json(capsys, "kv", str(given))
+        assert (out["weights_nbytes"], out["notes"]) == (whole, [])
+
+
+def test_a_part_without_the_others_is_named_as_such(tmp_path: Path, capsys: Any) -> None:
+    parts = split_model(tmp_path / "parts")
+    os.remove(parts[1])
+    with open_gguf(parts[0], alone=True) as first, open_gguf(parts[2], alone=True) as last:
+        here = sum(t.nbytes for file in (first, last) for t in file.tensors.values())
+    out = damaged_json(capsys, "kv", str(parts[0]))
+    assert out["weights_nbytes"] == here
+    assert "the 2 files that are here are counted, because" in out["notes"][-1]
+    assert "part 1 of 3" in out["notes"][-1]
+    assert "missing: big-00002-of-00003.gguf" in out["notes"][-1]
+    alone = parts[0].rename(tmp_path / "alone.gguf")
+    assert "this file alone is counted, because" in damaged_json(capsys, "kv", str(alone))["notes"][-1]
+    os.remove(parts[2])
+    assert "part 1 of 3" in damaged_json(capsys, "kv", str(alone))["notes"][-1]
+    assert main(["inspect", str(alone)]) == 1
+    shown = capsys.readouterr()
+    assert "llama.block_count" in shown.out
+    assert "part 1 of 3" in shown.err
 
 
 def test_the_plot_is_written_and_a_place_it_cannot_go_is_an_error(gpt_oss: str, tmp_path: Path, capsys: Any) -> None:

@@ -66,7 +66,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> None:
     """Compiled before any test is timed out for it."""
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code as cache
 
     cache.serve()
 
@@ -211,10 +211,10 @@ def test_keys_and_values_land_where_the_reference_puts_them(pairs: dict[str, tup
 
 
 def test_an_output_matrix_frequency_factors_and_a_softcap_are_used(tmp_path: Path) -> None:
-    metadata = tiny_metadata("llama", **llama(), **{"llama.final_logit_softcapping": 2.0})
+    metadata = tiny_metadata("gemma3", **gemma(), **{"gemma3.final_logit_softcapping": 2.0})
     tensors, rng = tiny_tensors(metadata), np.random.default_rng(8)
     tensors["rope_freqs.weight"] = np.arange(1, 9, dtype=np.float32)
-    tensors["output.weight"] = rng.standard_normal((268, 64)).astype(np.float32) / 6
+    tensors["output.weight"] = rng.standard_normal((268, 96)).astype(np.float32) / 6
     path = write_gguf(tmp_path / "t.gguf", metadata, tensors)
     with tl.load_model(path, weights="f32", backend="numpy") as a, tl.load_model(path, backend="numba") as b:
         for sizes in ([45], [1]):
@@ -269,7 +269,7 @@ def test_set_num_threads_is_what_the_kernels_use_and_refuses_nonsense(
     before = threads.get_num_threads()
     used = []
     run = Team.run
-    monkeypatch.setattr(Team, "run", lambda self, plan, job, n: (used.append(n), run(self, plan, job, n))[1])
+    monkeypatch.setattr(Team, "run", lambda self, job, n: (used.append(n), run(self, job, n))[1])
     try:
         tl.set_num_threads(3)
         for bad in (0, -1, 1025, 10**9, 1.5, 2.0, "2", None, True):
@@ -483,7 +483,7 @@ def test_closing_a_model_while_another_thread_evaluates_ends_in_an_error_and_no_
 
 
 def test_an_evaluation_that_waited_while_its_model_was_closed_is_refused(tmp_path: Path) -> None:
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code as cache
     from teachllama.kernels.team import team
 
     for warm in (False, True):

@@ -177,13 +177,38 @@ def test_linear_rope_scaling_divides_positions(tmp_path: Path) -> None:
     np.testing.assert_allclose(scaled, ops.rope_angles(position / 4, dim, 10000.0, 1.0, None), rtol=1e-6)
     overrides = {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0}
     with tl.load_model(tiny_model(tmp_path / "t.gguf", **overrides)) as model:
-        assert model.config.rope_factor == 4.0
+        assert model.spec.layers[0].attention.rope.frequencies[0] == 1 / 4
 
 
 REFUSED = {
     "an unknown architecture": ({"general.architecture": "mamba"}, tl.UnsupportedModelError, "mamba"),
-    "a mixture of experts": ({"llama.expert_count": 8}, tl.UnsupportedModelError, "experts"),
-    "YaRN": ({"llama.rope.scaling.type": "yarn"}, tl.UnsupportedModelError, "yarn"),
+    "experts of which none is used": ({"llama.expert_count": 8}, tl.GGUFError, "expert_used_count"),
+    "experts used of none": ({"llama.expert_used_count": 2}, tl.GGUFError, "expert_used_count"),
+    "more experts used than there are": (
+        {"llama.expert_count": 4, "llama.expert_used_count": 5},
+        tl.GGUFError,
+        "expert_used_count",
+    ),
+    "groups that experts do not divide into": (
+        {
+            "llama.expert_count": 4,
+            "llama.expert_used_count": 1,
+            "llama.expert_group_count": 3,
+            "llama.expert_group_used_count": 1,
+        },
+        tl.GGUFError,
+        "expert_group_count",
+    ),
+    "an unknown gating": (
+        {"llama.expert_count": 4, "llama.expert_used_count": 1, "llama.expert_gating_func": 9},
+        tl.UnsupportedModelError,
+        "expert_gating_func",
+    ),
+    "experts without tensors": ({"llama.expert_count": 4, "llama.expert_used_count": 1}, tl.GGUFError, "ffn_gate_inp"),
+    "an unknown RoPE scaling": ({"llama.rope.scaling.type": "magic"}, tl.UnsupportedModelError, "scaling.type"),
+    "a key that nobody knows": ({"llama.attention.twist": 2.0}, tl.UnsupportedModelError, "attention.twist"),
+    "a list of the wrong length": ({"llama.feed_forward_length": [64, 64, 64]}, tl.GGUFError, "feed_forward_length"),
+    "more rotating numbers than a head has": ({"llama.rope.dimension_count": 16}, tl.GGUFError, "dimension_count"),
     "no block count": ({"llama.block_count": None}, tl.GGUFError, "block_count"),
     "no head count": ({"llama.attention.head_count": None}, tl.GGUFError, "head_count"),
     "a context length of text": ({"llama.context_length": "long"}, tl.GGUFError, "context_length"),
@@ -192,7 +217,7 @@ REFUSED = {
     "heads that do not share equally": ({"llama.attention.head_count_kv": 3}, tl.GGUFError, "head"),
     "more layers than tensors": ({"llama.block_count": 3}, tl.GGUFError, "blk.2"),
     "fewer layers than tensors": ({"llama.block_count": 1}, tl.UnsupportedModelError, "blk.1"),
-    "a wrong hidden length": ({"llama.feed_forward_length": 96}, tl.GGUFError, "ffn_gate"),
+    "a wrong hidden length": ({"llama.feed_forward_length": 96}, tl.GGUFError, "ffn_"),
     "no tokenizer": ({"tokenizer.ggml.model": None}, tl.GGUFError, "tokenizer"),
     "an unknown pre-tokenizer": ({"tokenizer.ggml.pre": "mystery"}, tl.UnsupportedModelError, "mystery"),
     "no epsilon": ({"llama.attention.layer_norm_rms_epsilon": None}, tl.GGUFError, "epsilon"),
@@ -218,7 +243,8 @@ def test_a_missing_or_misshapen_or_unused_tensor_is_refused_by_name(tmp_path: Pa
         ({"blk.1.attn_v.weight": None}, tl.GGUFError),
         ({"blk.1.attn_v.weight": np.ones((8, 32), np.float32)}, tl.GGUFError),
         ({"output_norm.weight": np.ones((32, 32), np.float32)}, tl.GGUFError),
-        ({"blk.0.attn_q.bias": np.ones(32, np.float32)}, tl.UnsupportedModelError),
+        ({"blk.0.attn_q.bias": np.ones(31, np.float32)}, tl.GGUFError),
+        ({"blk.0.attn_sinkz.weight": np.ones(32, np.float32)}, tl.UnsupportedModelError),
     ):
         tensors = {k: v for k, v in (tiny_tensors(metadata) | change).items() if v is not None}
         with pytest.raises(error, match=next(iter(change)).replace(".", r"\.")):

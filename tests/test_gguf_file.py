@@ -6,6 +6,7 @@ import os
 import struct
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import teachllama as tl
-from tests.tools import F32, copy_as, tiny_metadata, tiny_model, tiny_tensors, write_gguf
+from tests.tools import F32, _add, copy_as, tiny_metadata, tiny_model, tiny_tensors, write_gguf
 
 
 def header(version: int = 3, tensors: int = 0, keys: int = 0, body: bytes = b"") -> bytes:
@@ -90,8 +91,6 @@ def test_every_type_that_gguf_dequantizes_loads_as_a_model(tmp_path: Path) -> No
         writer = gguf.GGUFWriter(path, "llama")
         for k, v in metadata.items():
             if k != "general.architecture":
-                from tests.tools import _add
-
                 _add(writer, k, v)
         expected: dict[str, np.ndarray] = {}
         for name, data in tensors.items():
@@ -113,7 +112,7 @@ def test_every_type_that_gguf_dequantizes_loads_as_a_model(tmp_path: Path) -> No
                 kind.name
             )
             assert np.array_equal(
-                model.weights.layers[0].ffn_down.data, expected["blk.0.ffn_down.weight"], equal_nan=True
+                model.weights.layers[0].ffn.down.data, expected["blk.0.ffn_down.weight"], equal_nan=True
             )
 
 
@@ -313,3 +312,161 @@ def test_a_copy_in_another_type_holds_the_same_model(tmp_path: Path) -> None:
     assert a.metadata.keys() == b.metadata.keys()
     assert all(np.array_equal(a.metadata[k], b.metadata[k]) for k in a.metadata)
     assert all(bytes(a.tensor_bytes(n)) == bytes(b.tensor_bytes(n)) for n in a.tensors)
+
+
+# Split models
+
+
+def split_model(folder: Path, count: int = 3, stem: str = "big") -> list[Path]:
+    """A tiny model in parts, as llama.cpp's gguf-split writes them: all metadata in the first, tensors in order."""
+    folder.mkdir(exist_ok=True)
+    metadata = tiny_metadata()
+    tensors = list(tiny_tensors(metadata).items())
+    share = -(-len(tensors) // count)
+    paths = []
+    for no in range(count):
+        own = {"split.no": no, "split.count": count, "split.tensors.count": len(tensors)}
+        path = folder / f"{stem}-{no + 1:05}-of-{count:05}.gguf"
+        write_part(path, (metadata if no == 0 else {}) | own, dict(tensors[no * share : (no + 1) * share]))
+        paths.append(path)
+    return paths
+
+
+def write_part(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """`write_gguf`, without the architecture that its writer adds, which a later part does not have."""
+    writer = gguf.GGUFWriter(path, "", use_temp_file=False)
+    writer.kv_data[0].clear()
+    for k, v in metadata.items():
+        if k.startswith("split."):
+            kind = gguf.GGUFValueType.INT32 if k == "split.tensors.count" else gguf.GGUFValueType.UINT16
+            kind = gguf.GGUFValueType.STRING if isinstance(v, str) else kind
+            writer.add_key_value(k, v, kind)
+        elif k == "general.architecture":
+            writer.add_string(k, v)
+        else:
+            _add(writer, k, v)
+    for name, data in tensors.items():
+        writer.add_tensor(name, data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def test_any_part_of_a_split_model_opens_the_whole_model(tmp_path: Path) -> None:
+    whole = tl.open_gguf(tiny_model(tmp_path / "whole.gguf"))
+    parts = split_model(tmp_path / "parts")
+    for one in parts:
+        with tl.open_gguf(one) as file:
+            assert file.path == str(parts[0])
+            assert file.paths == tuple(map(str, parts))
+            assert file.nbytes == sum(p.stat().st_size for p in parts)
+            assert file.tensors.keys() == whole.tensors.keys()
+            assert {t.part for t in file.tensors.values()} == {0, 1, 2}
+            for name in whole.tensors:
+                assert bytes(file.tensor_bytes(name)) == bytes(whole.tensor_bytes(name))
+        with tl.open_gguf(one, metadata_only=True) as file:
+            assert file.metadata["llama.block_count"] == 2
+            assert file.tensors == {}
+
+
+def test_a_split_model_gives_the_logits_of_the_whole_model(tmp_path: Path) -> None:
+    logits = []
+    for path in (tiny_model(tmp_path / "whole.gguf"), split_model(tmp_path / "parts")[1]):
+        for weights in ("native", "f32"):
+            with tl.load_model(path, weights=weights, backend="numpy") as model, model.create_session() as session:
+                session.eval([1, 2, 3])
+                logits.append(np.array(session.logits))
+    assert all(np.array_equal(logits[0], other) for other in logits[1:])
+
+
+def test_renamed_parts_are_found_by_their_metadata(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts")
+    split_model(tmp_path / "parts", stem="other")  # named by the rule, so these parts are each other's
+    tiny_model(tmp_path / "parts" / "whole.gguf")
+    (tmp_path / "parts" / "page.gguf").write_text("<html>")
+    renamed = [p.rename(p.with_name(f"{letter}.gguf")) for letter, p in zip("cab", parts, strict=True)]
+    for one in renamed:
+        with tl.open_gguf(one) as file:
+            assert file.paths == tuple(map(str, renamed))
+            assert len(file.tensors) == 20
+
+
+def test_a_part_without_the_others_is_an_error_that_names_them(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts")
+    parts[1].unlink()
+    with pytest.raises(tl.GGUFError, match=r"part 1 of 3 .* in the same folder; missing: big-00002-of-00003\.gguf"):
+        tl.open_gguf(parts[0])
+    with pytest.raises(tl.GGUFError, match=r"part 3 of 3 .*big-00002"):
+        tl.open_gguf(parts[2])
+    assert tl.open_gguf(parts[0], metadata_only=True).metadata["llama.block_count"] == 2
+    alone = tl.open_gguf(parts[2], alone=True)
+    assert alone.paths == (str(parts[2]),)
+    assert 0 < len(alone.tensors) < 20
+    moved = parts[2].rename(parts[2].with_name("last.gguf"))
+    with pytest.raises(tl.GGUFError, match=r"part 3 of 3 .*missing: part 2, under any name"):
+        tl.open_gguf(moved)
+    parts[0].unlink()
+    moved.rename(parts[2])
+    with pytest.raises(tl.GGUFError, match=r"big-00001-of-00003\.gguf.*the first part has the model's metadata"):
+        tl.open_gguf(parts[2], metadata_only=True)
+
+
+def test_two_files_that_could_be_the_same_part_are_an_error_that_names_both(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts")
+    for p in parts:
+        p.rename(p.with_name(f"x{p.name[4:9]}.gguf"))
+    (tmp_path / "parts" / "y.gguf").write_bytes((tmp_path / "parts" / "x00002.gguf").read_bytes())
+    with pytest.raises(tl.GGUFError, match=r"'x00002\.gguf' and 'y\.gguf' could each be part 2"):
+        tl.open_gguf(tmp_path / "parts" / "x00001.gguf")
+
+
+ODD = {"odd.weight": np.ones(8, np.float32)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "words"),
+    [
+        ({"split.no": 2}, ODD, "expected part 2 of 3 .* say part 3 of 3"),
+        ({"split.no": 7}, ODD, "split.no is 7 and split.count 3"),
+        ({"split.count": 4}, ODD, "expected part 2 of 3 .* say part 2 of 4"),
+        ({"split.count": 1, "split.no": 0}, ODD, "say no part of a split model"),
+        ({"split.count": "three"}, ODD, "split.count 'three'"),
+        ({"split.tensors.count": 21}, ODD, "of a model with 21 tensors"),
+        ({"split.tensors.count": -1}, ODD, "split.tensors.count is -1"),
+        ({}, ODD, "hold 14 tensors, and their metadata say 20"),
+        ({}, {"token_embd.weight": np.ones(8, np.float32)}, r"'token_embd.weight' is in 'big-00001-of-00003.gguf' too"),
+        ({"general.architecture": "gemma3"}, ODD, "part of another model: its architecture is 'gemma3'"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_an_error(
+    keys: dict[str, Any], tensors: dict[str, np.ndarray], words: str, tmp_path: Path
+) -> None:
+    parts = split_model(tmp_path / "parts")
+    write_part(parts[1], {"split.no": 1, "split.count": 3, "split.tensors.count": 20} | keys, tensors)
+    with pytest.raises(tl.GGUFError, match=words):
+        tl.open_gguf(parts[0])
+
+
+@pytest.mark.parametrize("keys", [{"split.count": 0}, {"split.count": 1}, {"split.count": 1, "split.no": 0}])
+def test_a_file_split_into_one_is_a_whole_model(keys: dict[str, int], tmp_path: Path) -> None:
+    assert len(tl.open_gguf(tiny_model(tmp_path / "t-00001-of-00002.gguf", **keys)).tensors) == 20
+
+
+def test_a_damaged_part_is_named(tmp_path: Path) -> None:
+    parts = split_model(tmp_path / "parts")
+    os.truncate(parts[1], parts[1].stat().st_size - 64)
+    with pytest.raises(tl.GGUFError, match=r"big-00002-of-00003\.gguf: .*truncated"):
+        tl.open_gguf(parts[0])
+    parts[1].write_text("<html>not found</html>")
+    with pytest.raises(tl.GGUFError, match=r"big-00002-of-00003\.gguf: not a GGUF file"):
+        tl.open_gguf(parts[0])
+
+
+def test_a_copy_of_a_split_model_is_one_file(tmp_path: Path) -> None:
+    from teachllama.requantize import requantize
+
+    copy = requantize(split_model(tmp_path / "parts")[0], tmp_path / "copy.gguf", "F16")
+    with tl.open_gguf(copy) as file:
+        assert (len(file.tensors), len(file.paths)) == (20, 1)
+        assert not any(key.startswith("split.") for key in file.metadata)

@@ -13,7 +13,8 @@ import pytest
 from gguf import GGMLQuantizationType
 
 import teachllama as tl
-from teachllama.kernels import cache, team
+from teachllama.kernels import machine_code as cache
+from teachllama.kernels import team
 from tests.tools import copy_as, tiny_model
 
 pytestmark = pytest.mark.slow

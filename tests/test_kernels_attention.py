@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teachllama import ops
-from teachllama.kernels.layout import BLOCK, CHUNK, WIDTH
-from tests.kernel_tools import Guarded
+from teachllama.kernels.fields import BLOCK, CHUNK, WIDTH
+from tests.kernel_tools import Guarded, callable_from_python
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
@@ -25,31 +25,33 @@ lengths = st.sampled_from([16, 32, 48, 64])
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     from teachllama.kernels import attention
-    from teachllama.kernels.simd import jit
 
-    @jit
+    @callable_from_python
     def run(
         op: int, q: int, heads: int, head_dim: int, keys: int, values: int, value_dim: int, n: int, half: int,
         factor: float, out: int, parts: int, scratch: int, causal_from: int, window: int, width: int,
     ) -> int:  # fmt: skip
         if op == 2:
-            attention.remember(q, 4 * width, n, out, half != 0)
+            attention.store_kv(q, 4 * width, n, out, half != 0)
             return 0
         if op == 1:
             attention.attend_tile(
-                q, head_dim, keys, values, value_dim, n, causal_from, window, half != 0, factor, out, width, scratch
-            )
+                q, head_dim, keys, values, value_dim, value_dim, n, causal_from, window, half != 0, factor,
+                np.float32(0), np.float32(-1e30), out, width, scratch,
+            )  # fmt: skip
             return 0
         chunks, size = (n + CHUNK - 1) // CHUNK, 2 if half else 4
         step = 4 * (value_dim + 16)
         for c in range(chunks):
             at = c * CHUNK
             attention.attend_chunk(
-                q, heads, head_dim, keys + size * at * head_dim, values + size * at * value_dim, value_dim,
-                min(CHUNK, n - at), half != 0, factor, parts + c * step, chunks * step, scratch,
+                q, heads, head_dim, keys + size * at * head_dim, values + size * at * value_dim, value_dim, value_dim,
+                min(CHUNK, n - at), half != 0, factor, np.float32(0), parts + c * step, chunks * step, scratch,
             )  # fmt: skip
         for h in range(heads):
-            attention.join_chunks(parts + h * chunks * step, chunks, step, value_dim, out + 4 * h * value_dim)
+            attention.join_chunks(
+                parts + h * chunks * step, chunks, step, value_dim, np.float32(-1e30), out + 4 * h * value_dim
+            )
         return 0
 
     return run

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from teachllama import ops
-from tests.kernel_tools import Guarded
+from tests.kernel_tools import Guarded, callable_from_python
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
@@ -25,24 +25,24 @@ width_or_one = st.sampled_from([1, 16, 32])
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     from teachllama.kernels import elementwise as e
-    from teachllama.kernels.simd import exp, jit, load, store
+    from teachllama.kernels.simd import exp, load, store
 
-    @jit
+    @callable_from_python
     def run(op: int, x: int, y: int, n: int, out: int, number: float, flag: int, width: int) -> int:
         if op == 0:
             e.rmsnorm(x, y, n, number, out)
         elif op == 1:
             e.rmsnorm_tile(x, y, n, number, out, width)
         elif op == 2:
-            e.rope(x, y, n, flag != 0)
+            e.rope(x, width, np.int64(0), y, n, flag != 0, x)
         elif op == 3:
-            e.rope_tile(x, y, n, flag != 0, width)
+            e.rope_tile(x, n, np.int64(0), y, n, flag != 0, x, width)
         elif op == 4:
-            e.gate(x, y, n, flag != 0, out)
+            e.gate(x, y, n, flag, out)
         elif op == 5:
             e.group_sums(x, n, out)
         elif op == 6:
-            e.add(x, y, n)
+            e.add(x, y, n, np.float32(number), x)
         elif op == 7:
             e.scale(x, n, number)
         else:
@@ -101,7 +101,7 @@ def test_rope_equals_the_reference_in_both_pairings_and_leaves_the_rest_of_a_hea
     table = np.concatenate([angles.real, angles.imag], axis=2)[:, 0].T  # (2 * pairs, width)
     head = Guarded(x[:, 0].T)
     kernel(ROPE if width == 1 else ROPE_TILE, head, Guarded(table), n=pairs, flag=halves, width=width)
-    expected = ops.rope(x, angles, "halves" if halves else "adjacent")[:, 0]
+    expected = ops.rope(x, angles, "neox" if halves else "interleaved")[:, 0]
     np.testing.assert_allclose(head.data.reshape(-1, width).T, expected, rtol=0, atol=1e-6)
 
 
@@ -144,7 +144,7 @@ def test_sums_additions_and_scaling_are_numpys(kernel: Kernel, size: int, seed: 
     x, y, sums = Guarded(a), Guarded(b), Guarded(size)
     kernel(SUMS, x, out=sums, n=n)
     np.testing.assert_allclose(sums.data, a.reshape(-1, 32).sum(axis=1), rtol=0, atol=1e-5)
-    kernel(ADD, x, y, n=n)
+    kernel(ADD, x, y, n=n, number=1)
     np.testing.assert_array_equal(x.data, a + b)
     kernel(SCALE, y, n=n, number=25.298)
     np.testing.assert_allclose(y.data, b * 25.298, rtol=2e-7)

@@ -10,7 +10,17 @@ from gguf import GGMLQuantizationType as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernel_tools import NATIVE, Guarded, as_f32, from_tiles, model_blocks, tiles_of, unit, widths
+from tests.kernel_tools import (
+    NATIVE,
+    Guarded,
+    as_f32,
+    callable_from_python,
+    from_tiles,
+    model_blocks,
+    tiles_of,
+    unit,
+    widths,
+)
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
@@ -22,9 +32,8 @@ few = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChec
 @pytest.fixture(scope="module")
 def kernel() -> Kernel:
     from teachllama.kernels import matmul
-    from teachllama.kernels.simd import jit
 
-    @jit
+    @callable_from_python
     def run(
         kind: int, w: int, columns: int, begin: int, end: int, x: int, n: int, out: int, out_rows: int, at_row: int,
         add: int, panel: int,
@@ -32,7 +41,10 @@ def kernel() -> Kernel:
         if kind < 0:  # any steps: w is float32, `begin` bytes from row to row and `end` from column to column
             matmul.multiply_tile(w, begin, end, out_rows, x, columns, out, add != 0, n)
             return 0
-        matmul.multiply(kind, w, columns, begin, end, x, n, out, out_rows, at_row, add != 0, panel)
+        no_bias = np.int64(0)
+        matmul.multiply(
+            kind, w, columns, begin, end, x, columns, np.int64(0), n, out, out_rows, at_row, add != 0, no_bias, panel
+        )
         return matmul.width_of(at_row, n)
 
     return run
@@ -42,7 +54,7 @@ def product(
     kernel: Kernel, kind: T, raw: np.ndarray, x: np.ndarray, begin: int, end: int, before: np.ndarray, at_row: int,
     add: bool,
 ) -> np.ndarray:  # fmt: skip
-    from teachllama.kernels.layout import PANEL
+    from teachllama.kernels.fields import PANEL
 
     n, columns = x.shape
     given_x, out = Guarded(tiles_of(x, filler=7)), Guarded(tiles_of(before))

@@ -299,6 +299,54 @@ def test_a_plain_model_has_no_notes() -> None:
     assert kv_layout_from_metadata(SMOLLM2).notes == kv_layout_from_metadata(GEMMA3).notes == ()
 
 
+def test_doubts_are_the_notes_after_which_the_figures_may_be_wrong() -> None:
+    assert kv_layout_from_metadata(DEEPSEEK_V3).doubts == kv_layout_from_metadata(JAMBA).doubts == ()
+    for model in (metadata("new", 4, 4, 2, 256, 4096), metadata("llama", 4, 4, 2, 256, 4096, **W)):
+        layout = kv_layout_from_metadata(model)
+        assert len(layout.doubts) == 1
+        assert set(layout.doubts) <= set(layout.notes)
+
+
+DELTA = {"ssm__conv_kernel": 4, "ssm__inner_size": 512, "ssm__state_size": 128, "ssm__group_count": 2}
+
+
+def test_an_unknown_architecture_is_read_by_what_its_file_says_of_itself() -> None:
+    def layout(**more: Any) -> KVLayout:
+        return kv_layout_from_metadata(metadata("brand-new", 8, 4, more.pop("kv", 2), 256, 4096, **more))
+
+    attends = [0, 0, 0, 2, 0, 0, 0, 2]  # KV heads by layer
+    for hybrid in (
+        layout(full_attention_interval=4, **DELTA),
+        layout(attention__recurrent_layers=[not h for h in attends], **DELTA),
+        layout(kv=attends, **DELTA),
+    ):
+        assert [layer.n_kv_heads for layer in hybrid.layers] == attends
+        assert hybrid.bytes(100, "f16") == 2 * 100 * 2 * (64 + 64) * 2
+        assert hybrid.state_nbytes == 6 * 4 * (3 * (512 + 2 * 2 * 128) + 128 * 512)
+    assert layout(full_attention_interval=4).state_nbytes == 0  # of a size that the file does not give
+    assert layout(full_attention_interval=4).elements(1) == 2 * 2 * 128
+    encoder = layout(attention__causal=False)
+    assert encoder.bytes(4096) == 0
+    assert "not causal" in encoder.doubts[1]
+    unsaid = layout(**DELTA)
+    assert unsaid.layers == layout().layers
+    assert "describes a recurrent state (brand-new.ssm.inner_size), but not which layers" in unsaid.doubts[1]
+    with pytest.raises(UnsupportedModelError, match="brand-new compresses older positions"):
+        layout(attention__compress_ratios=[4] * 8)
+
+
+def test_layers_that_share_a_cache_are_no_recurrent_layers_of_an_unknown_architecture() -> None:
+    model = metadata("brand-new", 8, 4, 2, 256, 4096, full_attention_interval=2, attention__shared_kv_layers=4, **DELTA)
+    layout = kv_layout_from_metadata(model)
+    assert [layer.n_kv_heads for layer in layout.layers] == [0, 2, 0, 2, 0, 0, 0, 0]
+    assert any("2 of 4 layers keep a recurrent state" in note for note in layout.notes)
+
+
+def test_a_known_architecture_does_not_read_keys_that_llama_cpp_does_not_read_for_it() -> None:
+    model = metadata("llama", 8, 4, 2, 256, 4096, full_attention_interval=4)
+    assert all(layer.n_kv_heads == 2 for layer in kv_layout_from_metadata(model).layers)
+
+
 def test_a_window_whose_layers_are_unknown_is_counted_in_full() -> None:
     windowed = kv_layout_from_metadata(metadata("llama", 4, 4, 2, 256, 4096, **W))
     assert windowed.layers == kv_layout_from_metadata(metadata("llama", 4, 4, 2, 256, 4096)).layers

@@ -46,9 +46,9 @@ def test_alternatives_refuse_what_makes_no_sense(tmp_path: Path) -> None:
 def by_hand(model: tl.Model, ids: list[int]) -> np.ndarray:
     """The first layer's attention weights of a llama with adjacent rotation, one head and one pair at a time."""
     c, layer = model.config, model.weights.layers[0]
-    x = model.weights.embedding.rows(np.array(ids)).astype(np.float64)
-    h = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + c.norm_eps) * layer.norms["attn_norm"]
-    qkv = h @ layer.qkv.multiply(np.eye(c.dim, dtype=np.float32))  # the matrix itself, transposed
+    x = model.weights.embedding.take(np.array(ids)).astype(np.float64)
+    h = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + c.norm_eps) * layer.attn_norm
+    qkv = h @ np.concatenate([layer.q.data, layer.k.data, layer.v.data]).T
     weights = np.zeros((c.n_heads, len(ids), len(ids)))
     turned = lambda v, at: np.array(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import threading
 import warnings
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import memory
-from teachllama import model as model_module
+from teachllama.kv_cache import SLACK, STEP
 from tests.tools import tiny_model
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)
@@ -71,8 +72,8 @@ def test_any_way_of_cutting_a_prompt_gives_the_same_logits(model: tl.Model, size
 
 def test_a_long_prompt_is_run_in_batches_with_the_same_result(model: tl.Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = model.create_session(seq_len=128).eval(ids(100), all_logits=True)
-    monkeypatch.setattr("teachllama.session.MOST_BATCH", 16)
-    assert model_module.MOST_BATCH > 100
+    assert model.max_batch(0) > 100
+    monkeypatch.setattr(model, "max_batch", lambda start: 16)
     got = model.create_session(seq_len=128).eval(ids(100), all_logits=True)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
 
@@ -250,20 +251,134 @@ def test_rewind_then_eval_gives_the_same_logits(model: tl.Model) -> None:
     assert session.logits is not None
 
 
-def test_a_rewind_beyond_the_sliding_window_is_refused_and_swa_full_allows_it(model: tl.Model) -> None:
-    if model.config.arch != "gemma3":
-        pytest.skip("only Gemma 3 has sliding-window layers")
-    short, full = model.create_session(seq_len=256), model.create_session(seq_len=256, swa_full=True)
-    for session in (short, full):
-        session.eval(ids(200))
-    np.testing.assert_allclose(short.logits, full.logits, atol=1e-5)
-    assert short.kv_nbytes < full.kv_nbytes
-    with pytest.raises(tl.TeachLlamaError, match="swa_full"):
-        short.rewind(100)
-    assert short.n_past == 200
-    full.rewind(100)
-    short.rewind(199)
-    np.testing.assert_allclose(short.eval([5]), full.eval([*ids(200)[100:199], 5]), atol=1e-4)
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
+    """Gemma's layers with a window of 100 positions, and room for 1,000."""
+    sizes = {"gemma3.context_length": 1000, "gemma3.attention.sliding_window": 100}
+    path = tiny_model(tmp_path_factory.mktemp("m") / "w.gguf", "gemma3", **sizes)
+    with tl.load_model(path, weights="f32", backend="numpy") as m:
+        yield m
+
+
+def replayed(model: tl.Model, tokens: list[int]) -> np.ndarray:
+    with model.create_session(seq_len=1000, swa_full=True) as whole:
+        return whole.eval(tokens)
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
+def test_every_position_from_can_rewind_to_on_works_and_none_before_but_0(windowed: tl.Model, kv_dtype: str) -> None:
+    tokens = ids(700)
+    expected = windowed.create_session(seq_len=1000, swa_full=True, kv_dtype=kv_dtype).eval(tokens, all_logits=True)
+    for n, call in ((80, 80), (164, 1), (300, 37), (700, 700)):
+        session = windowed.create_session(seq_len=1000, kv_dtype=kv_dtype)
+        for start in range(0, n, call):
+            session.eval(tokens[start : min(n, start + call)])
+        first = session.can_rewind_to
+        assert first <= max(0, n - SLACK)
+        for back_to in {1, 2, first - 1, n // 3} & set(range(1, first)):
+            with pytest.raises(tl.TeachLlamaError, match=f"can_rewind_to is {first}: .*swa_full"):
+                session.rewind(back_to)
+        assert session.tokens == tokens[:n]
+        for back_to in sorted({n - 1, n - 10, n - SLACK, (n + first) // 2, first + 1, first}, reverse=True):
+            session.rewind(back_to)
+            assert session.can_rewind_to == first
+            got = session.fork().eval([tokens[back_to]])
+            np.testing.assert_allclose(got, expected[back_to], rtol=0, atol=2e-2 if kv_dtype == "f16" else 1e-4)
+        session.rewind(0)
+        assert (session.n_past, session.can_rewind_to) == (0, 0)
+        np.testing.assert_allclose(session.eval(tokens[:n]), expected[n - 1], rtol=0, atol=2e-2)
+
+
+def test_a_short_way_back_always_works_however_the_tokens_came(windowed: tl.Model) -> None:
+    session, tokens = windowed.create_session(seq_len=1000), ids(900)
+    for n in range(1, 900, 7):
+        session.eval(tokens[session.n_past : n])
+        assert session.can_rewind_to <= max(0, n - SLACK)
+    session.reset()
+    assert session.can_rewind_to == 0
+    session.eval(tokens[:700])
+    session.rewind(690)  # of 700 this was refused once: windows kept nothing more than they needed
+    np.testing.assert_allclose(session.eval(tokens[690:700]), replayed(windowed, tokens[:700]), rtol=0, atol=1e-4)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 300), st.floats(0, 1), st.booleans()), min_size=1, max_size=6))
+def test_after_any_rewinds_and_forks_a_windowed_session_equals_its_replay(
+    windowed: tl.Model, steps: list[tuple[int, float, bool]]
+) -> None:
+    session = windowed.create_session(seq_len=1000)
+    for i, (n, where, forks) in enumerate(steps):
+        session.eval(ids(min(n, 1000 - session.n_past), seed=i))
+        furthest, first = session.n_past, session.can_rewind_to
+        session.rewind(0 if where < 0.2 else round(first + where * (furthest - first)))
+        session = session.fork() if forks else session
+        assert session.can_rewind_to in (0, first)
+    got = session.eval([1])
+    np.testing.assert_allclose(got, replayed(windowed, session.tokens), rtol=0, atol=1e-4)
+
+
+def test_a_fork_can_go_back_as_far_as_its_original(windowed: tl.Model) -> None:
+    session = windowed.create_session(seq_len=1000)
+    session.eval(ids(500))
+    fork = session.fork()
+    assert fork.can_rewind_to == session.can_rewind_to > 0
+    fork.rewind(fork.can_rewind_to)
+    expected = replayed(windowed, [*fork.tokens, 9])
+    np.testing.assert_allclose(fork.eval([9]), expected, rtol=0, atol=1e-4)
+    with pytest.raises(tl.TeachLlamaError, match="can_rewind_to"):
+        fork.rewind(fork.can_rewind_to - 1)
+    fork.rewind(0)
+    np.testing.assert_allclose(fork.eval(ids(50)), replayed(windowed, ids(50)), rtol=0, atol=1e-4)
+    assert session.n_past == 500
+
+
+def test_without_windows_or_with_swa_full_every_position_works(model: tl.Model, windowed: tl.Model) -> None:
+    sessions = [windowed.create_session(seq_len=1000, swa_full=True)]
+    if model.config.arch == "llama":
+        sessions.append(model.create_session(seq_len=256))
+    for session in sessions:
+        session.eval(ids(250))
+        assert session.can_rewind_to == 0
+        for n in (249, 120, 3, 1, 0):
+            session.rewind(n)
+    sessions[0].close()
+    with pytest.raises(tl.ClosedError):
+        sessions[0].can_rewind_to
+
+
+def test_a_windowed_session_keeps_its_window_and_little_more_resident(windowed: tl.Model) -> None:
+    session = windowed.create_session(seq_len=1000)
+    session.eval(ids(900))
+    layer = next(i for i, window in enumerate(session._cache.windows) if window is not None)
+    kept = memory.resident_of(session.k_cache[layer])
+    if kept is None:
+        pytest.skip("this system does not tell what is resident")
+    a_position = session.k_cache[layer, 0].nbytes
+    n_heads = windowed.config.n_kv_heads  # each head's positions begin and end within pages
+    assert kept <= (100 + SLACK + STEP) * a_position + 2 * n_heads * mmap.PAGESIZE
+
+
+def test_an_interrupt_in_the_middle_of_a_rewind_or_reset_leaves_a_session_that_equals_its_replay(
+    windowed: tl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for name, call in (
+        ("check_rewind", lambda s: s.rewind(0)),
+        ("check_rewind", lambda s: s.rewind(590)),
+        ("clear", lambda s: s.reset()),
+    ):
+        session = windowed.create_session(seq_len=1000)
+        session.eval(ids(600))
+        with monkeypatch.context() as patch:
+            patch.setattr(session._cache, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                call(session)
+        fork = session.fork()
+        for one in (session, fork):
+            one.eval([7])
+            np.testing.assert_allclose(one.logits, replayed(windowed, one.tokens), rtol=0, atol=1e-4)
 
 
 def test_a_fork_goes_on_as_the_original_would_and_on_its_own(model: tl.Model) -> None:

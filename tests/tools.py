@@ -96,7 +96,7 @@ def write_gguf(
     tensors: dict[str, np.ndarray],
     types: dict[str, GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Writes a GGUF file; `types` names the tensors to store in another type than float32."""
+    """Writes a GGUF file; `types` names the tensors to store in another type than float32; bytes are blocks already."""
     writer = GGUFWriter(path, metadata.get("general.architecture", "none"), use_temp_file=False)
     for key, value in metadata.items():
         if key != "general.architecture":
@@ -105,6 +105,8 @@ def write_gguf(
         kind = (types or {}).get(name, F32)
         if kind == F32:
             writer.add_tensor(name, data)
+        elif data.dtype == np.uint8:
+            writer.add_tensor(name, data, raw_dtype=kind)
         else:
             writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
     writer.write_header_to_file()

@@ -20,8 +20,9 @@ from typing import Any
 from teachllama.chat.formats import FORMATS
 from teachllama.chat.sandbox import DEFAULT, Limits, render
 from teachllama.errors import ChatError, ContextFullError, ParameterError, TeachLlamaError, TemplateError
+from teachllama.generate import Token
 from teachllama.sampling import GREEDY, SamplingParams
-from teachllama.session import Session, Token
+from teachllama.session import Session
 
 __all__ = ["FORMATS", "Chat", "Limits"]
 
@@ -84,10 +85,11 @@ class Chat:
             ChatError: not a text, or the template refuses it. TemplateError: the template fails.
             ContextFullError: the conversation does not fit; the message says by how many tokens. Nothing was changed.
         """
-        said = [*self._messages, *checked([{"role": "user", "content": text}])]
+        before = self._messages
+        said = [*before, *checked([{"role": "user", "content": text}])]
         ids = self._fitting(self.encode(said))
         self.session.generate(ids, params, max_new_tokens=max_new_tokens, stop=stop)  # not begun: for its checks alone
-        return self._reply(self._messages, said, ids, params, max_new_tokens, stop)
+        return self._reply(before, said, ids, params, max_new_tokens, stop)
 
     def ask(self, text: str, params: SamplingParams = GREEDY, **options: Any) -> str:
         """Says something, and returns the whole reply. Arguments and errors: see `say`."""
@@ -102,19 +104,25 @@ class Chat:
         max_new_tokens: int,
         stop: str | Sequence[str],
     ) -> Iterator[Token]:
-        if self._messages is not before:
-            raise ChatError("the conversation has gone on since this say(); say it again")
         reply: Message = {"role": "assistant", "content": ""}
         now = [*said, reply]
-        for token in self.session.generate(self._rewind_to(ids), params, max_new_tokens=max_new_tokens, stop=stop):
-            if self._messages is before:
-                self._messages = now
-            elif self._messages is not now:
-                raise ChatError("the conversation has gone on since this reply began")
-            reply["content"] += token.piece
+        tokens: Iterator[Token] | None = None
+        while True:
+            with self.session.lock:  # other threads' turns wait, or find that this one came first
+                if tokens is None:
+                    if self._messages is not before:
+                        raise ChatError("the conversation has gone on since this say(); say it again")
+                    new = self._rewind_to(ids)
+                    tokens = self.session.generate(new, params, max_new_tokens=max_new_tokens, stop=stop)
+                elif self._messages is not now:
+                    raise ChatError("the conversation has gone on since this reply began")
+                token = next(tokens, None)
+                self._messages = now  # an empty reply still counts
+                if token is None:
+                    self._settle()
+                    return
+                reply["content"] += token.piece
             yield token
-        self._messages = now  # an empty reply is one, too
-        self._settle()
 
     # ---- what the session holds ----
 
@@ -218,17 +226,19 @@ class Chat:
             ChatError, TemplateError, TokenError, ContextFullError: nothing was changed.
         """
         taken = checked(messages)
-        if taken:
-            ids = self.encode(taken)
-            self._fitting(ids)
-            if ids != self.session.tokens:
-                self.session.eval(self._rewind_to(ids))
-        self._messages = taken
+        with self.session.lock:
+            if taken:
+                ids = self.encode(taken)
+                self._fitting(ids)
+                if ids != self.session.tokens:
+                    self.session.eval(self._rewind_to(ids))
+            self._messages = taken
 
     def reset(self) -> None:
         """Forgets all but a system message; the session is as it was created."""
-        self._messages = [m for m in self._messages[:1] if m["role"] == "system"]
-        self.session.reset()
+        with self.session.lock:
+            self._messages = [m for m in self._messages[:1] if m["role"] == "system"]
+            self.session.reset()
 
     def trim(self, room: int | None = None) -> int:
         """Drops the oldest turns until there is room for what comes next; a system message stays.
@@ -244,15 +254,16 @@ class Chat:
         room = self.session.seq_len // 4 if room is None else room
         if isinstance(room, bool) or not isinstance(room, int) or not 0 < room < self.session.seq_len:
             raise ParameterError(f"room is {room!r}; expected a whole number from 1 to {self.session.seq_len - 1}")
-        kept = list(self._messages)
-        first = 1 if kept and kept[0]["role"] == "system" else 0
-        while len(kept) > first and len(self.encode(kept)) + room > self.session.seq_len:
-            del kept[first]  # a turn: up to the next message of the user
-            while len(kept) > first and kept[first]["role"] != "user":
-                del kept[first]
-        dropped = len(self._messages) - len(kept)
-        self._messages = kept
-        return dropped
+        with self.session.lock:
+            kept = list(self._messages)
+            first = 1 if kept and kept[0]["role"] == "system" else 0
+            while len(kept) > first and len(self.encode(kept)) + room > self.session.seq_len:
+                del kept[first]  # a turn: up to the next message of the user
+                while len(kept) > first and kept[first]["role"] != "user":
+                    del kept[first]
+            dropped = len(self._messages) - len(kept)
+            self._messages = kept
+            return dropped
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the history to a JSON file; a file that is there is replaced at once or not at all."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -46,28 +47,37 @@ DEFAULT = Limits()
 
 
 class _Renderer:
-    """The process that renders; one for all threads, started when it is first needed."""
+    """The process that renders; one for all threads of this process, started when it is first needed.
+
+    After `os.fork` the child has none: it must not write into its parent's, nor end it.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # held by the thread whose request is being answered
+        self._starting = threading.RLock()  # held while the process and its pipes come or go; a fork waits for it
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.stop)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(
+                before=lambda: self._starting.acquire(),
+                after_in_parent=lambda: self._starting.release(),
+                after_in_child=self._forked,
+            )
 
     def ask(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
         """Sends one request and waits for its answer. Any thread may call; they take turns."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
-                self._process = self._start()
+                self._end()
+                self._start()
             process, done, found = self._process, threading.Event(), list[str]()
+            assert process is not None
             watcher = threading.Thread(target=_watch, args=(process, limits, done, found), daemon=True)
             watcher.start()
-            assert process.stdin is not None
-            assert process.stdout is not None
             answer: dict[str, Any] | None = None
             try:
-                process.stdin.write(json.dumps(request).encode() + b"\n")
-                process.stdin.flush()
-                answer = json.loads(process.stdout.readline())
+                _write(process, json.dumps(request).encode() + b"\n")
+                answer = json.loads(_read_line(process))
             except (OSError, ValueError):  # it is gone, in the middle of a line or before it
                 pass
             finally:
@@ -82,27 +92,67 @@ class _Renderer:
         with self._lock:
             self._end()
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> None:
         script = str(Path(__file__).with_name("renderer.py"))
         try:
-            return subprocess.Popen(
-                [sys.executable, "-I", "-S", script, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C at the terminal is not meant for it
-                creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
-            )
+            with self._starting:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", script, json.dumps(sys.path)],
+                    bufsize=0,  # a forked child must find neither bytes to write twice nor a file's lock
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,  # a Ctrl-C at the terminal is not meant for it
+                    creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
+                )
         except OSError as e:
             raise TemplateError(
                 f"chat templates are rendered in a process of their own, and {sys.executable!r} did not start: {e}"
             ) from e
 
     def _end(self) -> None:
+        with self._starting:
+            process, self._process = self._process, None
+            if process is not None:
+                process.kill()
+                process.wait()
+                for pipe in (process.stdin, process.stdout):
+                    if pipe is not None:
+                        pipe.close()
+
+    def _forked(self) -> None:
+        """In a forked child: lets go of the parent's process without touching it. The child starts its own."""
         process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.communicate()  # closes its pipes and waits for it
+        self._lock, self._starting = threading.Lock(), threading.RLock()
+        if process is None:
+            return
+        process.returncode = 0  # not this process's child: nothing to wait for
+        # The pipes lead nowhere from now on. A copy of their ends would keep the parent from noticing that the
+        # renderer ended, and the renderer from noticing that the parent did.
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None and not pipe.closed:
+                os.dup2(nowhere, pipe.fileno(), inheritable=False)
+        os.close(nowhere)
+
+
+def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
+    assert process.stdin is not None
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(process.stdin.fileno(), rest) :]
+
+
+def _read_line(process: subprocess.Popen[bytes]) -> bytes:
+    """One line; less if the process ends before."""
+    assert process.stdout is not None
+    pieces: list[bytes] = []
+    while not pieces or not pieces[-1].endswith(b"\n"):  # an answer is one line, and nothing comes after it
+        piece = os.read(process.stdout.fileno(), 1 << 16)
+        if not piece:
+            break
+        pieces.append(piece)
+    return b"".join(pieces)
 
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits, done: threading.Event, found: list[str]) -> None:

@@ -18,7 +18,7 @@ class Case(NamedTuple):
     """Arguments to try a function on."""
 
     about: str  # as in "On {about} it returns ..."
-    arguments: tuple[Any, ...]  # the first is an array, which the function may not change
+    arguments: tuple[Any, ...]  # the first is an array or a list, which the function may not change
 
 
 class Fault(NamedTuple):
@@ -62,7 +62,8 @@ def compare(
         if isinstance(outcome.value, CheckResult):
             return outcome.value
         answers.append(outcome.value)
-        changed |= not np.array_equal(given[0], case.arguments[0])
+        first = case.arguments[0]
+        changed |= not (given[0] == first if isinstance(first, list) else np.array_equal(given[0], first))
     expected = [_quietly(right, case) for case in cases]
     off = [not _same(a, e, unordered) for a, e in zip(answers, expected, strict=True)]
     if not any(off):

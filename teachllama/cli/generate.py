@@ -6,11 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 
-from teachllama import GenerationStats, Token, hub
+from teachllama import hub
 from teachllama.cli.numbers import count_from_text
 from teachllama.cli.terminal import Status, Wrapped, output_width, visible
 from teachllama.cli.warmup import compile_ahead
 from teachllama.errors import ContextFullError, ParameterError
+from teachllama.generate import GenerationStats, Token
 from teachllama.gguf_file import open_gguf
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams

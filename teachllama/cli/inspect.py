@@ -33,12 +33,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", help="path of a .gguf file, or the name of a local model")
     parser.add_argument("--metadata", action="store_true", help="only the metadata")
     parser.add_argument("--tensors", action="store_true", help="only the tensors and their totals")
+    parser.add_argument("--program", action="store_true", help="the recorded forward pass, and where threads meet")
     parser.add_argument("--json", action="store_true", help="print JSON; only arrays are shortened")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints what is inside `args.file`."""
     path = find_file(args.file)
+    if args.program:
+        return show_program(path)
     want_metadata, want_tensors = args.metadata or not args.tensors, args.tensors or not args.metadata
     problem: GGUFError | None = None
     try:
@@ -46,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     except GGUFError as e:  # a download under way: its metadata may be there already, so show that after the error
         if not want_metadata or args.json:
             raise
-        problem, file = e, open_gguf(path, metadata_only=True)
+        problem, file = e, open_gguf(path, metadata_only=True, alone=True)
         print(f"teachllama inspect: {printable(str(e))}; only its metadata can be shown", file=sys.stderr, flush=True)
     with file:
         if args.json:
@@ -60,6 +63,21 @@ def run(args: argparse.Namespace) -> int:
         if want_tensors and problem is None:
             emit(*([""] if want_metadata else []), *_tensor_table(file.tensors.values(), columns()))
     return 0 if problem is None else 1
+
+
+def show_program(path: str) -> int:
+    """Prints a model's recorded forward pass as the steps of `forward`, and what compiled code makes of it."""
+    from teachllama.kernels.program import lower
+    from teachllama.kernels.record import record
+    from teachllama.model import load_model
+
+    with load_model(path, backend="numpy") as model:
+        program = record(model.spec, model.weights)
+        emit(*map(str, program.steps), "")
+        for what, vectors in (("one token", True), ("many tokens", False)):
+            made = lower(program, model.spec, vectors=vectors)
+            emit(f"{what}: {made.summary()}")
+    return 0
 
 
 def find_file(name: str) -> str:
@@ -110,7 +128,8 @@ def _header(file: GGUFFile) -> str:
     if file.tensors:
         weights, nbytes = _totals(file.tensors.values())["all"][1:]
         counts += f", {len(file.tensors):,} tensors, {weights:,} weights, {8 * nbytes / weights:.2f} bits per weight"
-    return f"{printable(file.path)}\nGGUF version {_version(file.path)}, {file.nbytes:,} bytes: {counts}"
+    in_files = f" in {len(file.paths)} files" if len(file.paths) > 1 else ""
+    return f"{printable(file.path)}\nGGUF version {_version(file.path)}, {file.nbytes:,} bytes{in_files}: {counts}"
 
 
 def _version(path: str) -> int:

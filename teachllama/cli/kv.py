@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from teachllama.cli.inspect import emit, find_file, table
 from teachllama.cli.numbers import count_from_text, nbytes_from_text
 from teachllama.cli.terminal import columns, path_of, printable
 from teachllama.errors import GGUFError, ParameterError
-from teachllama.gguf_file import open_gguf
+from teachllama.gguf_file import open_gguf, split_paths
 from teachllama.kv_layout import (
     KV_DTYPES,
     KVLayout,
@@ -82,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     with open_gguf(path, metadata_only=True) as file:
         metadata = file.metadata
     layout = kv_layout_from_metadata(metadata)
-    weights, notes = weights_nbytes(path, metadata)
+    weights, notes = weights_nbytes(path)
     dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
     answer = kv_answer(layout, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory)
     if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
@@ -111,25 +109,24 @@ class Damage(str):
     """A note on a file that cannot be read whole. It is printed first, and the exit status is 1."""
 
 
-def weights_nbytes(path: str, metadata: Mapping[str, Any]) -> tuple[int, list[str]]:
+def weights_nbytes(path: str) -> tuple[int, list[str]]:
     """Bytes of a model's tensors, over all parts of a split model, and notes on what could not be counted exactly."""
-    paths, notes = [Path(path)], []
-    if match := re.fullmatch(r"(.*-)00001(-of-(\d{5})\.gguf)", paths[0].name, re.ASCII):
-        parts = int(match[3])
-        paths = [paths[0].with_name(f"{match[1]}{i:05}{match[2]}") for i in range(1, parts + 1)]
-        here = [p for p in paths if p.is_file()]
-        if len(here) < parts:
-            notes.append(f"weights: only {len(here)} of the model's {parts} parts are here, and only those are counted")
-        paths = here
-    total = 0
+    try:
+        with open_gguf(path) as file:
+            return sum(t.nbytes for t in file.tensors.values()), []
+    except GGUFError as e:
+        problem = e
+    paths = [p for p in split_paths(path) or [path] if os.path.isfile(p)]
+    total, exact = 0, True
     for p in paths:
         try:
-            with open_gguf(p) as file:
+            with open_gguf(p, alone=True) as file:
                 total += sum(t.nbytes for t in file.tensors.values())
-        except GGUFError as e:
-            total += p.stat().st_size
-            notes.append(Damage(f"weights: the size of the file is counted, because its tensors cannot be read: {e}"))
-    return total, notes
+        except GGUFError:
+            total, exact = total + os.path.getsize(p), False
+    counted = f"the {len(paths)} files that are here are" if len(paths) > 1 else "this file alone is"
+    counted += " counted" if exact else " counted by size" if len(paths) > 1 else " counted, by its size"
+    return total, [Damage(f"weights: {counted}, because the model cannot be read whole: {problem}")]
 
 
 def kv_answer(

@@ -17,8 +17,8 @@ COMPILE = """
 import json, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 sys.path[:] = json.loads(sys.argv[1])
-from teachllama.kernels import cache
-cache.serve()
+from teachllama.kernels import machine_code
+machine_code.serve()
 """
 
 
@@ -28,15 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compiles the kernels if that was not done before."""
-    from teachllama.kernels import cache
+    from teachllama.kernels import machine_code
 
-    path = printable(str(cache.file()))
-    if cache.is_warm():
+    path = printable(str(machine_code.file()))
+    if machine_code.is_warm():
         print(f"the kernels for this processor are compiled already: {path}")
         return 0
     started = time.perf_counter()
     compile_ahead()
-    cache.serve()
+    machine_code.serve()
     print(f"kernels compiled in {time.perf_counter() - started:.0f} s: {path}")
     return 0
 
@@ -47,11 +47,11 @@ def compile_ahead() -> None:
     Does nothing without Numba, or where compiled kernels cannot be kept: then loading a model compiles them.
     """
     try:
-        from teachllama.kernels import cache
+        from teachllama.kernels import machine_code
     except ImportError:
         return
-    folder = cache.file().parent
-    if cache.is_warm() or not _can_write(folder):
+    folder = machine_code.file().parent
+    if machine_code.is_warm() or not _can_write(folder):
         return
     sys.stdout.flush()
     environment = {**os.environ, "TEACHLLAMA_KERNEL_CACHE": str(folder)}

@@ -19,10 +19,11 @@ from gguf import GGMLQuantizationType as T
 from teachllama.kernels.simd import (
     f16_at,
     f32_at,
-    fetch,
+    f32_of_bits,
     fma,
     fma_numbers,
     fma_scalar,
+    hsum,
     i8_at,
     iota,
     jit,
@@ -31,19 +32,19 @@ from teachllama.kernels.simd import (
     load_f16,
     load_i8,
     load_u8,
+    prefetch,
     put_f32,
     splat,
     splat_int,
     store,
     to_float,
-    total,
     u8_at,
     u32_at,
     zeros16,
 )  # fmt: skip
 
 GROUP = 32  # weights read at a time
-AHEAD = 2048  # bytes: how early a row's next bytes are asked for
+AHEAD = 2048  # prefetch distance, bytes
 ZERO, ONE = np.float32(0), np.float32(1)  # a plain 0.0 would be a float64 to Numba
 
 
@@ -148,8 +149,24 @@ def q6_k(row: int, i: int) -> Any:  # a scale for each 16 weights, so the vector
     return to_float(a) * (d * np.float32(i8_at(scales))), to_float(b) * (d * np.float32(i8_at(scales + 1))), ONE, ZERO
 
 
+@jit
+def mxfp4(row: int, i: int) -> Any:
+    """A power of two in one byte, then 16 bytes with two E2M1 numbers each (OCP's microscaling formats)."""
+    at = row + 17 * i
+    q, e = load_u8(at + 1), u8_at(at)
+    d = f32_of_bits((e - 1) << 23 if e > 1 else 0x200000 << e)  # 2^(e - 128), since the numbers come doubled
+    return to_float(doubled_e2m1(q & 15)), to_float(doubled_e2m1(q >> 4)), d, ZERO
+
+
+@jit
+def doubled_e2m1(q: Any) -> Any:
+    """Twice a float of four bits (a sign, two bits of exponent, one of mantissa): 0, 1, 2, 3, 4, 6, 8, 12."""
+    size = ((q & 1 | 2) << (q >> 1 & 3) >> 1) - 1 + ((q & 7) + 7 >> 3)  # the last term: 0 for the number 0, else 1
+    return size * ((q >> 3) * -2 + 1)
+
+
 def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tuple[Any, Any]:
-    """For one type: `dots` (a matrix's rows times a vector) and `unpack` (a row as float32)."""
+    """For one type: `matvec` (a matrix's rows times a vector) and `unpack` (a row as float32)."""
 
     @jit
     def step(row: int, i: int, x0: Any, x1: Any, x_sum: float, acc: Any, offsets: float) -> Any:
@@ -164,11 +181,11 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
         return acc, offsets
 
     @jit
-    def dots(w: int, row_bytes: int, groups: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
+    def matvec(w: int, row_bytes: int, groups: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
         """out[r] = row r times x, for begin <= r < end. x_sums: the sum of each 32 of x.
 
         Four rows share a read of x. They lie far apart, a quarter of all rows: a processor follows four separate
-        streams of memory well, and loses its way among four rows that share a page.
+        streams of memory well, and cannot track four rows that share a page.
         """
         quarter, group_bytes = (end - begin) // 4, row_bytes // groups
         far, far_out = quarter * row_bytes, 4 * quarter
@@ -180,29 +197,29 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
             for i in range(groups):
                 x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
                 ahead = i * group_bytes + AHEAD
-                fetch(row0 + ahead)
-                fetch(row1 + ahead)
-                fetch(row2 + ahead)
-                fetch(row3 + ahead)
+                prefetch(row0 + ahead)
+                prefetch(row1 + ahead)
+                prefetch(row2 + ahead)
+                prefetch(row3 + ahead)
                 if wide:
-                    fetch(row0 + ahead + 64)
-                    fetch(row1 + ahead + 64)
-                    fetch(row2 + ahead + 64)
-                    fetch(row3 + ahead + 64)
+                    prefetch(row0 + ahead + 64)
+                    prefetch(row1 + ahead + 64)
+                    prefetch(row2 + ahead + 64)
+                    prefetch(row3 + ahead + 64)
                 a0, m0 = step(row0, i, x0, x1, x_sum, a0, m0)
                 a1, m1 = step(row1, i, x0, x1, x_sum, a1, m1)
                 a2, m2 = step(row2, i, x0, x1, x_sum, a2, m2)
                 a3, m3 = step(row3, i, x0, x1, x_sum, a3, m3)
-            put_f32(to, total(a0) + m0)
-            put_f32(to + far_out, total(a1) + m1)
-            put_f32(to + 2 * far_out, total(a2) + m2)
-            put_f32(to + 3 * far_out, total(a3) + m3)
+            put_f32(to, hsum(a0) + m0)
+            put_f32(to + far_out, hsum(a1) + m1)
+            put_f32(to + 2 * far_out, hsum(a2) + m2)
+            put_f32(to + 3 * far_out, hsum(a3) + m3)
         for r in range(begin + 4 * quarter, end):
             acc, offsets = zeros16(), ZERO
             for i in range(groups):
                 x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
                 acc, offsets = step(w + r * row_bytes, i, x0, x1, x_sum, acc, offsets)
-            put_f32(out + 4 * r, total(acc) + offsets)
+            put_f32(out + 4 * r, hsum(acc) + offsets)
 
     @jit
     def unpack(row: int, groups: int, out: int) -> None:
@@ -211,25 +228,26 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
             store(out + 128 * i, fma_scalar(d, v0, splat(m)))
             store(out + 128 * i + 64, fma_scalar(d, v1, splat(m)))
 
-    return dots, unpack
+    return matvec, unpack
 
 
 NATIVE = {  # types whose blocks are used as they are in the file -> (bytes, weights) of a block
     kind: (GGML_QUANT_SIZES[kind][1], GGML_QUANT_SIZES[kind][0])
-    for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K)
+    for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
 }
-_F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K = (int(kind) for kind in NATIVE)
-_dots_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
-_dots_f16, _unpack_f16 = _functions(f16, False, False)
-_dots_bf16, _unpack_bf16 = _functions(bf16, False, False)
-_dots_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
-_dots_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
-_dots_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
-_dots_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
-_dots_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
-_dots_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
-_dots_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
-_dots_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
+_F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K, _MXFP4 = (int(kind) for kind in NATIVE)
+_matvec_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
+_matvec_f16, _unpack_f16 = _functions(f16, False, False)
+_matvec_bf16, _unpack_bf16 = _functions(bf16, False, False)
+_matvec_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
+_matvec_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
+_matvec_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
+_matvec_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
+_matvec_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
+_matvec_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
+_matvec_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
+_matvec_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
+_matvec_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False)
 
 
 @jit
@@ -254,11 +272,13 @@ def row_nbytes(kind: int, columns: int) -> int:
         return 144 * (groups // 8)
     if kind == _Q5_K:
         return 176 * (groups // 8)
+    if kind == _MXFP4:
+        return 17 * groups
     return 210 * (groups // 8)
 
 
 @jit
-def dots(kind: int, w: int, columns: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
+def matvec(kind: int, w: int, columns: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
     """Rows begin to end of a matrix of any native type, times x: out[r] = row r . x.
 
     Args:
@@ -266,27 +286,29 @@ def dots(kind: int, w: int, columns: int, x: int, x_sums: int, out: int, begin: 
     """
     nbytes, groups = row_nbytes(kind, columns), columns // GROUP
     if kind == _Q8_0:
-        _dots_q8_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q8_0(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q4_1:
-        _dots_q4_1(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_1(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q4_0:
-        _dots_q4_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_0(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q5_0:
-        _dots_q5_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_0(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q5_1:
-        _dots_q5_1(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_1(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q4_K:
-        _dots_q4_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_k(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q5_K:
-        _dots_q5_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_k(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _Q6_K:
-        _dots_q6_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q6_k(w, nbytes, groups, x, x_sums, out, begin, end)
+    elif kind == _MXFP4:
+        _matvec_mxfp4(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _F16:
-        _dots_f16(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_f16(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _BF16:
-        _dots_bf16(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_bf16(w, nbytes, groups, x, x_sums, out, begin, end)
     elif kind == _F32:
-        _dots_f32(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_f32(w, nbytes, groups, x, x_sums, out, begin, end)
 
 
 @jit
@@ -309,6 +331,8 @@ def unpack(kind: int, w: int, columns: int, row: int, out: int) -> None:
         _unpack_q5_k(at, groups, out)
     elif kind == _Q6_K:
         _unpack_q6_k(at, groups, out)
+    elif kind == _MXFP4:
+        _unpack_mxfp4(at, groups, out)
     elif kind == _F16:
         _unpack_f16(at, groups, out)
     elif kind == _BF16:

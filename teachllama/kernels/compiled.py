@@ -1,50 +1,49 @@
-"""A model's forward pass on compiled kernels: checks everything, writes the tables `layout.py` reads, and calls it.
+"""A model's forward pass on compiled kernels: records the page, writes the tables `fields.py` describes, and calls it.
 
-Compiled code trusts every number it is given, so this is the only way in.
+Compiled code trusts every number it is given, so this is the only way in, and it checks first.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import ops, threads
+from teachllama import threads
+from teachllama.batch import Batch, Run
 from teachllama.errors import ClosedError
-from teachllama.kernels import cache as compiled_cache
-from teachllama.kernels import layout
-from teachllama.kernels.layout import BLOCK, CHUNK, PANEL, WIDTH
+from teachllama.kernels import fields, machine_code
+from teachllama.kernels.fields import CHUNK, WIDTH
+from teachllama.kernels.program import Instructions, lower
+from teachllama.kernels.record import record
 from teachllama.kernels.team import team
 from teachllama.pages import Pages
+from teachllama.weights import F32Matrix, Linear
 
 if TYPE_CHECKING:
-    from teachllama.arch import Arch
-    from teachllama.config import ModelConfig
-    from teachllama.kv_cache import KVCache
-    from teachllama.model import Weights
+    from teachllama.spec import ModelSpec, Rope
+    from teachllama.weights import Weights
 
-NORMS = {  # a layer's fields -> their names in a file
-    layout.ATTN_NORM: "attn_norm",
-    layout.FFN_NORM: "ffn_norm",
-    layout.Q_NORM: "attn_q_norm",
-    layout.K_NORM: "attn_k_norm",
-    layout.POST_ATTENTION_NORM: "post_attention_norm",
-    layout.POST_FFW_NORM: "post_ffw_norm",
-}
+MAX_BATCH = 512  # tokens of one call: more would not be faster
+MAX_ROPES = 64  # kinds of rotation in one model: two are usual
+FEW = 4  # tokens; fewer don't fill a tile, and are faster one by one
 
 
-def why_not(c: ModelConfig) -> str | None:
+def why_not(spec: ModelSpec) -> str | None:
     """What keeps a model from running on these kernels, in words; None if nothing does."""
     if sys.byteorder != "little":
         return "the kernels read GGUF's little-endian numbers as they are, and this processor is big-endian"
-    for name, size, unit in (
-        ("embedding_length", c.dim, 32),
-        ("feed_forward_length", c.hidden_dim, 32),
-        ("attention.key_length", c.head_dim, 16),
-        ("attention.value_length", c.value_dim, 16),
-        ("attention.head_count times value_length", c.n_heads * c.value_dim, 32),
-    ):
+    sizes = [("embedding_length", spec.dim, 32)]
+    for layer in spec.layers:
+        a, ffn = layer.attention, layer.ffn
+        sizes.append(("feed_forward_length", ffn.hidden_dim, 32))
+        sizes.append(("expert_shared_feed_forward_length", ffn.shared_hidden_dim, 32))
+        sizes.append(("attention.key_length", a.head_dim, 16))
+        sizes.append(("attention.value_length", a.value_dim, 16))
+        sizes.append(("attention.head_count times value_length", a.n_heads * a.value_dim, 32))
+    for name, size, unit in sizes:
         if size % unit:
             return f"{name} is {size}; the kernels need a multiple of {unit}"
     return None
@@ -53,125 +52,100 @@ def why_not(c: ModelConfig) -> str | None:
 class CompiledForward:
     """`forward` for one model. It holds addresses into the weights, and so the weights themselves."""
 
-    def __init__(self, config: ModelConfig, arch: Arch, weights: Weights):
-        self._config, self._arch, self._weights = config, arch, weights
-        self._serve = compiled_cache.serve()
-        self._plan = self._written_plan()
+    def __init__(self, spec: ModelSpec, weights: Weights):
+        self._spec, self._weights = spec, weights
+        self._serve = machine_code.serve()
+        self._programs = _Programs(spec, weights)
+        self._hidden: _Programs | None = None
         self._workspace: Pages | None = None
+        self._workspace_at = 0
+        self._job, self._tables = np.zeros((), fields.JOB), np.zeros(MAX_ROPES, np.int64)
         self._closed = False
 
-    def _written_plan(self) -> np.ndarray:
-        c, arch, w = self._config, self._arch, self._weights
-        plan = np.zeros(layout.N_PLAN + c.n_layers * layout.N_LAYER, np.int64)
-        numbers = plan.view(np.float32)[::2]  # the low half of each
-        plan[layout.N_LAYERS], plan[layout.DIM], plan[layout.HIDDEN_DIM] = c.n_layers, c.dim, c.hidden_dim
-        plan[layout.HEADS], plan[layout.KV_HEADS] = c.n_heads, c.n_kv_heads
-        plan[layout.HEAD_DIM], plan[layout.VALUE_DIM], plan[layout.VOCAB] = c.head_dim, c.value_dim, c.vocab_size
-        plan[layout.GELU], plan[layout.QK_NORM] = arch.activation == "gelu", arch.qk_norm
-        plan[layout.POST_NORMS] = arch.post_norms
-        plan[layout.ROPE_PAIRS], plan[layout.ROPE_HALVES] = c.rope_dim // 2, arch.rope_pairs == "halves"
-        numbers[layout.EPS], numbers[layout.ATTENTION_SCALE] = c.norm_eps, c.attention_scale
-        numbers[layout.EMBEDDING_SCALE] = np.sqrt(c.dim) if arch.scale_embeddings else 1
-        ((plan[layout.EMBEDDING_TYPE], plan[layout.EMBEDDING], _),) = w.embedding.parts()
-        ((plan[layout.OUTPUT_TYPE], plan[layout.OUTPUT], _),) = w.output.parts()
-        plan[layout.OUTPUT_NORM] = w.output_norm.ctypes.data
-        for i, weights in enumerate(w.layers):
-            layer = plan[layout.N_PLAN + i * layout.N_LAYER :][: layout.N_LAYER]
-            matrices = (weights.qkv, weights.attn_output, weights.gate_up, weights.ffn_down)
-            parts = [part for matrix in matrices for part in matrix.parts()]
-            for at, (kind, address, _) in zip(range(0, 14, 2), parts, strict=True):
-                layer[at], layer[at + 1] = address, kind
-            for field, name in NORMS.items():
-                layer[field] = weights.norms[name].ctypes.data if name in weights.norms else 0
-            window = c.kv_layout.layers[i].window
-            layer[layout.WINDOW], layer[layout.LOCAL_ANGLES] = window or 0, window is not None
-        return plan
+    def __call__(self, batch: Batch) -> np.ndarray:
+        """Logits of the rows wanted, float32 (m, vocab_size), as `forward` with NumPy gives them."""
+        spec = self._spec
+        logits = self._run(self._programs, batch)
+        if spec.logit_scale != 1:
+            logits *= np.float32(spec.logit_scale)
+        cap = np.float32(spec.logit_softcap)
+        return np.tanh(logits / cap) * cap if cap else logits
 
-    def __call__(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
-        """As `model.forward`: tokens (n,) intp, checked by the session -> logits (n or 1, vocab_size)."""
-        n, softcap = len(tokens), self._config.logit_softcap
-        if 1 < n < FEW and not all_logits:  # too few to fill a tile: one by one is faster
-            for i in range(n - 1):
-                self(tokens[i : i + 1], start + i, cache)
-            return self(tokens[-1:], start + n - 1, cache)
-        logits = self._run(self._plan, self._config.vocab_size, tokens, start, cache, all_logits)
-        return np.tanh(logits / np.float32(softcap)) * np.float32(softcap) if softcap else logits
+    def hidden_states(self, batch: Batch) -> np.ndarray:
+        """Final hidden states of the rows wanted, after the output norm, float32 (m, dim)."""
+        if self._hidden is None:  # a unit matrix in place of the output's: what it is given comes out
+            unit = Linear(F32Matrix(np.eye(self._spec.dim, dtype=np.float32)), None)
+            weights = dataclasses.replace(self._weights, output=unit)
+            self._hidden = _Programs(dataclasses.replace(self._spec, vocab_size=self._spec.dim), weights)
+        return self._run(self._hidden, batch)
 
-    def hidden_states(self, tokens: np.ndarray, cache: KVCache) -> np.ndarray:
-        """tokens (n,) intp at position 0 -> their final hidden states, after the output norm, (n, dim)."""
-        dim = self._config.dim
-        unit = np.eye(dim, dtype=np.float32)  # in place of the output matrix: what it is given comes out
-        plan = self._plan.copy()
-        plan[layout.OUTPUT_TYPE], plan[layout.OUTPUT], plan[layout.VOCAB] = 0, unit.ctypes.data, dim
-        return self._run(plan, dim, tokens, 0, cache, True)
+    def _run(self, programs: _Programs, batch: Batch) -> np.ndarray:
+        """Runs a batch session by session, in pieces that the kernels take, and gathers the rows wanted."""
+        n, tokens, wanted = len(batch.tokens), np.ascontiguousarray(batch.tokens, np.int64), batch.wanted
+        in_order = len(wanted) and wanted[0] >= 0 and wanted[-1] < n and bool((np.diff(wanted) > 0).all())
+        if not in_order or tokens.min() < 0 or tokens.max() >= self._spec.vocab_size:
+            raise ValueError("tokens or rows out of range")  # caller bug: sessions validate first
+        out = np.empty((len(batch.wanted), programs.vocab_size), np.float32)
+        for run in batch.runs:
+            length = run.end - run.begin
+            step = 1 if length < FEW else MAX_BATCH
+            for begin in range(run.begin, run.end, step):
+                end = min(begin + step, run.end)
+                start = int(batch.positions[begin])
+                if start < 0 or start + end - begin > run.cache.seq_len:
+                    raise ValueError("positions out of range")  # caller bug
+                rows = np.flatnonzero((batch.wanted >= begin) & (batch.wanted < end))
+                wanted = np.ascontiguousarray(batch.wanted[rows] - begin, np.int64)
+                logits = out[rows[0] : rows[-1] + 1] if len(rows) else out[:0]
+                self._call(programs, tokens[begin:end], start, run, wanted, logits)
+        return out
 
-    def _run(
-        self, plan: np.ndarray, n_outputs: int, tokens: np.ndarray, start: int, cache: KVCache, all_logits: bool
-    ) -> np.ndarray:
-        c, arch, n = self._config, self._arch, len(tokens)
-        keys, values = cache.arrays()
-        tokens = np.ascontiguousarray(tokens, np.int64)
-        if not n or start < 0 or start + n > keys.shape[2] or tokens.min() < 0 or tokens.max() >= c.vocab_size:
-            raise ValueError("tokens or positions out of range")  # a mistake of ours: sessions check before
-        n_threads = threads.get_num_threads()
-        positions = np.arange(start, start + n)
-        angles = ops.rope_angles(positions, c.rope_dim, c.rope_base, c.rope_factor, self._weights.rope_divisors)
-        tables = [_angle_table(angles[:, 0], n)]
-        if arch.local_rope_base:
-            local = ops.rope_angles(positions, c.rope_dim, arch.local_rope_base, 1.0, None)
-            tables.append(_angle_table(local[:, 0], n))
-        logits = np.empty((n if all_logits else 1, n_outputs), np.float32)
-
-        job = np.zeros(layout.N_JOB, np.int64)
-        job[layout.N_TOKENS], job[layout.START], job[layout.TOKENS] = n, start, tokens.ctypes.data
-        job[layout.KEYS], job[layout.VALUES], job[layout.SEQ_LEN] = keys.ctypes.data, values.ctypes.data, keys.shape[2]
-        job[layout.HALF] = keys.dtype == np.float16
-        job[layout.ANGLES], job[layout.ANGLES_LOCAL] = tables[0].ctypes.data, tables[-1].ctypes.data
-        job[layout.ALL_LOGITS], job[layout.LOGITS] = all_logits and n > 1, logits.ctypes.data
+    def _call(
+        self, programs: _Programs, tokens: np.ndarray, start: int, run: Run, wanted: np.ndarray, out: np.ndarray
+    ) -> None:
+        """One piece of one session: writes the wanted rows' logits, (m, vocab_size), to `out`."""
+        n, cache, n_threads = len(tokens), run.cache, threads.get_num_threads()
+        program = programs.vectors if n == 1 else programs.tiles
+        keys, values = cache.addresses()
         crew = team(self._serve)
         with crew.turn:
-            if self._closed:  # while this call waited: the addresses lead nowhere now
+            if self._closed:  # while this call waited: the memory is freed
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
-            self._reserve(job, n, start, n_threads)
-            crew.run(plan, job, n_threads)
-            if n > 1 and self._workspace is not None:  # a prefill's is large; what is measured later is caches alone
+            angles = [table.at(start, n, cache.seq_len) for table in programs.angles]
+            for i, table in enumerate(angles):
+                self._tables[i] = table.ctypes.data
+            self._job[()] = (
+                program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, keys.ctypes.data,
+                values.ctypes.data, cache.seq_len, cache.kv_dtype == "f16", self._tables.ctypes.data,
+                wanted.ctypes.data, len(wanted), out.ctypes.data, *self._reserve(program, n, start, n_threads),
+            )  # fmt: skip
+            crew.run(self._job, n_threads)
+            if n > 1 and self._workspace is not None:  # a prefill's is large: the memory is of use to others
                 self._workspace.give_back(0, self._workspace.nbytes)
-        return logits
 
-    def _reserve(self, job: np.ndarray, n: int, start: int, n_threads: int) -> None:
-        """Lays the call's buffers out in the workspace, one mapping that grows when a call needs more."""
-        c = self._config
-        q_rows, mixed_rows = c.n_heads * c.head_dim, c.n_heads * c.value_dim
-        qkv_rows = q_rows + c.n_kv_heads * (c.head_dim + c.value_dim)
-        longest = max(c.dim, c.hidden_dim, mixed_rows)
-        wide = BLOCK * max(c.head_dim, c.value_dim)
+    def _reserve(self, program: Instructions, n: int, start: int, n_threads: int) -> tuple[int, int, int, int, int]:
+        """Lays the call's buffers out in the workspace, one mapping that grows when a call needs more.
+
+        Returns:
+            the last five fields of a job.
+        """
         if n == 1:
-            parts = c.n_heads * ((start + CHUNK) // CHUNK) * (c.value_dim + 16)
-            sizes = {
-                layout.X: 0,
-                layout.H: c.dim,
-                layout.QKV: qkv_rows,
-                layout.MIXED: parts,
-                layout.GATES: 2 * c.hidden_dim,
-            }
-            heads = c.n_heads // c.n_kv_heads
-            private = 2 * c.dim + q_rows + c.head_dim + mixed_rows + longest + heads * CHUNK + wide
+            rows, parts = 1, program.parts_width * ((start + CHUNK) // CHUNK)
+            private, scratch = program.private_width + program.scratch, program.private_width
         else:
-            m = -(-n // WIDTH) * WIDTH
-            sizes = {layout.X: m * c.dim, layout.H: m * c.dim, layout.QKV: m * qkv_rows, layout.MIXED: m * mixed_rows}
-            sizes[layout.GATES] = 2 * m * c.hidden_dim
-            private = max(PANEL * (longest + WIDTH), (start + n + WIDTH) * WIDTH + wide)
-        private = _aligned(4 * private)
-        total = sum(_aligned(4 * size) for size in sizes.values()) + n_threads * private
-        if self._workspace is None or self._workspace.nbytes < total:
+            rows, parts = -(-n // WIDTH) * WIDTH, 0
+            attention = (start + n + WIDTH) * WIDTH
+            private, scratch = program.scratch + max(rows * program.scratch_row, attention), 0
+        shared, private = _aligned(4 * rows * program.shared_width), _aligned(4 * private)
+        parts = shared + _aligned(4 * parts)
+        total = parts + n_threads * private
+        if self._workspace is None or self._workspace.closed or self._workspace.nbytes < total:
             if self._workspace is not None:
-                self._workspace.close()
+                self._workspace.close()  # an interrupt may come after this
             self._workspace = Pages(total + total // 4)
-        at = self._workspace.array(0, (1,), np.uint8).ctypes.data
-        for field, size in sizes.items():
-            job[field] = at
-            at += _aligned(4 * size)
-        job[layout.PRIVATE], job[layout.PRIVATE_NBYTES] = at, private
+            self._workspace_at = self._workspace.array(0, (1,), np.uint8).ctypes.data
+        at = self._workspace_at
+        return at, at + shared, at + parts, private, 4 * scratch
 
     def close(self) -> None:
         """Gives the workspace back. Waits for a call that is still running."""
@@ -181,21 +155,46 @@ class CompiledForward:
                 self._workspace.close()
 
 
-FEW = 4  # tokens
+class _Programs:
+    """The two forms of one model's program."""
+
+    def __init__(self, spec: ModelSpec, weights: Weights):
+        recorded = record(spec, weights)
+        self.vectors = lower(recorded, spec, vectors=True)
+        self.tiles = lower(recorded, spec, vectors=False)
+        self.angles = [_Angles(rope) for rope in self.vectors.ropes]  # in the same order in both forms
+        self.vocab_size, self._weights = spec.vocab_size, weights
 
 
 def _aligned(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def _angle_table(rotations: np.ndarray, n: int) -> np.ndarray:
-    """rotations (n, pairs) complex -> cosines, then sines: (2 * pairs,) of one token, or tiles (2 * pairs, width)."""
-    both = np.concatenate([rotations.real, rotations.imag], axis=1)  # (n, 2 * pairs)
-    if n == 1:
-        return np.ascontiguousarray(both)
-    tiles = []
-    for first in range(0, n, WIDTH):
-        part = both[first : first + WIDTH]
-        width = WIDTH if n - first > 16 else 16
-        tiles.append(np.pad(part, ((0, width - len(part)), (0, 0))).T.ravel())
-    return np.concatenate(tiles)
+class _Angles:
+    """One kind of rotation's cosines and sines for all positions so far, (positions, 2 * pairs) float32."""
+
+    def __init__(self, rope: Rope):
+        self._rope = rope
+        self._kept: dict[bool, np.ndarray] = {}
+
+    def at(self, start: int, n: int, seq_len: int) -> np.ndarray:
+        """Cosines, then sines, of n positions: (2 * pairs,) of one, or tiles (2 * pairs, width)."""
+        is_long = self._rope.at_length(seq_len)[0] is self._rope.long_frequencies
+        table = self._kept.get(is_long)
+        if table is None or len(table) < start + n:
+            table = self._kept[is_long] = self._made(seq_len, 2 * (start + n) if table is not None else start + n)
+        both = table[start : start + n]
+        if n == 1:
+            return both
+        tiles = []
+        for first in range(0, n, WIDTH):
+            part = both[first : first + WIDTH]
+            width = WIDTH if n - first > 16 else 16
+            tiles.append(np.pad(part, ((0, width - len(part)), (0, 0))).T.ravel())
+        return np.concatenate(tiles)
+
+    def _made(self, seq_len: int, n: int) -> np.ndarray:
+        frequencies, magnitude = self._rope.at_length(seq_len)
+        n = -(-n // 256) * 256
+        angles = np.arange(n)[:, None] * np.asarray(frequencies)  # (n, pairs) float64
+        return (magnitude * np.concatenate([np.cos(angles), np.sin(angles)], axis=1)).astype(np.float32)

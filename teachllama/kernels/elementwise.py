@@ -10,25 +10,31 @@ from typing import Any
 
 import numpy as np
 
+from teachllama.kernels.fields import Act
 from teachllama.kernels.simd import (
     exp,
     f32_at,
     fma,
     fma_scalar,
+    hmax,
+    hsum,
     jit,
     lanes,
+    largest,
     load,
     load_like,
     negative,
     put_f32,
+    smallest,
     splat,
     splat_like,
     square_root,
     store,
-    total,
     zeros16,
     zeros32,
 )  # fmt: skip
+
+GELU, SWIGLU_OAI = int(Act.GELU), int(Act.SWIGLU_OAI)
 
 
 @jit
@@ -38,7 +44,7 @@ def rmsnorm(x: int, weight: int, n: int, eps: float, out: int) -> None:
     for i in range(0, 4 * n, 64):
         v = load(x + i)
         squares = fma(v, v, squares)
-    scale = np.float32(1) / np.float32(math.sqrt(total(squares) / np.float32(n) + np.float32(eps)))
+    scale = np.float32(1) / np.float32(math.sqrt(hsum(squares) / np.float32(n) + np.float32(eps)))
     for i in range(0, 4 * n, 64):
         store(out + i, load(x + i) * (load(weight + i) * scale))
 
@@ -47,7 +53,7 @@ def rmsnorm(x: int, weight: int, n: int, eps: float, out: int) -> None:
 def group_sums(x: int, n: int, out: int) -> None:
     """The sum of each 32 of n float32: what the offsets of quantized blocks are multiplied with."""
     for i in range(n // 32):
-        put_f32(out + 4 * i, total(load(x + 128 * i) + load(x + 128 * i + 64)))
+        put_f32(out + 4 * i, hsum(load(x + 128 * i) + load(x + 128 * i + 64)))
 
 
 @jit
@@ -72,10 +78,18 @@ def rmsnorm_tile(x: int, weight: int, rows: int, eps: float, out: int, width: in
 
 
 @jit
-def rope(x: int, angles: int, pairs: int, halves: bool) -> None:
-    """Rotates one head in place. angles: the cosines of `pairs` angles, then their sines."""
+def rope(x: int, n: int, first: int, angles: int, pairs: int, neox: bool, out: int) -> None:
+    """Rotates one head of n numbers, from `first` on; the others are copied. `out` may be x.
+
+    Args:
+        angles: the cosines of `pairs` angles, then their sines.
+    """
+    if out != x:
+        for i in range(0, 4 * n, 64):
+            store(out + i, load(x + i))
+    at = out + 4 * first
     for i in range(pairs):
-        a, b = (x + 4 * i, x + 4 * (i + pairs)) if halves else (x + 8 * i, x + 8 * i + 4)
+        a, b = (at + 4 * i, at + 4 * (i + pairs)) if neox else (at + 8 * i, at + 8 * i + 4)
         cos, sin = f32_at(angles + 4 * i), f32_at(angles + 4 * (pairs + i))
         even, odd = f32_at(a), f32_at(b)
         put_f32(a, even * cos - odd * sin)
@@ -83,10 +97,14 @@ def rope(x: int, angles: int, pairs: int, halves: bool) -> None:
 
 
 @jit
-def _rope_lanes(x: int, angles: int, pairs: int, halves: bool, zero: Any) -> None:
+def _rope_lanes(x: int, n: int, first: int, angles: int, pairs: int, neox: bool, out: int, zero: Any) -> None:
     step = 4 * lanes(zero)
+    if out != x:
+        for i in range(n):
+            store(out + i * step, load_like(x + i * step, zero))
+    at = out + first * step
     for i in range(pairs):
-        a, b = (x + i * step, x + (i + pairs) * step) if halves else (x + 2 * i * step, x + (2 * i + 1) * step)
+        a, b = (at + i * step, at + (i + pairs) * step) if neox else (at + 2 * i * step, at + (2 * i + 1) * step)
         cos, sin = load_like(angles + i * step, zero), load_like(angles + (pairs + i) * step, zero)
         even, odd = load_like(a, zero), load_like(b, zero)
         store(a, even * cos - odd * sin)
@@ -94,31 +112,71 @@ def _rope_lanes(x: int, angles: int, pairs: int, halves: bool, zero: Any) -> Non
 
 
 @jit
-def rope_tile(x: int, angles: int, pairs: int, halves: bool, width: int) -> None:
-    """Rotates one head of a tile in place: x (head_dim, width), angles (2 * pairs, width)."""
+def rope_tile(x: int, n: int, first: int, angles: int, pairs: int, neox: bool, out: int, width: int) -> None:
+    """Rotates one head of a tile: x and out (n, width), angles (2 * pairs, width)."""
     if width == 32:
-        _rope_lanes(x, angles, pairs, halves, zeros32())
+        _rope_lanes(x, n, first, angles, pairs, neox, out, zeros32())
     else:
-        _rope_lanes(x, angles, pairs, halves, zeros16())
+        _rope_lanes(x, n, first, angles, pairs, neox, out, zeros16())
 
 
 @jit
-def gate(gates: int, ups: int, n: int, gelu: bool, out: int) -> None:
-    """out = silu(gates) * ups, or gelu's: n float32, n a multiple of 16. Both are x / (1 + e^-u)."""
+def gate(gates: int, ups: int, n: int, activation: int, out: int) -> None:
+    """out = activation(gates) * ups: n float32, n a multiple of 16. Every activation here is x / (1 + e^-u)."""
     one = splat(1.0)
     for i in range(0, 4 * n, 64):
-        x = load(gates + i)
+        x, up = load(gates + i), load(ups + i)
         u = x
-        if gelu:  # 0.5 * (1 + tanh(z)) = 1 / (1 + e^-2z)
+        if activation == GELU:  # 0.5 * (1 + tanh(z)) = 1 / (1 + e^-2z)
             u = x * fma_scalar(0.044715, x * x, one) * 1.5957691216
-        store(out + i, x / (one + exp(negative(u))) * load(ups + i))
+        elif activation == SWIGLU_OAI:
+            x = smallest(x, splat(7.0))
+            u = x * 1.702
+            up = largest(smallest(up, splat(7.0)), splat(-7.0)) + one
+        store(out + i, x / (one + exp(negative(u))) * up)
 
 
 @jit
-def add(x: int, y: int, n: int) -> None:
-    """x += y: n float32, n a multiple of 16."""
+def add(x: int, y: int, n: int, scale: float, out: int) -> None:
+    """out = x + scale * y: n float32, n a multiple of 16."""
     for i in range(0, 4 * n, 64):
-        store(x + i, load(x + i) + load(y + i))
+        store(out + i, fma_scalar(scale, load(y + i), load(x + i)))
+
+
+@jit
+def add_bias(x: int, bias: int, begin: int, end: int) -> None:
+    """x[r] += bias[r] for begin <= r < end."""
+    for r in range(begin, end):
+        put_f32(x + 4 * r, f32_at(x + 4 * r) + f32_at(bias + 4 * r))
+
+
+@jit
+def add_bias_tile(x: int, bias: int, rows: int, width: int) -> None:
+    """A tile (rows, width): each row plus its own bias."""
+    for r in range(rows):
+        b = splat(f32_at(bias + 4 * r))
+        for i in range(0, 4 * width, 64):
+            at = x + 4 * r * width + i
+            store(at, load(at) + b)
+
+
+@jit
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x)."""
+    return np.float32(1) / (np.float32(1) + scalar_exp(-x))
+
+
+@jit
+def scalar_exp(x: float) -> float:
+    """e^x of one number."""
+    return hmax(exp(splat(x)))
+
+
+@jit
+def copy(x: int, n: int, out: int) -> None:
+    """n float32, n a multiple of 16."""
+    for i in range(0, 4 * n, 64):
+        store(out + i, load(x + i))
 
 
 @jit

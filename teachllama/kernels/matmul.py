@@ -12,7 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from teachllama.kernels.blocks import unpack
-from teachllama.kernels.layout import DEPTH, PANEL, ROWS, WIDTH
+from teachllama.kernels.elementwise import add_bias_tile
+from teachllama.kernels.fields import DEPTH, PANEL, ROWS, WIDTH
 from teachllama.kernels.simd import (
     f32_at,
     fma_scalar,
@@ -103,13 +104,15 @@ def width_of(tile: int, n_tokens: int) -> int:
 
 @jit
 def multiply(
-    kind: int, w: int, columns: int, begin: int, end: int, x: int, n_tokens: int, out: int, out_rows: int, at_row: int,
-    add: bool, panel: int,
+    kind: int, w: int, columns: int, begin: int, end: int, x: int, x_rows: int, x_row: int, n_tokens: int, out: int,
+    out_rows: int, out_row: int, add: bool, bias: int, panel: int,
 ) -> None:  # fmt: skip
-    """Rows begin to end of a native matrix times all tokens: out[at_row + r] (+)= row r . x.
+    """Rows begin to end of a matrix of any native type times all tokens: out[out_row + r] (+)= row r . x + bias[r].
 
     Args:
-        x: address of tiles of `columns` rows; out: of tiles of `out_rows` rows.
+        x: address of tiles of `x_rows` rows, of which `columns` from `x_row` on are multiplied.
+        out: of tiles of `out_rows` rows.
+        bias: address of float32, one for each row of w; 0: none.
         panel: room for PANEL * columns float32, where rows are unpacked once for all tiles.
     """
     for first in range(begin, end, PANEL):
@@ -118,5 +121,8 @@ def multiply(
             unpack(kind, w, columns, first + r, panel + 4 * r * columns)
         for tile in range((n_tokens + WIDTH - 1) // WIDTH):
             width = width_of(tile, n_tokens)
-            to = out + 4 * (WIDTH * tile * out_rows + (at_row + first) * width)
-            multiply_tile(panel, 4 * columns, 4, rows, x + 4 * WIDTH * tile * columns, columns, to, add, width)
+            to = out + 4 * (WIDTH * tile * out_rows + (out_row + first) * width)
+            at = x + 4 * (WIDTH * tile * x_rows + x_row * width)
+            multiply_tile(panel, 4 * columns, 4, rows, at, columns, to, add, width)
+            if bias:
+                add_bias_tile(to, bias + 4 * first, rows, width)

@@ -14,18 +14,21 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
+from numba.np import numpy_support
 
-from teachllama.kernels import halves
+from teachllama.kernels import symbols
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-# Kernels are compiled into one function each: everything they call is inlined by LLVM, no caching of the parts.
-jit: Any = njit(nogil=True, error_model="numpy", boundscheck=False)
+# Parts of kernels: Numba types them and makes LLVM's text of them, and nothing else; `machine_code.py` does the rest.
+_njit: Any = njit  # Numba's own annotations lack two of these
+jit: Any = _njit(nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 class VectorType(types.Type):
@@ -45,7 +48,7 @@ class _VectorModel(models.PrimitiveModel):
 F32x16, F32x32 = VectorType("F32", _F32, 16), VectorType("F32", _F32, 32)
 I32x16, I32x32 = VectorType("I32", _I32, 16), VectorType("I32", _I32, 32)
 
-HIDDEN = -1e30  # the score of a key that a token must not see: e^HIDDEN is 0, and no NaN comes of it
+MASKED = -1e30  # the score of a key that a token must not see: e^MASKED is 0, and no NaN comes of it
 Emit = Callable[[Any, Any], Any]  # (LLVM builder, arguments) -> LLVM value
 
 
@@ -109,14 +112,14 @@ _A, _F, _I = types.int64, types.float32, types.int64
 f32_at = _function(_F, (_A,), lambda b, a: _load(b, a[0], _F32))
 
 
-def _half(b: Any, args: Any) -> Any:
+def _f16_looked_up(b: Any, args: Any) -> Any:
     kind = ir.ArrayType(_F32, 1 << 16)
-    table = b.module.globals.get(halves.NAME) or ir.GlobalVariable(b.module, kind, halves.NAME)
+    table = b.module.globals.get(symbols.F16_TABLE) or ir.GlobalVariable(b.module, kind, symbols.F16_TABLE)
     index = b.zext(_load(b, args[0], _I16), _I64)
     return b.load(b.gep(table, [_I64(0), index], inbounds=True))
 
 
-f16_at = _function(_F, (_A,), _half)
+f16_at = _function(_F, (_A,), _f16_looked_up)
 i8_at = _function(_I, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8), _I64))
 u8_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8), _I64))
 u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
@@ -124,6 +127,8 @@ i64_at = _function(_I, (_A,), lambda b, a: _load(b, a[0], _I64))
 put_f32 = _function(types.void, (_A, _F), _store)
 put_i64 = _function(types.void, (_A, _I), _store)
 put_f16 = _function(types.void, (_A, _F), lambda b, a: _store(b, (a[0], b.fptrunc(a[1], _F16))))
+
+f32_of_bits = _function(_F, (_I,), lambda b, a: b.bitcast(b.trunc(a[0], _I32), _F32))
 
 load = _function(F32x16, (_A,), lambda b, a: _load(b, a[0], _F32, 16))
 load_f16 = _function(F32x16, (_A,), lambda b, a: b.fpext(_load(b, a[0], _F16, 16), _V16))
@@ -138,13 +143,15 @@ load_like = _function(1, (_A, None), lambda b, a: _load(b, a[0], a[1].type.eleme
 store = _function(types.void, (_A, None), _store)
 
 
-def _fetch(b: Any, args: Any) -> None:
+def _prefetch(b: Any, args: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
     b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # to read, keep in every cache, data
 
 
-fetch = _function(types.void, (_A,), _fetch)  # starts loading a cache line that will be needed; any address is allowed
+prefetch = _function(
+    types.void, (_A,), _prefetch
+)  # starts loading a cache line that will be needed; any address is allowed
 
 # ---- making vectors ----
 zeros16 = _function(F32x16, (), lambda b, a: _constant(_V16, 0.0))
@@ -178,10 +185,10 @@ def _kept(b: Any, args: Any) -> Any:
     lane = _constant(kind, *range(lanes))
     after = b.icmp_signed(">=", lane, _splat(b, b.trunc(first, _I32), lanes))
     before = b.icmp_signed("<", lane, _splat(b, b.trunc(end, _I32), lanes))
-    return b.select(b.and_(after, before), value, _constant(value.type, HIDDEN))
+    return b.select(b.and_(after, before), value, _constant(value.type, MASKED))
 
 
-keep_lanes = _function(0, (None, _I, _I), _kept)  # lanes first to end as they are, the others HIDDEN
+mask_lanes = _function(0, (None, _I, _I), _kept)  # lanes first to end stay, the others become MASKED
 
 
 def _two_to_the(b: Any, args: Any) -> Any:
@@ -191,14 +198,14 @@ def _two_to_the(b: Any, args: Any) -> Any:
 
 
 _power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writing a float32's exponent
-total = _function(  # the sum of all lanes, in any order
+hsum = _function(  # the sum of all lanes, in any order
     _F,
     (F32x16,),
     lambda b, a: _llvm(
         b, "llvm.vector.reduce.fadd.v16f32", _F32, [ir.Constant(_F32, -0.0), a[0]], fastmath=("reassoc",)
     ),
 )
-peak = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
+hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
 
 
 def _operator(symbol: Any, on_floats: str | None, on_ints: str | None) -> None:
@@ -263,10 +270,26 @@ def exp(x: Any) -> Any:
     return p * _power_of_two(n)
 
 
+def record_at(dtype: np.dtype[Any]) -> Any:
+    """For kernels: the record of a NumPy structured type at an address, whose fields are read where they are."""
+    record = numpy_support.from_dtype(dtype)
+
+    @intrinsic
+    def at(typingctx: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            return builder.inttoptr(args[0], context.get_value_type(record))
+
+        return record(types.int64), generate
+
+    return at
+
+
 # ---- between threads ----
-add_at = _function(  # the old value
+atomic_add = _function(  # the old value
     _I, (_A, _I), lambda b, a: b.atomic_rmw("add", _pointer(b, a[0], _I64), a[1], "seq_cst")
 )
-see_at = _function(_I, (_A,), lambda b, a: b.load_atomic(_pointer(b, a[0], _I64), "acquire", 8))
-set_at = _function(types.void, (_A, _I), lambda b, a: b.store_atomic(a[1], _pointer(b, a[0], _I64), "release", 8))
-let_others_run = _function(types.void, (), lambda b, a: _llvm(b, "sched_yield", _I32, []) and None)
+atomic_load = _function(_I, (_A,), lambda b, a: b.load_atomic(_pointer(b, a[0], _I64), "acquire", 8))
+atomic_store = _function(types.void, (_A, _I), lambda b, a: b.store_atomic(a[1], _pointer(b, a[0], _I64), "release", 8))
+yield_thread = _function(  # sched_yield, by a name of our own: not every system has one (`symbols.py`)
+    types.void, (), lambda b, a: _llvm(b, symbols.YIELD, _I32, []) and None
+)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from teachllama.kernels.layout import GENERATION, JOB_AT, N_SYNC, PLAN_AT
+from teachllama.kernels.fields import GENERATION, JOB_AT, N_SYNC
 
 PATIENCE = 100_000  # looks at the next job, about a millisecond, before a helper goes to sleep
 
@@ -25,7 +25,7 @@ class Team:
     """Runs jobs one at a time: a second Python thread that brings one waits its turn.
 
     Args:
-        serve: the compiled `step.serve`.
+        serve: the compiled `run.serve`.
     """
 
     def __init__(self, serve: Callable[[int, int, int, int], int]):
@@ -36,13 +36,13 @@ class Team:
         self._helpers: set[int] = set()  # numbers of those that live
         self._wanted = 0  # threads of the job that runs now
 
-    def run(self, plan: np.ndarray[Any, Any], job: np.ndarray[Any, Any], n_threads: int) -> None:
+    def run(self, job: np.ndarray[Any, Any], n_threads: int) -> None:
         """Runs a job on n threads, this one among them, and returns when it is done.
 
         Ctrl-C is seen before or after, never between: what starts the job is inside the compiled call.
         """
         with self.turn:
-            self._sync[PLAN_AT], self._sync[JOB_AT] = plan.ctypes.data, job.ctypes.data
+            self._sync[JOB_AT] = job.ctypes.data
             try:
                 with self._wake:
                     self._wanted = n_threads

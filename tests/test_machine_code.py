@@ -23,7 +23,7 @@ from gguf import GGMLQuantizationType as T
 from tests.kernel_tools import native_model
 
 pytest.importorskip("numba")
-from teachllama.kernels import cache
+from teachllama.kernels import machine_code as cache
 
 SIZES = {"llama.embedding_length": 64, "llama.feed_forward_length": 96}
 GENERATE = """
@@ -59,7 +59,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: bytes) -> li
 
 def served() -> None:
     """Calls the compiled function as a helper does that finds no job: that it returns shows that it is machine code."""
-    from teachllama.kernels.layout import GENERATION, N_SYNC
+    from teachllama.kernels.fields import GENERATION, N_SYNC
 
     sync = np.zeros(N_SYNC, np.int64)
     sync[GENERATION] = 5

@@ -1,4 +1,4 @@
-"""Compiles the kernels once a machine, and keeps the machine code in the user's cache folder.
+"""Compiles the kernels once per machine, and keeps the machine code in the user's cache folder.
 
 The file's name is made of the kernels' sources, the processor, and the versions of Numba and llvmlite: after a change
 of any of them the kernels are compiled anew, and another processor's code is never run. Its first 32 bytes are a
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.metadata
-import mmap
 import os
 import platform
 import re
@@ -25,13 +24,13 @@ from typing import Any
 import llvmlite.binding as llvm
 
 from teachllama.folders import user_cache_dir
-from teachllama.kernels import halves
+from teachllama.kernels import symbols
 
 SYMBOL = "teachllama_serve"
 Serve = Callable[[int, int, int, int], int]
 _serve: Serve | None = None
 _keep: list[Any] = []  # the machine code must stay where it is for as long as the process lives
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def file() -> Path:
@@ -50,7 +49,7 @@ def is_warm() -> bool:
 
 
 def serve() -> Serve:
-    """The compiled `step.serve`: from the cache, or compiled now, which takes a while and says so."""
+    """The compiled `run.serve`: from the cache, or compiled now, which takes a while and says so."""
     global _serve
     with _lock:
         if _serve is None:
@@ -61,7 +60,6 @@ def serve() -> Serve:
                     code = _compile()
                 _keep_file(path, code)
             _serve = linked(code)
-            _let_go_of_llvm()
         return _serve
 
 
@@ -93,30 +91,62 @@ def _keep_file(path: Path, code: bytes) -> None:
 
 
 def _compile() -> bytes:
-    """Machine code of `step.serve` for this processor, as an object file."""
+    """Machine code of `run.serve` for this processor, as an object file."""
     return object_code(llvm_ir(), host_machine())
 
 
 def llvm_ir() -> str:
-    """`step.serve` and all it calls, as LLVM's text: what Numba makes of the Python, optimized, for any processor."""
-    import numba
+    """`run.serve` and all it calls, as LLVM's text: what Numba makes of the Python, not optimized, for any processor.
 
-    from teachllama.kernels import step
+    Numba would optimize each function together with all that it calls, and make machine code of it: the same code
+    again at each level. Here both are left to `object_code`, which does them once: compiling takes half the time. Nor
+    would it be right otherwise: making machine code changes the text, into one that must not be optimized again.
+    """
+    from numba import njit
+    from numba.core import codegen, compiler_lock, config, cpu
 
-    signature = "int64(int64, int64, int64, int64)"
-    compiled = numba.njit(signature, nogil=True, error_model="numpy")(step.serve.py_func)
-    ((_, overload),) = compiled.overloads.items()
-    text = compiled.inspect_llvm(compiled.signatures[0])
+    from teachllama.kernels import run
+
+    jit: Any = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]
+    replaced: list[tuple[Any, str, Any]] = [
+        (config, "OPT", type(getattr(config, "OPT"))(0)),  # noqa: B009  (made at run time)
+        (codegen.CPUCodeLibrary, "_finalize_final_module", lambda self: setattr(self, "_finalized", True)),
+        # Numba keeps functions by what this returns, which must be another each time; nobody calls it.
+        (cpu.CPUContext, "get_executable", lambda self, library, fndesc, env: [].append),
+    ]
+    with compiler_lock.global_compiler_lock:  # nobody else compiles meanwhile
+        usual = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+        for owner, name, new in replaced:
+            setattr(owner, name, new)
+        try:
+            compiled = jit(run.serve.py_func)
+            compiled.compile("int64(int64, int64, int64, int64)")
+            ((_, overload),) = compiled.overloads.items()
+            overload.library.finalize()
+        finally:
+            for owner, name, old in usual:
+                setattr(owner, name, old)
+    text = overload.library.get_llvm_str()
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
-    name = overload.fndesc.llvm_func_name  # type: ignore[attr-defined]
+    name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
     return text.replace(name, SYMBOL)
 
 
+def optimized(ir: str, machine: Any) -> Any:
+    """LLVM's text -> a module, optimized for a machine."""
+    _initialize()
+    module = llvm.parse_assembly(ir)
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    options.loop_vectorization = options.slp_vectorization = True
+    builder = llvm.create_pass_builder(machine, options)
+    builder.getModulePassManager().run(module, builder)
+    return module
+
+
 def object_code(ir: str, machine: Any) -> bytes:
     """LLVM's text -> an object file for a machine."""
-    _initialize()
-    return machine.emit_object(llvm.parse_assembly(ir))
+    return machine.emit_object(optimized(ir, machine))
 
 
 def host_machine() -> Any:
@@ -136,10 +166,10 @@ def _initialize() -> None:
 
 
 def linked(code: bytes) -> Serve:
-    """Machine code made callable: arguments as `step.serve`'s."""
+    """Machine code made callable: arguments as `run.serve`'s."""
     _initialize()
     empty = llvm.parse_assembly("")
-    llvm.add_symbol(halves.NAME, halves.HALVES.ctypes.data)
+    symbols.add_symbols()
     engine = llvm.create_mcjit_compiler(empty, host_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
@@ -159,20 +189,16 @@ def linked(code: bytes) -> Serve:
     return call
 
 
-def _let_go_of_llvm() -> None:
-    """Gives back the pages of LLVM's code that linking made resident, some 30 MB; they are read again if needed.
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.RLock()
 
-    Linux alone: only there can a process see which of its mappings hold nothing but what is in a file.
-    """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    with open("/proc/self/maps") as maps:
-        for line in maps:
-            addresses, permissions = line.split()[:2]
-            if permissions == "r-xp" and "llvmlite" in line:
-                start, end = (int(address, 16) for address in addresses.split("-"))
-                library.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+if hasattr(os, "register_at_fork"):
+    # A fork waits for another thread's compilation: its child could never use a compiler that stopped halfway.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+    )
 
 
 class _Progress:

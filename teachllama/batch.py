@@ -1,0 +1,46 @@
+"""`Batch`: rows of tokens, from one session or many, that pass through the model together.
+
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from teachllama.kv_cache import KVCache
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Rows begin to end of a batch: consecutive positions of one session, whose keys and values live in `cache`."""
+
+    cache: KVCache
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward pass works on."""
+
+    tokens: np.ndarray  # (n,) intp
+    positions: np.ndarray  # (n,) intp: where each token stands in its session
+    runs: tuple[Run, ...]
+    wanted: np.ndarray  # (m,) intp: the rows whose logits are computed
+
+    @classmethod
+    def of_one(cls, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> Batch:
+        """One session's next tokens, at positions start, start + 1, ..."""
+        n = len(tokens)
+        wanted = np.arange(n) if all_logits else np.array([n - 1])
+        return cls(np.asarray(tokens, np.intp), np.arange(start, start + n), (Run(cache, 0, n),), wanted)
+
+    @property
+    def last_rows(self) -> Sequence[int]:
+        """Each run's last row."""
+        return [run.end - 1 for run in self.runs]

@@ -1,0 +1,15 @@
+"""Phi 3 and 4: q, k and v in one matrix, gate and up in another, and LongRoPE's two sets of factors.
+
+The files name a sliding window. It is not used, as in llama.cpp, which says that the converter's figure can't be
+trusted.
+"""
+
+from teachllama.families.common import Family
+from teachllama.spec import RopePairs
+
+PHI3 = Family(
+    "phi3",
+    "fused qkv and gate-up; LongRoPE",
+    "https://arxiv.org/abs/2404.14219",
+    pairs=RopePairs.NEOX,
+)

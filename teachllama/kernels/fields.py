@@ -1,0 +1,89 @@
+"""What compiled code and the Python around it agree on: operations, the fields of their tables, sizes of buffers.
+
+Needs NumPy alone, so that a process that finds the kernels compiled needs no compiler.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+WIDTH = 32  # tokens of a tile
+ROWS = 8  # rows of weights whose sums are held in registers at a time: 8 * 32 float32 are half of AVX-512's
+DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
+PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
+CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends
+BLOCK = 64  # positions whose float16 keys are made float32 at a time
+
+
+class Op(IntEnum):
+    """Operations of a program. *Split*: each thread does its share. *Repeated*: each thread does all of it."""
+
+    BARRIER = 0  # nobody goes on before all are here
+    EMBED = 1
+    NORM = 2
+    SUMS = 3  # of each 32 numbers: what the offsets of quantized blocks are multiplied with
+    LINEAR = 4
+    ROPE = 5
+    STORE = 6  # keys or values into the cache
+    ATTEND = 7
+    JOIN = 8  # the chunks of one token's attention
+    ADD = 9
+    GATE = 10  # activation(gate) * up
+    COPY = 11
+    LINEAR_HEADS = 12
+    SELECT = 13  # of experts
+    EXPERTS_UP = 14
+    EXPERTS_DOWN = 15
+    EXPERTS = 16  # both, for tiles: each thread takes whole experts
+    COMBINE = 17  # what the experts of each token gave
+    TIMES_SIGMOID = 18
+    LOGITS = 19
+
+
+class Act(IntEnum):
+    """Numbers of `spec.Activation` for compiled code."""
+
+    SILU = 0
+    GELU = 1
+    SWIGLU_OAI = 2
+
+
+class Score(IntEnum):
+    """Numbers of `spec.Scores` for compiled code."""
+
+    SOFTMAX = 0
+    SOFTMAX_OF_CHOSEN = 1
+    SIGMOID = 2
+
+
+# One instruction. Operands (x, y, z, out) are twice an offset in float32 a row, plus 1 in a thread's own buffer.
+INSTRUCTION = np.dtype(
+    [
+        *(
+            (name, np.int64) for name in ("x", "y", "z", "out", "w", "bias", "w2", "bias2", "w3", "bias3")
+        ),  # w, bias: addresses
+        *((name, np.int64) for name in ("op", "kind", "kind2", "kind3", "rows", "columns", "step", "add", "layer")),
+        *((name, np.int64) for name in ("heads", "kv_heads", "head_dim", "value_dim", "window", "latent")),
+        *((name, np.int64) for name in ("table", "first", "pairs", "neox")),
+        *((name, np.int64) for name in ("activation", "n_experts", "n_used", "scores", "normalize", "n_groups")),
+        *((name, np.int64) for name in ("n_groups_used",)),
+        *((name, np.float32) for name in ("scale", "eps", "softcap", "unused2")),
+    ],
+    align=True,
+)
+# One call.
+JOB = np.dtype(
+    [
+        *((name, np.int64) for name in ("program", "n_instructions", "n_tokens", "start", "tokens")),
+        *((name, np.int64) for name in ("keys", "values")),  # addresses of tables: an address for each layer
+        *((name, np.int64) for name in ("seq_len", "kv_f16", "angles")),  # angles: a table of tables' addresses
+        *((name, np.int64) for name in ("wanted", "n_wanted", "logits")),
+        *((name, np.int64) for name in ("shared", "parts", "private", "private_nbytes", "scratch")),
+    ],
+    align=True,
+)
+# What threads share: each on a cache line of its own.
+GENERATION, JOB_AT, ARRIVED, PHASE, N_SYNC = 0, 8, 16, 24, 32
+MAX_THREADS = 4096

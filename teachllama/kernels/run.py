@@ -1,0 +1,510 @@
+"""Replays a program: each thread walks the same list of instructions, does its share, and waits where the list says so.
+
+`program.py` makes the list, with two forms of each operation: `_vectors` runs those of one token, `_tiles` those of
+many. What a layer is, in which order things happen and where threads meet is nowhere in this file.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from teachllama.kernels import experts
+from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, store_kv
+from teachllama.kernels.blocks import matvec, row_nbytes, unpack
+from teachllama.kernels.elementwise import (
+    add,
+    add_bias,
+    copy,
+    gate,
+    group_sums,
+    rmsnorm,
+    rmsnorm_tile,
+    rope,
+    rope_tile,
+    scale,
+    sigmoid,
+)  # fmt: skip
+from teachllama.kernels.fields import (
+    ARRIVED,
+    CHUNK,
+    GENERATION,
+    INSTRUCTION,
+    JOB,
+    JOB_AT,
+    MAX_THREADS,
+    PANEL,
+    PHASE,
+    WIDTH,
+    Op,
+)  # fmt: skip
+from teachllama.kernels.matmul import multiply, multiply_tile, width_of
+from teachllama.kernels.simd import (
+    MASKED,
+    atomic_add,
+    atomic_load,
+    atomic_store,
+    f32_at,
+    i64_at,
+    jit,
+    put_f32,
+    record_at,
+    yield_thread,
+)  # fmt: skip
+
+SPINS_BEFORE_YIELD = 10_000
+SIZE = INSTRUCTION.itemsize
+NONE = np.float32(MASKED)
+instruction_at, job_at = record_at(INSTRUCTION), record_at(JOB)
+(
+    BARRIER, EMBED, NORM, SUMS, LINEAR, ROPE, STORE, ATTEND, JOIN, ADD, GATE, COPY, LINEAR_HEADS, SELECT, EXPERTS_UP,
+    EXPERTS_DOWN, EXPERTS, COMBINE, TIMES_SIGMOID, LOGITS,
+) = (int(op) for op in Op)  # fmt: skip
+
+
+@jit
+def barrier(sync: int, n_threads: int) -> None:
+    """Returns when all threads have called it."""
+    if n_threads == 1:
+        return
+    phase = atomic_load(sync + 8 * PHASE)
+    if atomic_add(sync + 8 * ARRIVED, 1) == n_threads - 1:
+        atomic_store(sync + 8 * ARRIVED, 0)
+        atomic_add(sync + 8 * PHASE, 1)
+        return
+    spins = 0
+    while atomic_load(sync + 8 * PHASE) == phase:
+        spins += 1
+        if spins % SPINS_BEFORE_YIELD == 0:  # more threads than processors: let the others get here too
+            yield_thread()
+
+
+@jit
+def share(n: int, step: int, thread: int, n_threads: int) -> tuple[int, int]:
+    """This thread's part of 0 to n, in whole steps but for the last."""
+    steps = (n + step - 1) // step
+    return min(n, steps * thread // n_threads * step), min(n, steps * (thread + 1) // n_threads * step)
+
+
+@jit
+def place(operand: int, shared: int, private: int, rows: int) -> int:
+    """The address of an operand in a batch of `rows` rows."""
+    return (private if operand & 1 else shared) + 4 * rows * (operand >> 1)
+
+
+@jit
+def final_norm_and_logits(i: Any, x: int, scratch: int, logits: int, thread: int, n_threads: int) -> None:
+    """The last step for one token: x (columns,) -> this thread's part of the logits."""
+    rmsnorm(x, i.w2, i.columns, i.eps, scratch)
+    sums = scratch + 4 * i.columns
+    group_sums(scratch, i.columns, sums)
+    begin, end = share(i.rows, 4, thread, n_threads)
+    matvec(i.kind, i.w, i.columns, scratch, sums, logits, begin, end)
+
+
+@jit
+def kv_address(table: int, job: Any, layer: int, head: int, kv_heads: int, length: int, position: int) -> int:
+    """Where the cache has one head's numbers of a position: layers may differ, heads of a layer follow each other."""
+    size = 2 if job.kv_f16 else 4
+    return i64_at(table + 8 * layer) + size * length * (head * job.seq_len + position)
+
+
+@jit
+def attend_vector(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: int, n_threads: int) -> None:
+    """One token's attention, split by KV heads and chunks of positions. Its own position belongs to the last chunk:
+    the thread that has it stores keys and values first."""
+    group, position, stride = i.heads // i.kv_heads, job.start, i.head_dim if i.latent else i.value_dim
+    f16, first = job.kv_f16 != 0, max(0, job.start + 1 - i.window) if i.window else 0
+    size = 2 if f16 else 4
+    chunks, part_nbytes = (position + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
+    for task in range(thread, i.kv_heads * chunks, n_threads):
+        g, c = task // chunks, task % chunks
+        at = first + c * CHUNK
+        keys = kv_address(job.keys, job, i.layer, g, i.kv_heads, i.head_dim, at)
+        values = kv_address(job.values, job, i.layer, g, i.kv_heads, stride, at)
+        if c == chunks - 1:
+            store_kv(k + 4 * g * i.head_dim, 4, i.head_dim, keys + size * i.head_dim * (position - at), f16)
+            if not i.latent:
+                store_kv(v + 4 * g * stride, 4, stride, values + size * stride * (position - at), f16)
+        attend_chunk(
+            q + 4 * g * group * i.head_dim, group, i.head_dim, keys, values, i.value_dim, stride,
+            min(CHUNK, position + 1 - at), f16, i.scale, i.softcap,
+            job.parts + (g * group * chunks + c) * part_nbytes, chunks * part_nbytes, scratch,
+        )  # fmt: skip
+
+
+@jit
+def join_vector(i: Any, job: Any, out: int) -> None:
+    """Puts the chunks of every head together."""
+    first = max(0, job.start + 1 - i.window) if i.window else 0
+    chunks, part_nbytes = (job.start + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
+    for h in range(i.heads):
+        sink = f32_at(i.w + 4 * h) if i.w else NONE
+        parts = job.parts + h * chunks * part_nbytes
+        join_chunks(parts, chunks, part_nbytes, i.value_dim, sink, out + 4 * h * i.value_dim)
+
+
+@jit
+def heads_vector(i: Any, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """Each head's first numbers times its own rows of a matrix; the head's other numbers are kept behind them."""
+    rows = i.rows // i.heads
+    for h in range(thread, i.heads, n_threads):
+        head, to = x + 4 * h * i.head_dim, out + 4 * h * i.value_dim
+        group_sums(head, i.columns, scratch)
+        at = i.w + h * rows * row_nbytes(i.kind, i.columns)
+        matvec(i.kind, at, i.columns, head, scratch, to, np.int64(0), rows)
+        copy(head + 4 * i.columns, i.head_dim - i.columns, to + 4 * rows)
+
+
+@jit
+def experts_up_vector(i: Any, x: int, sums: int, chosen: int, out: int, thread: int, n_threads: int) -> None:
+    """Gates and other branches of all chosen experts, split by rows."""
+    begin, end = share(i.rows, i.step, thread, n_threads)
+    for j in range(i.n_used):
+        first = int(f32_at(chosen + 4 * j)) * i.rows
+        gates, ups = out + 4 * j * i.rows, out + 4 * (i.n_used + j) * i.rows
+        matvec(i.kind, i.w + first * row_nbytes(i.kind, i.columns), i.columns, x, sums, gates, begin, end)
+        matvec(i.kind2, i.w2 + first * row_nbytes(i.kind2, i.columns), i.columns, x, sums, ups, begin, end)
+        if i.bias:
+            add_bias(gates, i.bias + 4 * first, begin, end)
+            add_bias(ups, i.bias2 + 4 * first, begin, end)
+        gate(gates + 4 * begin, ups + 4 * begin, end - begin, i.activation, gates + 4 * begin)
+
+
+@jit
+def experts_down_vector(
+    i: Any, x: int, sums: int, chosen: int, out: int, scratch: int, thread: int, n_threads: int
+) -> None:
+    """The chosen experts' results, weighted and added, split by rows."""
+    begin, end = share(i.rows, i.step, thread, n_threads)
+    for r in range(begin, end):
+        put_f32(out + 4 * r, np.float32(0))
+    for j in range(i.n_used):
+        first, weight = int(f32_at(chosen + 4 * j)) * i.rows, f32_at(chosen + 4 * (i.n_used + j))
+        h, h_sums = x + 4 * j * i.columns, sums + 4 * j * (i.columns // 32)
+        at = i.w3 + first * row_nbytes(i.kind3, i.columns)
+        matvec(i.kind3, at, i.columns, h, h_sums, scratch, begin, end)
+        if i.bias3:
+            add_bias(scratch, i.bias3 + 4 * first, begin, end)
+        for r in range(begin, end):
+            put_f32(out + 4 * r, f32_at(out + 4 * r) + weight * f32_at(scratch + 4 * r))
+
+
+@jit
+def _vectors(job: Any, sync: int, thread: int, n_threads: int) -> None:
+    """One token: every operand is a vector."""
+    shared, private = job.shared, job.private + thread * job.private_nbytes
+    scratch = private + job.scratch
+    for n in range(job.n_instructions):
+        i = instruction_at(job.program + n * SIZE)
+        op = i.op
+        x, y, out = place(i.x, shared, private, 1), place(i.y, shared, private, 1), place(i.out, shared, private, 1)
+        if op == BARRIER:
+            barrier(sync, n_threads)
+        elif op == LINEAR:
+            begin, end = share(i.rows, i.step, thread, n_threads)
+            matvec(i.kind, i.w, i.columns, x, y, out, begin, end)
+            if i.bias:
+                add_bias(out, i.bias, begin, end)
+        elif op == NORM:
+            for h in range(i.heads):
+                at = 4 * h * i.columns
+                rmsnorm(x + at, i.w, i.columns, i.eps, out + at)
+        elif op == SUMS:
+            group_sums(x, i.columns, out)
+        elif op == ADD:
+            add(x, y, i.rows, i.scale, out)
+        elif op == ROPE:
+            angles = i64_at(job.angles + 8 * i.table)
+            for h in range(i.heads):
+                at = 4 * h * i.head_dim
+                rope(x + at, i.head_dim, i.first, angles, i.pairs, i.neox != 0, out + at)
+        elif op == ATTEND:
+            attend_vector(i, job, x, y, place(i.z, shared, private, 1), scratch, thread, n_threads)
+        elif op == JOIN:
+            join_vector(i, job, out)
+        elif op == GATE:
+            begin, end = share(i.rows, i.step, thread, n_threads)
+            gate(x + 4 * begin, y + 4 * begin, end - begin, i.activation, out + 4 * begin)
+        elif op == EMBED:
+            unpack(i.kind, i.w, i.columns, i64_at(job.tokens), out)
+            scale(out, i.columns, i.scale)
+        elif op == LOGITS and job.n_wanted:
+            final_norm_and_logits(i, x, scratch, job.logits, thread, n_threads)
+        elif op == COPY:
+            copy(x, i.rows, out)
+        elif op == LINEAR_HEADS:
+            heads_vector(i, x, out, scratch, thread, n_threads)
+        elif op == SELECT:
+            experts.select(
+                x, i.n_experts, i.n_used, i.scores, i.normalize != 0, i.scale, i.bias, i.n_groups, i.n_groups_used, out,
+                scratch,
+            )  # fmt: skip
+        elif op == EXPERTS_UP:
+            experts_up_vector(i, x, y, place(i.z, shared, private, 1), out, thread, n_threads)
+        elif op == EXPERTS_DOWN:
+            experts_down_vector(i, x, y, place(i.z, shared, private, 1), out, scratch, thread, n_threads)
+        elif op == TIMES_SIGMOID:
+            scale_to(x, i.rows, sigmoid(f32_at(y)), out)
+
+
+@jit
+def scale_to(x: int, n: int, by: float, out: int) -> None:
+    """out = by * x."""
+    copy(x, n, out)
+    scale(out, n, by)
+
+
+@jit
+def embed_tiles(i: Any, job: Any, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """Rows of the embedding as columns of tiles; lanes past the end repeat the last token."""
+    n = job.n_tokens
+    for t in range(thread, (n + WIDTH - 1) // WIDTH, n_threads):
+        width, to = width_of(t, n), out + 4 * WIDTH * t * i.columns
+        for lane in range(width):
+            unpack(i.kind, i.w, i.columns, i64_at(job.tokens + 8 * min(n - 1, WIDTH * t + lane)), scratch)
+            for d in range(i.columns):
+                put_f32(to + 4 * (d * width + lane), f32_at(scratch + 4 * d))
+        scale(to, i.columns * width, i.scale)
+
+
+@jit
+def store_tiles(i: Any, job: Any, x: int, thread: int, n_threads: int) -> None:
+    """Keys, or values (`latent` says which here), into the cache."""
+    n, table = job.n_tokens, job.values if i.latent else job.keys
+    tiles, f16 = (n + WIDTH - 1) // WIDTH, job.kv_f16 != 0
+    size = 2 if f16 else 4
+    for task in range(thread, tiles * i.heads, n_threads):
+        t, g = task // i.heads, task % i.heads
+        width = width_of(t, n)
+        at = x + 4 * (WIDTH * t * i.heads + g * width) * i.head_dim
+        to = kv_address(table, job, i.layer, g, i.heads, i.head_dim, job.start + WIDTH * t)
+        for lane in range(min(width, n - WIDTH * t)):
+            store_kv(at + 4 * lane, 4 * width, i.head_dim, to + size * i.head_dim * lane, f16)
+
+
+@jit
+def attend_tiles(i: Any, job: Any, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """Attention, split by tiles and query heads."""
+    n, group, stride = job.n_tokens, i.heads // i.kv_heads, i.head_dim if i.latent else i.value_dim
+    for task in range(thread, (n + WIDTH - 1) // WIDTH * i.heads, n_threads):
+        t, h = task // i.heads, task % i.heads
+        width = width_of(t, n)
+        own = job.start + WIDTH * t  # the position of the tile's first token
+        first = max(0, own + 1 - i.window) if i.window else 0
+        end = min(job.start + n, own + width)
+        attend_tile(
+            x + 4 * (WIDTH * t * i.heads + h * width) * i.head_dim, i.head_dim,
+            kv_address(job.keys, job, i.layer, h // group, i.kv_heads, i.head_dim, first),
+            kv_address(job.values, job, i.layer, h // group, i.kv_heads, stride, first),
+            i.value_dim, stride, end - first, own - first, i.window, job.kv_f16 != 0, i.scale, i.softcap,
+            f32_at(i.w + 4 * h) if i.w else NONE, out + 4 * (WIDTH * t * i.heads + h * width) * i.value_dim, width,
+            scratch,
+        )  # fmt: skip
+
+
+@jit
+def heads_tiles(i: Any, n: int, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """As `heads_vector`, split by heads."""
+    rows = i.rows // i.heads
+    kept = i.head_dim - i.columns
+    for h in range(thread, i.heads, n_threads):
+        at = i.w + h * rows * row_nbytes(i.kind, i.columns)
+        multiply(
+            i.kind, at, i.columns, np.int64(0), rows, x, i.heads * i.head_dim, h * i.head_dim, n, out,
+            i.heads * i.value_dim, h * i.value_dim, i.heads < 0, np.int64(0), scratch,
+        )  # fmt: skip
+        for t in range((n + WIDTH - 1) // WIDTH):
+            width = width_of(t, n)
+            source = x + 4 * (WIDTH * t * i.heads * i.head_dim + (h * i.head_dim + i.columns) * width)
+            to = out + 4 * (WIDTH * t * i.heads * i.value_dim + (h * i.value_dim + rows) * width)
+            copy(source, kept * width, to)
+
+
+@jit
+def select_tiles(i: Any, n: int, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """`experts.select` for each token."""
+    for t in range(thread, (n + WIDTH - 1) // WIDTH, n_threads):
+        width = width_of(t, n)
+        for lane in range(min(width, n - WIDTH * t)):
+            tile = x + 4 * (WIDTH * t * i.n_experts + lane)
+            for e in range(i.n_experts):
+                put_f32(scratch + 4 * e, f32_at(tile + 4 * e * width))
+            experts.select(
+                scratch, i.n_experts, i.n_used, i.scores, i.normalize != 0, i.scale, i.bias, i.n_groups,
+                i.n_groups_used, out + 8 * i.n_used * (WIDTH * t + lane), scratch + 4 * i.n_experts,
+            )  # fmt: skip
+
+
+@jit
+def times_sigmoid_tile(x: int, rows: int, gates: int, width: int, out: int) -> None:
+    """x (rows, width) times the sigmoid of each token's own number, gates (width,)."""
+    for lane in range(width):
+        factor = sigmoid(f32_at(gates + 4 * lane))
+        for r in range(rows):
+            put_f32(out + 4 * (r * width + lane), f32_at(x + 4 * (r * width + lane)) * factor)
+
+
+@jit
+def logits_tiles(i: Any, job: Any, sync: int, x: int, h: int, scratch: int, thread: int, n_threads: int) -> None:
+    """Logits of the rows wanted: of one as a vector; of several as tiles of their own, gathered from x into h."""
+    n, m, dim = job.n_tokens, job.n_wanted, i.columns
+    if m == 1:
+        row = i64_at(job.wanted)
+        width, tile = width_of(row // WIDTH, n), x + 4 * WIDTH * (row // WIDTH) * dim
+        for d in range(dim):
+            put_f32(scratch + 4 * d, f32_at(tile + 4 * (d * width + row % WIDTH)))
+        final_norm_and_logits(i, scratch, scratch + 4 * dim, job.logits, thread, n_threads)
+        return
+    if m == 0:
+        return
+    tiles = (m + WIDTH - 1) // WIDTH
+    for t in range(thread, tiles, n_threads):
+        width, to = width_of(t, m), h + 4 * WIDTH * t * dim
+        for lane in range(width):
+            row = i64_at(job.wanted + 8 * min(m - 1, WIDTH * t + lane))
+            stride, tile = width_of(row // WIDTH, n), x + 4 * WIDTH * (row // WIDTH) * dim
+            for d in range(dim):
+                put_f32(to + 4 * (d * width + lane), f32_at(tile + 4 * (d * stride + row % WIDTH)))
+        rmsnorm_tile(to, i.w2, dim, i.eps, to, width)
+    barrier(sync, n_threads)
+    # A panel of the vocabulary at a time, turned so that each token's logits lie side by side.
+    begin, end = share(i.rows, PANEL, thread, n_threads)
+    turned = scratch + 4 * PANEL * dim
+    for first in range(begin, end, PANEL):
+        rows = min(PANEL, end - first)
+        for r in range(rows):
+            unpack(i.kind, i.w, dim, first + r, scratch + 4 * r * dim)
+        for t in range(tiles):
+            width = width_of(t, m)
+            multiply_tile(scratch, 4 * dim, 4, rows, h + 4 * WIDTH * t * dim, dim, turned, False, width)
+            for lane in range(min(width, m - WIDTH * t)):
+                to = job.logits + 4 * ((WIDTH * t + lane) * i.rows + first)
+                for r in range(rows):
+                    put_f32(to + 4 * r, f32_at(turned + 4 * (r * width + lane)))
+
+
+@jit
+def _tiles(job: Any, sync: int, thread: int, n_threads: int) -> None:
+    """Many tokens: every operand is a row of tiles, (rows, width) each."""
+    n = job.n_tokens
+    tiles, padded = (n + WIDTH - 1) // WIDTH, (n + WIDTH - 1) // WIDTH * WIDTH
+    shared, scratch = job.shared, job.private + thread * job.private_nbytes
+    for step in range(job.n_instructions):
+        i = instruction_at(job.program + step * SIZE)
+        op = i.op
+        x, y, out = place(i.x, shared, 0, padded), place(i.y, shared, 0, padded), place(i.out, shared, 0, padded)
+        z = place(i.z, shared, 0, padded)
+        if op == BARRIER:
+            barrier(sync, n_threads)
+        elif op == LINEAR:
+            begin, end = share(i.rows, i.step, thread, n_threads)
+            multiply(
+                i.kind,
+                i.w,
+                i.columns,
+                begin,
+                end,
+                x,
+                i.columns,
+                np.int64(0),
+                n,
+                out,
+                i.rows,
+                np.int64(0),
+                i.add != 0,
+                i.bias,
+                scratch,
+            )
+        elif op == NORM:
+            for task in range(thread, tiles * i.heads, n_threads):
+                t, h = task // i.heads, task % i.heads
+                at = 4 * (WIDTH * t * i.rows + h * i.columns * width_of(t, n))
+                rmsnorm_tile(x + at, i.w, i.columns, i.eps, out + at, width_of(t, n))
+        elif op == ADD:
+            for t in range(thread, tiles, n_threads):
+                at = 4 * WIDTH * t * i.rows
+                add(x + at, y + at, i.rows * width_of(t, n), i.scale, out + at)
+        elif op == ROPE:
+            angles = i64_at(job.angles + 8 * i.table)
+            for task in range(thread, tiles * i.heads, n_threads):
+                t, h = task // i.heads, task % i.heads
+                width = width_of(t, n)
+                at = 4 * (WIDTH * t * i.heads + h * width) * i.head_dim
+                turn = angles + 4 * WIDTH * t * 2 * i.pairs
+                rope_tile(x + at, i.head_dim, i.first, turn, i.pairs, i.neox != 0, out + at, width)
+        elif op == STORE:
+            store_tiles(i, job, x, thread, n_threads)
+        elif op == ATTEND:
+            attend_tiles(i, job, x, out, scratch, thread, n_threads)
+        elif op == GATE:
+            begin, end = share(i.rows, i.step, thread, n_threads)
+            for t in range(tiles):
+                width = width_of(t, n)
+                at = 4 * (WIDTH * t * i.rows + begin * width)
+                gate(x + at, y + at, (end - begin) * width, i.activation, out + at)
+        elif op == EMBED:
+            embed_tiles(i, job, out, scratch, thread, n_threads)
+        elif op == LOGITS:
+            logits_tiles(i, job, sync, x, out, scratch, thread, n_threads)
+        elif op == COPY:
+            for t in range(thread, tiles, n_threads):
+                width = width_of(t, n)
+                to = out + 4 * (WIDTH * t * i.columns + i.first * width)
+                copy(x + 4 * WIDTH * t * i.rows, i.rows * width, to)
+        elif op == LINEAR_HEADS:
+            heads_tiles(i, n, x, out, scratch, thread, n_threads)
+        elif op == SELECT:
+            select_tiles(i, n, x, out, scratch, thread, n_threads)
+        elif op == EXPERTS:
+            room = scratch + 4 * PANEL * max(i.rows, i.columns)
+            for e in range(thread, i.n_experts, n_threads):
+                experts.visit(
+                    e, n, i.columns, i.rows, i.n_used, i.activation, x, z, i.kind, i.w, i.bias, i.kind2, i.w2, i.bias2,
+                    i.kind3, i.w3, i.bias3, out, scratch, room,
+                )  # fmt: skip
+        elif op == COMBINE:
+            for t in range(thread, tiles, n_threads):
+                experts.combine(x, z, i.n_used, i.rows, t, n, out + 4 * WIDTH * t * i.rows)
+        elif op == TIMES_SIGMOID:
+            for t in range(thread, tiles, n_threads):
+                at, width = 4 * WIDTH * t * i.rows, width_of(t, n)
+                times_sigmoid_tile(x + at, i.rows, y + 4 * WIDTH * t, width, out + at)
+
+
+@jit
+def work(sync: int, thread: int, n_threads: int) -> None:
+    """One thread's part of the job."""
+    job = job_at(i64_at(sync + 8 * JOB_AT))
+    if job.n_tokens == 1:
+        _vectors(job, sync, thread, n_threads)
+    else:
+        _tiles(job, sync, thread, n_threads)
+
+
+@jit
+def serve(sync: int, thread: int, seen: int, patience: int) -> int:
+    """What each thread runs. A generation is a counter and the number of threads its job is for.
+
+    Thread 0 starts a job for `seen` threads and returns when it is done. The others run their part of every job that
+    comes and return the last generation they saw, when none came for `patience` looks.
+    """
+    leads = thread == 0
+    if leads:
+        n_threads = seen
+        count = atomic_load(sync + 8 * GENERATION) // MAX_THREADS + 1
+        atomic_store(sync + 8 * GENERATION, count * MAX_THREADS + n_threads)
+        seen = 0
+    waited = 0
+    while waited <= patience:
+        generation = atomic_load(sync + 8 * GENERATION)
+        if generation == seen:
+            waited += 1
+            continue
+        seen, waited = generation, 0
+        if thread < generation % MAX_THREADS:
+            work(sync, thread, generation % MAX_THREADS)
+        if leads:
+            break
+    return seen
