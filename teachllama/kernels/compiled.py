@@ -142,8 +142,9 @@ class CompiledForward:
         if self._workspace is None or self._workspace.closed or self._workspace.nbytes < total:
             if self._workspace is not None:
                 self._workspace.close()  # an interrupt may come after this
-            self._workspace = Pages(total + total // 4)
-            self._workspace_at = self._workspace.array(0, (1,), np.uint8).ctypes.data
+            workspace = Pages(total + total // 4)
+            self._workspace_at = workspace.array(0, (1,), np.uint8).ctypes.data
+            self._workspace = workspace  # last: until then the old one, closed, says that a new one is needed
         at = self._workspace_at
         return at, at + shared, at + parts, private, 4 * scratch
 
