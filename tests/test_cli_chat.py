@@ -19,6 +19,7 @@ from tests.test_chat import tiny_chat_model
 from tests.tools import tiny_model
 
 COMMAND = [sys.executable, "-m", "teachllama"]
+PROMPT = r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h"  # pasted blocks are marked from now on; the cursor is shown
 
 
 @pytest.fixture
@@ -176,9 +177,13 @@ def test_a_full_context_is_explained_in_the_words_of_the_command_line(path: str,
     saved = tmp_path / "long.json"
     messages = [{"role": "user", "content": "a" * 300}, {"role": "assistant", "content": "b"}]
     saved.write_text(json.dumps({"teachllama_chat": 1, "messages": messages}), encoding="utf-8")
-    done = talk(path, f"{'a' * 300}\n/load {saved}\nthe\n", "--seq-len", "64", "--max-new-tokens", "1k", "--temperature", "2")
+    done = talk(
+        path, f"{'a' * 300}\n/load {saved}\nthe\n", "--seq-len", "64", "--max-new-tokens", "1k", "--temperature", "2"
+    )
     first, second, *rest = done.stderr.splitlines()
-    assert re.match(r"! the conversation is \d+ tokens long, and the context has 64 positions, one of them for the reply", first)
+    assert re.match(
+        r"! the conversation is \d+ tokens long, and the context has 64 positions, one of them for the reply", first
+    )
     assert "too many. Nothing was changed; /trim forgets the oldest turns; starting with a larger --seq-len" in first
     assert "too many. Nothing was changed; start with a larger --seq-len (this model was trained for" in second
     if "context full" in rest[0]:
@@ -216,7 +221,7 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
     )
     try:
         terminal.expect("/help lists the commands")
-        terminal.expect("> ")
+        terminal.expect(PROMPT)
         deadline = time.monotonic() + 60
         while True:  # a reply of random weights may end at once
             terminal.send("the inn\r")
@@ -226,7 +231,7 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
             if terminal.expect([r"; stopped by you\]", r"; end of text\]"]) == 0:
                 break
             assert time.monotonic() < deadline
-        terminal.expect("> ")
+        terminal.expect(PROMPT)
         terminal.send(f"/save {file}\r")
         terminal.expect(r"saved \d+ messages")
         messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
@@ -240,7 +245,7 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
         terminal.expect(r"\S{3}")
         terminal.sendintr()
         terminal.expect(r"; (stopped by you|end of text)\]")
-        terminal.expect("> ")
+        terminal.expect(PROMPT)
         terminal.sendeof()
         terminal.expect(pexpect.EOF)
         terminal.close()

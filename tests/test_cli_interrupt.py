@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,7 +109,9 @@ COMPILER = "import sys, time; print('compiling', file=sys.stderr, flush=True); t
 
 
 @pytest.mark.parametrize("argv", [["warmup"], ["generate", "tiny-stories", "One"]])
-def test_a_compiler_that_runs_for_long_is_stopped_and_leaves_nothing(argv: list[str], start: Start, tmp_path: Path) -> None:
+def test_a_compiler_that_runs_for_long_is_stopped_and_leaves_nothing(
+    argv: list[str], start: Start, tmp_path: Path
+) -> None:
     pytest.importorskip("numba")
     code = f"import sys; from teachllama import cli; from teachllama.cli import warmup; warmup.COMPILE = {COMPILER!r};"
     process = start(*argv, code=f"{code} sys.exit(cli.main())", TEACHLLAMA_KERNEL_CACHE=str(tmp_path))
@@ -189,7 +192,8 @@ def test_run_writes_the_page_with_the_cells_run_so_far(start: Start, tmp_path: P
 
 def test_run_stops_after_a_cell_that_catches_the_interrupt(start: Start, tmp_path: Path) -> None:
     flag, page = tmp_path / "flag", tmp_path / "p.html"
-    catches = f"try:\n    {waits(flag).replace(chr(10), chr(10) + '    ')}\nexcept KeyboardInterrupt:\n    print('caught' + ' it')"
+    body = textwrap.indent(waits(flag), "    ")
+    catches = f"try:\n{body}\nexcept KeyboardInterrupt:\n    print('caught' + ' it')"
     path = notebook(tmp_path / "n.ipynb", catches, "print('a' + 'second cell')")
     process = start("run", path, "tiny-stories", "--html", str(page))
     until(flag.exists, process)
@@ -203,7 +207,13 @@ def test_run_stops_after_a_cell_that_catches_the_interrupt(start: Start, tmp_pat
 def test_a_second_ctrl_c_ends_a_cell_that_does_not_stop(start: Start, tmp_path: Path) -> None:
     flag, page = tmp_path / "flag", tmp_path / "p.html"
     stubborn = f"import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n{waits(flag)}"
-    process = start("run", notebook(tmp_path / "n.ipynb", "print('a' + 'first cell')", stubborn), "tiny-stories", "--html", str(page))
+    process = start(
+        "run",
+        notebook(tmp_path / "n.ipynb", "print('a' + 'first cell')", stubborn),
+        "tiny-stories",
+        "--html",
+        str(page),
+    )
     until(flag.exists, process)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(1)
@@ -215,7 +225,9 @@ def test_a_second_ctrl_c_ends_a_cell_that_does_not_stop(start: Start, tmp_path: 
 
 def test_ctrl_c_before_the_first_cell_runs_none(start: Start, tmp_path: Path) -> None:
     page = tmp_path / "p.html"
-    process = start("run", notebook(tmp_path / "n.ipynb", "print('a' + 'first cell')"), "tiny-stories", "--html", str(page))
+    process = start(
+        "run", notebook(tmp_path / "n.ipynb", "print('a' + 'first cell')"), "tiny-stories", "--html", str(page)
+    )
     assert process.stdout is not None
     assert process.stdout.readline().startswith("running n.ipynb")
     out, err = interrupt(process)

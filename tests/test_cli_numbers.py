@@ -49,7 +49,23 @@ def test_sizes_are_decimal_or_binary_as_their_unit_says(text: str, nbytes: int) 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "GB", "-1GB", "0", "0.4B", "1e9", "16 GB of RAM", "nan", "9" * 5000, "١٦GB", "16,0G", "1_6G", "16GBi", "16bit", "1.G"],
+    [
+        "",
+        "GB",
+        "-1GB",
+        "0",
+        "0.4B",
+        "1e9",
+        "16 GB of RAM",
+        "nan",
+        "9" * 5000,
+        "١٦GB",
+        "16,0G",
+        "1_6G",
+        "16GBi",
+        "16bit",
+        "1.G",
+    ],
 )
 def test_other_sizes_are_refused(text: str) -> None:
     with pytest.raises(ParameterError, match=r"--memory is .*expected a size such as 16G .*16GiB"):
@@ -102,7 +118,11 @@ def test_a_tilde_is_the_home_folder_also_where_the_shell_left_it(
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
     with tiny_chat_model(tmp_path) as model:
         name = Path(model.path).name
-    for argv in (["kv", f"~/{name}"], ["inspect", f"~/{name}"], ["generate", f"~/{name}", "the", "--max-new-tokens", "1"]):
+    for argv in (
+        ["kv", f"~/{name}"],
+        ["inspect", f"~/{name}"],
+        ["generate", f"~/{name}", "the", "--max-new-tokens", "1"],
+    ):
         assert cli.main(argv) == 0, capsys.readouterr().err
     pytest.importorskip("matplotlib")
     assert cli.main(["kv", f"~/{name}", "--plot", "~/plot.png"]) == 0

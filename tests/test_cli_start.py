@@ -118,7 +118,7 @@ def test_a_temporary_folder_that_others_may_have_made_is_refused_with_the_variab
         homeless.mkdir(mode=0o700)
         (tmp_path / "teachllama-4711").mkdir(mode=0o700)
         monkeypatch.setattr(os, "getuid", lambda: 4711)
-    with pytest.raises(TeachLlamaError, match="set TEACHLLAMA_CACHE .* and TEACHLLAMA_KERNEL_CACHE .* or HOME"):
+    with pytest.raises(TeachLlamaError, match=r"set TEACHLLAMA_CACHE .* and TEACHLLAMA_KERNEL_CACHE .* or HOME"):
         folders.user_cache_dir()
     with pytest.raises(FetchError, match="no home folder"):
         hub.find("smollm2-135m")
@@ -241,7 +241,10 @@ def installer() -> Any:
 
 def test_the_installer_reads_what_pip_says() -> None:
     stage_of = installer().stage_of
-    assert stage_of("Collecting numpy>=2.0 (from teachllama==0.1.0)\n", 3) == ("3 packages found, looking up numpy", False)
+    assert stage_of("Collecting numpy>=2.0 (from teachllama==0.1.0)\n", 3) == (
+        "3 packages found, looking up numpy",
+        False,
+    )
     assert stage_of("  Downloading numba-0.61.2-cp311-cp311-manylinux2014_x86_64.whl (3.8 MB)\n", 9) == (
         "9 packages found, downloading numba (3.8 MB)",
         False,

@@ -39,7 +39,8 @@ def path(tmp_path: Path) -> str:
 
 def steering(c: str) -> bool:
     """Whether a character may steer a terminal, written apart from the code under test."""
-    return (unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n") or unicodedata.bidirectional(c) in (
+    control = unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n"
+    return control or unicodedata.bidirectional(c) in (
         "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
     )  # fmt: skip
 
@@ -103,7 +104,12 @@ def test_the_list_of_models_shows_names_without_obeying_them(
 
 def test_what_a_model_says_and_is_called_is_shown_without_being_obeyed(tmp_path: Path, capsys: Any) -> None:
     tiny = str(tiny_model(tmp_path / "t.gguf", **{"general.name": EVIL}))
-    for argv in (["generate", tiny, f"the{EVIL}", "--max-new-tokens", "0"], ["kv", tiny], ["inspect", tiny], ["chat", tiny]):
+    for argv in (
+        ["generate", tiny, f"the{EVIL}", "--max-new-tokens", "0"],
+        ["kv", tiny],
+        ["inspect", tiny],
+        ["chat", tiny],
+    ):
         cli.main(argv)
         shown = capsys.readouterr()
         assert not any(map(steering, shown.out + shown.err))
@@ -279,7 +285,7 @@ def sit(path: str, state: Path) -> Iterator[Callable[..., Any]]:
 
 
 def prompt(child: Any) -> None:
-    child.expect(r"> ")
+    child.expect(r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h")  # pasted blocks are marked from now on; the cursor is shown
 
 
 def replied(child: Any) -> None:

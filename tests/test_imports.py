@@ -10,10 +10,10 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "teachllama"
 # From the bottom up. A room may import from itself, from rooms below it, and late or for types alone from nowhere else.
 ROOMS = (
-    ("errors",), ("folders", "threads", "pages", "metadata", "spec"), ("gguf_file",), ("kv_layout",), ("families",), ("config",),
-    ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"), ("kernels",),
-    ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"), ("chat", "holders"),
-    ("memory",), ("cli",),
+    ("errors",), ("folders", "threads", "pages", "metadata", "spec"), ("gguf_file",), ("kv_layout",), ("families",),
+    ("config",), ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"),
+    ("kernels",), ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"),
+    ("chat", "holders"), ("memory",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
 TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these

@@ -74,11 +74,13 @@ def run(args: argparse.Namespace) -> int:
     for cell in notebook.cells:
         if cell.cell_type == "code":  # what is on the page was computed now, or isn't there
             cell.outputs, cell.execution_count = [], None
-    print(f"running {printable(path.name)} with {printable(model.name)}", flush=True)
     started, failure = time.perf_counter(), ""
     execution = _Execution(notebook, path, timeout_s, {**os.environ, "TEACHLLAMA_MODEL": str(model.absolute())})
     try:
+        print(f"running {printable(path.name)} with {printable(model.name)}", flush=True)
         execution.wait()
+    except KeyboardInterrupt:  # before or after the time in which `wait` sees to it
+        execution.stopped = True
     except DeadKernelError:
         failure = f"the Python that runs the cells died in cell {execution.cell}: it may have run out of memory"
     except (CellControlSignal, TimeoutError) as e:
@@ -117,6 +119,7 @@ class _Execution:
         self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was begun
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
+        self._done = threading.Event()
         self._environment = environment
         self._status = Status(
             lambda: f"cell {self.cell} of {len(notebook.cells)}:" if self.cell else "starting Python:"
@@ -135,23 +138,24 @@ class _Execution:
         worker = threading.Thread(target=self._execute, daemon=True)
         with self._status:
             worker.start()
-            while worker.is_alive():
+            while not self._done.is_set():  # join(), if it is interrupted, may take a thread for ended that is not
                 try:
-                    worker.join(0.2)
+                    self._done.wait(0.2)
                 except KeyboardInterrupt:
                     self._stop()
         if self._error is not None and not self.stopped:
             raise self._error
 
     def _execute(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="teachllama-") as folder:
-            manager = self._client.create_kernel_manager()
-            if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # such addresses are short
-                manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
-            try:
+        try:
+            with tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder:
+                manager = self._client.create_kernel_manager()
+                if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # such addresses are short
+                    manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
                 self._client.execute(env=self._environment, cleanup_kc=True)
-            except BaseException as e:
-                self._error = e
+        except BaseException as e:
+            self._error = e
+        self._done.set()
 
     def _stop(self) -> None:
         again, self.stopped = self.stopped, True

@@ -94,7 +94,7 @@ OPTIONS = "temperature|top_k|top_p|min_p|repeat_penalty|seq_len|kv_dtype|seed|ma
 
 
 def named_as_options(message: str) -> str:
-    """A message of the engine with options' names in place of parameters': at its beginning, and of seq_len anywhere."""
+    """A message of the engine with options' names for parameters': at its beginning, and for seq_len anywhere."""
     option = rf"^(?:{OPTIONS})(?= )|(?<![\w/\\.='\"-])seq_len(?![\w/\\.='\"-])"
     return re.sub(option, lambda match: f"--{match[0].replace('_', '-')}", message)
 

@@ -14,8 +14,7 @@ from teachllama.cli.terminal import printable
 
 # In a process of its own: a compiler that runs for half a minute does not always notice Ctrl-C; a process can be ended.
 COMPILE = """
-import json, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
+import json, sys
 sys.path[:] = json.loads(sys.argv[1])
 from teachllama.kernels import machine_code
 machine_code.serve()
@@ -56,7 +55,16 @@ def compile_ahead() -> None:
     sys.stdout.flush()
     environment = {**os.environ, "TEACHLLAMA_KERNEL_CACHE": str(folder)}
     command = [sys.executable, "-c", COMPILE, json.dumps(sys.path)]
-    subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+    # Apart from this process's group, so that Ctrl-C reaches this process alone, which then ends the other.
+    apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=not apart,
+        creationflags=apart,
+        check=False,
+    )
 
 
 def _can_write(folder: Path) -> bool:
