@@ -12,11 +12,10 @@ BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" 
 
 .PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench clean
 
-# Made anew when pyproject.toml changes; the extras that are there are remembered in the stamp's name.
+# Rebuilt when pyproject.toml changes; the stamp's name records the extras.
 $(VENV)/.installed-%: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "teachllama needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
-	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$*]"
+	@$(PYTHON) tools/install.py $(VENV) "$*"
 	@touch $@
 
 INSTALLED = $(VENV)/.installed-$(EXTRAS)

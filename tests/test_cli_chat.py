@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import pytest
 
 from teachllama import cli
 from teachllama.chat import FORMATS
-from teachllama.cli.generate import printable
+from teachllama.cli.terminal import visible
 from tests.test_chat import tiny_chat_model
 from tests.tools import tiny_model
 
 COMMAND = [sys.executable, "-m", "teachllama"]
+PROMPT = r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h"  # pasted blocks are marked from now on; the cursor is shown
 
 
 @pytest.fixture
@@ -58,14 +60,14 @@ def test_generate_reads_a_prompt_from_standard_input(path: str) -> None:
     ("argv", "words"),
     [
         (["generate", "PATH", ""], "the prompt is empty"),
-        (["generate", "PATH", "x", "--temperature", "-1"], "temperature is -1.0"),
-        (["generate", "PATH", "x", "--seq-len", "0"], "seq_len is 0"),
-        (["generate", "PATH", "x", "--seed", "-5"], "seed is -5"),
-        (["generate", "PATH", "a" * 40, "--seq-len", "8"], "do not fit in seq_len 8"),
+        (["generate", "PATH", "x", "--temperature", "-1"], "--temperature is -1.0"),
+        (["generate", "PATH", "x", "--seq-len", "0"], "--seq-len is 0"),
+        (["generate", "PATH", "x", "--seed", "-5"], "--seed is -5"),
+        (["generate", "PATH", "a" * 40, "--seq-len", "8"], "does not fit in a context of 8 positions: 32 too many"),
         (["generate", "/nowhere.gguf", "x"], "nowhere.gguf"),
         (["chat", "PATH", "--template", "/nowhere.jinja"], "neither one of chatml"),
         (["chat", "PATH", "--load", "/nowhere.json"], "could not be read"),
-        (["chat", "PATH", "--top-p", "7"], "top_p is 7.0"),
+        (["chat", "PATH", "--top-p", "7"], "--top-p is 7.0"),
     ],
 )
 def test_an_error_is_one_line(path: str, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +86,7 @@ def test_chat_answers_and_obeys_its_commands(path: str, tmp_path: Path) -> None:
     out = done.stdout
     assert done.returncode == 0
     assert "<|im_start|>user\nthe inn<|im_end|>" in out
-    for words in ("saved 2 messages", "begins again", "nothing was said yet", "loaded 2 messages", "forgot the 0"):
+    for words in ("saved 2 messages", "starts over", "nothing was said yet", "loaded 2 messages", "nothing to forget"):
         assert words in out
     assert "no such command: /nope" in out
     assert "/save needs a file name" in out
@@ -122,7 +124,7 @@ def test_a_model_without_a_template_says_which_can_be_given(tmp_path: Path, caps
 
 
 def test_what_a_model_writes_cannot_command_the_terminal() -> None:
-    assert printable("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == "a\ufffd[2Jb\ufffd\ufffd1mc\ufffd\n\tq\u00e9\u4f60"
+    assert visible("a\x1b[2Jb\x07\x9b1mc\r\n\tq\u00e9\u4f60") == r"a\x1b[2Jb\x07\x9b1mc" + "\n\tq\u00e9\u4f60"
 
 
 def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_path: Path) -> None:
@@ -130,7 +132,7 @@ def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_pat
     talk(path, f"the\n/save {saved}\n", "--system", "Be \x1b[2J kind.")
     assert "\\u001b" in saved.read_text(encoding="utf-8")
     shown = talk(path, "/show\n", "--load", str(saved)).stdout
-    assert "Be \ufffd[2J kind." in shown
+    assert r"Be \x1b[2J kind." in shown
     assert "\x1b" not in shown
     template.write_text("{{ raise_exception('no \\x1b]0;mine') }}", encoding="utf-8")
     refused = talk(path, "the\n", "--template", str(template)).stderr
@@ -138,14 +140,79 @@ def test_what_a_file_holds_cannot_command_the_terminal_either(path: str, tmp_pat
     assert "\x1b" not in refused
 
 
+def users_messages(file: Path) -> list[str]:
+    return [m["content"] for m in json.loads(file.read_text(encoding="utf-8"))["messages"] if m["role"] == "user"]
+
+
+def test_a_message_may_begin_with_a_path_or_after_a_space_with_any_slash(path: str, tmp_path: Path) -> None:
+    said = ["/etc/hosts is a file", "/usr/bin", " /reset is a word", "//then", "/2 + /3", "    indented"]
+    done = talk(path, "".join(f"{line}\n" for line in said) + f"/save {tmp_path / 't.json'}\n")
+    assert users_messages(tmp_path / "t.json") == said
+    assert "no such command" not in done.stdout
+
+
+@pytest.mark.parametrize("line", ["/tmp", "/Frobnicate now", "/", "/?"])
+def test_a_slash_and_a_word_that_is_no_command_gets_help(line: str, path: str, tmp_path: Path) -> None:
+    done = talk(path, f"{line}\n/save {tmp_path / 't.json'}\n")
+    assert "put a space first" in done.stdout
+    assert users_messages(tmp_path / "t.json") == []
+
+
+def test_commands_may_be_in_capitals(path: str) -> None:
+    assert "nothing was said yet" in talk(path, "/SHOW\n/Quit\nthe\n").stdout
+
+
+def test_lines_between_two_lines_of_three_quotes_are_one_message(path: str, tmp_path: Path) -> None:
+    quotes = '"""'
+    talk(path, f"{quotes}\nfor x in y:\n\n    /reset\n{quotes}\nthe\n/save {tmp_path / 't.json'}\n{quotes}\nno end\n")
+    assert users_messages(tmp_path / "t.json") == ["for x in y:\n\n    /reset", "the"]
+
+
+def test_each_line_of_a_pipe_is_a_message_and_blank_lines_are_none(path: str, tmp_path: Path) -> None:
+    talk(path, f"the\n\n   \n  inn  \n/save {tmp_path / 't.json'}\n")
+    assert users_messages(tmp_path / "t.json") == ["the", "  inn  "]
+
+
+def test_a_full_context_is_explained_in_the_words_of_the_command_line(path: str, tmp_path: Path) -> None:
+    saved = tmp_path / "long.json"
+    messages = [{"role": "user", "content": "a" * 300}, {"role": "assistant", "content": "b"}]
+    saved.write_text(json.dumps({"teachllama_chat": 1, "messages": messages}), encoding="utf-8")
+    done = talk(
+        path, f"{'a' * 300}\n/load {saved}\nthe\n", "--seq-len", "64", "--max-new-tokens", "1k", "--temperature", "2"
+    )
+    first, second, *rest = done.stderr.splitlines()
+    assert re.match(
+        r"! the conversation is \d+ tokens long, and the context has 64 positions, one of them for the reply", first
+    )
+    assert "too many. Nothing was changed; /trim forgets the oldest turns; starting with a larger --seq-len" in first
+    assert "too many. Nothing was changed; start with a larger --seq-len (this model was trained for" in second
+    if "context full" in rest[0]:
+        assert rest[1].startswith("! the context is full: /trim forgets")
+    assert not re.search(r"trim\(\)|seq_len", done.stderr)
+    failed = talk(path, "", "--seq-len", "64", "--load", str(saved))
+    assert failed.returncode == 1
+    assert "start with a larger --seq-len" in failed.stderr
+
+
+def test_a_path_with_a_nul_is_refused_and_the_conversation_goes_on(path: str) -> None:
+    done = talk(path, "/save a\0b\n/load a\0b\nthe\n")
+    assert done.returncode == 0
+    assert done.stderr.count("holds a NUL character") == 2
+    assert "written" in done.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(path: str, tmp_path: Path) -> None:
+def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # nobody here answers where the cursor is
+    monkeypatch.setenv("TERM", "xterm")
     pexpect = pytest.importorskip("pexpect")
     file = tmp_path / "talk.json"
     flags = ["--max-new-tokens", "100000", "--seq-len", "32768", "--seed", "1", "--temperature", "2"]
     terminal = pexpect.spawn(
         COMMAND[0],
-        ["-W", "ignore", *COMMAND[1:], "chat", path, *flags],
+        ["-W", "ignore", *COMMAND[1:], "chat", path, "--no-history", *flags],
         # a job in the background, as this test may be, has SIGINT ignored, and would hand that down
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         encoding="utf-8",
@@ -154,18 +221,18 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(path: s
     )
     try:
         terminal.expect("/help lists the commands")
-        terminal.expect("> ")
+        terminal.expect(PROMPT)
         deadline = time.monotonic() + 60
         while True:  # a reply of random weights may end at once
-            terminal.sendline("the inn")
-            terminal.expect("the inn\r\n")
+            terminal.send("the inn\r")
+            terminal.expect(r"\?2004l")  # the prompt is over
             terminal.expect(r"\S{3}")
             terminal.sendintr()
             if terminal.expect([r"; stopped by you\]", r"; end of text\]"]) == 0:
                 break
             assert time.monotonic() < deadline
-        terminal.expect("> ")
-        terminal.sendline(f"/save {file}")
+        terminal.expect(PROMPT)
+        terminal.send(f"/save {file}\r")
         terminal.expect(r"saved \d+ messages")
         messages = json.loads(file.read_text(encoding="utf-8"))["messages"]
         assert messages[-2] == {"role": "user", "content": "the inn"}
@@ -173,12 +240,12 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(path: s
         assert messages[-1]["content"]
         terminal.sendintr()  # at the prompt it leaves nothing and nobody
         terminal.expect("/quit leaves")
-        terminal.sendline("then")
-        terminal.expect("then\r\n")
+        terminal.send("then\r")
+        terminal.expect(r"\?2004l")
         terminal.expect(r"\S{3}")
         terminal.sendintr()
         terminal.expect(r"; (stopped by you|end of text)\]")
-        terminal.expect("> ")
+        terminal.expect(PROMPT)
         terminal.sendeof()
         terminal.expect(pexpect.EOF)
         terminal.close()

@@ -15,8 +15,6 @@ import pytest
 
 from teachllama.cli import main
 from teachllama.cli.inspect import cut, printable, width_of
-from teachllama.cli.kv import nbytes_from_text
-from teachllama.errors import ParameterError
 from teachllama.gguf_file import open_gguf
 from tests.test_gguf_file import split_model
 
@@ -55,6 +53,12 @@ def run(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
 
 def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
     return json.loads(run(capsys, *argv, "--json"), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def damaged_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
+    """What is said of a file that cannot be read whole: the figures, with status 1."""
+    assert main([*argv, "--json"]) == 1
+    return json.loads(capsys.readouterr().out)
 
 
 def fails(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
@@ -182,28 +186,11 @@ def test_a_context_beyond_the_native_one_is_answered_with_a_note(gpt_oss: str, c
 
 
 @pytest.mark.parametrize(
-    ("text", "nbytes"),
-    [("16GB", 16 * 10**9), ("16GiB", 16 * 2**30), ("1.5 TB", 1_500_000_000_000), ("0.1GB", 100_000_000),
-     ("512mib", 2**29), ("123456", 123456), ("7B", 7)],
-)  # fmt: skip
-def test_memory_sizes_are_decimal_or_binary_as_their_unit_says(text: str, nbytes: int) -> None:
-    assert nbytes_from_text(text) == nbytes
-
-
-@pytest.mark.parametrize(
-    "text", ["", "GB", "16G", "-1GB", "0", "0.4B", "1e9", "16 GB of RAM", "nan", "9" * 5000, "١٦GB"]
-)
-def test_other_memory_sizes_are_refused(text: str) -> None:
-    with pytest.raises(ParameterError, match="16GiB"):
-        nbytes_from_text(text)
-
-
-@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--seq-len", "0"], "--seq-len is 0"),
         (["--seq-len=-5"], "--seq-len is -5"),
-        (["--seq-len", "9" * 4000], "--seq-len is 9"),
+        (["--seq-len", "9" * 4000], "--seq-len is '999"),
         (["--sessions", "0"], "--sessions is 0"),
         (["--kv-dtype", "q9"], "f32, f16, bf16"),
         (["--memory", "lots"], "--memory is 'lots'"),
@@ -232,11 +219,30 @@ def test_a_name_is_looked_up_among_the_models(gpt_oss: str, capsys: Any, monkeyp
     assert run_json(capsys, "kv", "my-model")["arch"] == "gpt-oss"
 
 
-def test_the_weights_of_an_unfinished_download_are_the_files_size_with_a_note(gpt_oss: str, capsys: Any) -> None:
+def test_the_weights_of_an_unfinished_download_are_the_files_size_with_a_note_first_and_status_1(
+    gpt_oss: str, capsys: Any
+) -> None:
     os.truncate(gpt_oss, os.path.getsize(gpt_oss) - 100)
-    out = run_json(capsys, "kv", gpt_oss)
+    assert main(["kv", gpt_oss, "--json"]) == 1
+    out = json.loads(capsys.readouterr().out)
     assert out["weights_nbytes"] == os.path.getsize(gpt_oss)
     assert "this file alone is counted, by its size" in out["notes"][-1]
+    done = subprocess.run(
+        [sys.executable, "-m", "teachllama", "kv", gpt_oss], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()[:2]
+    assert first.startswith("teachllama kv: weights: this file alone is counted, by its size")
+    assert second.endswith("(gpt-oss)")
+    assert done.stdout.count("this file alone is counted") == 1
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "Q4_0"])
+def test_the_worked_sum_is_in_the_dtype_that_was_asked_for(gpt_oss: str, dtype: str, capsys: Any) -> None:
+    out = run(capsys, "kv", gpt_oss, "--kv-dtype", dtype)
+    assert f"In numbers, 4,096 tokens in {dtype.lower()}:" in out
+    figures = run_json(capsys, "kv", gpt_oss, "--kv-dtype", dtype)["kv"][dtype.lower()]
+    assert f"in all {figures['seq_len_nbytes']:,} bytes" in out
 
 
 def test_a_split_model_is_counted_whole_whatever_its_files_are_called(tmp_path: Path, capsys: Any) -> None:
@@ -259,15 +265,15 @@ def test_a_part_without_the_others_is_named_as_such(tmp_path: Path, capsys: Any)
     os.remove(parts[1])
     with open_gguf(parts[0], alone=True) as first, open_gguf(parts[2], alone=True) as last:
         here = sum(t.nbytes for file in (first, last) for t in file.tensors.values())
-    out = run_json(capsys, "kv", str(parts[0]))
+    out = damaged_json(capsys, "kv", str(parts[0]))
     assert out["weights_nbytes"] == here
     assert "the 2 files that are here are counted, because" in out["notes"][-1]
     assert "part 1 of 3" in out["notes"][-1]
     assert "missing: big-00002-of-00003.gguf" in out["notes"][-1]
     alone = parts[0].rename(tmp_path / "alone.gguf")
-    assert "this file alone is counted, because" in run_json(capsys, "kv", str(alone))["notes"][-1]
+    assert "this file alone is counted, because" in damaged_json(capsys, "kv", str(alone))["notes"][-1]
     os.remove(parts[2])
-    assert "part 1 of 3" in run_json(capsys, "kv", str(alone))["notes"][-1]
+    assert "part 1 of 3" in damaged_json(capsys, "kv", str(alone))["notes"][-1]
     assert main(["inspect", str(alone)]) == 1
     shown = capsys.readouterr()
     assert "llama.block_count" in shown.out
@@ -402,7 +408,16 @@ def test_an_unfinished_download_shows_its_metadata_and_then_the_error(gpt_oss: s
     assert main(["inspect", gpt_oss]) == 1
     printed = capsys.readouterr()
     assert "gpt-oss.block_count" in printed.out
+    assert printed.err.startswith("teachllama inspect: ")
     assert "truncated or damaged" in printed.err
+    done = subprocess.run(
+        [sys.executable, "-m", "teachllama", "inspect", gpt_oss],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert "truncated or damaged" in done.stdout.splitlines()[0]
+    assert done.returncode == 1
     assert "truncated or damaged" in fails(capsys, "inspect", gpt_oss, "--tensors")
     assert run_json(capsys, "inspect", gpt_oss, "--metadata")["version"] == 3
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -240,8 +243,8 @@ def test_the_first_start_compiles_and_says_so_and_the_next_needs_no_compiler(tmp
     first, said = generate(path, folder)
     assert first["backend"] == "numba"
     assert first["warnings"] == []
-    assert "compiling kernels for this processor, once" in said
-    (kept,) = folder.iterdir()
+    assert "one-time kernel compilation" in said
+    (kept,) = folder.glob("*.o")
 
     again, said = generate(path, folder)
     assert again["ids"] == first["ids"]
@@ -256,3 +259,58 @@ def test_the_first_start_compiles_and_says_so_and_the_next_needs_no_compiler(tmp
         assert said == ""
     finally:
         folder.chmod(0o755)
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def compiled_slowly(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO) -> str:
+    """What a compilation of a little over a second says."""
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with cache._Progress():
+        time.sleep(1.4)
+    return stderr.getvalue()
+
+
+def test_compiling_is_two_lines_in_a_log_and_promises_what_it_took_last_time(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = compiled_slowly(monkeypatch, io.StringIO())
+    assert re.fullmatch(r"one-time kernel compilation, for this processor \.\.\.\n.*compilation: \d+ s\n", first)
+    kept = tmp_path / "kernels" / "compile_seconds"
+    assert float(kept.read_text()) >= 1
+    kept.write_text("38.4\n")
+    second = compiled_slowly(monkeypatch, io.StringIO())
+    assert second.splitlines()[0] == "one-time kernel compilation, for this processor, 38 s last time ..."
+    assert float(kept.read_text()) < 38
+
+
+def test_compiling_moves_at_a_terminal_and_says_about_how_long(
+    compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert "of about" not in compiled_slowly(monkeypatch, Screen())
+    (tmp_path / "kernels" / "compile_seconds").write_text("38.4\n")
+    said = compiled_slowly(monkeypatch, Screen())
+    assert "\rone-time kernel compilation: 1 s of about 38 " in said
+    assert said.endswith("\n")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("kept", ["", "soon", "nan", "-3", "1e99", "\xff"])
+def test_a_damaged_note_of_the_last_time_promises_nothing(
+    kept: str, compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "compile_seconds").write_text(kept, encoding="latin-1")
+    assert cache._Progress()._usual_of(tmp_path / "kernels" / "compile_seconds") is None
+
+
+def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    with cache._Progress():
+        pass
+    assert log.getvalue() == ""
+    assert not cache.file().parent.exists()

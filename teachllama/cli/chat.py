@@ -3,104 +3,172 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import json
+import re
 import sys
-from pathlib import Path
 
 from teachllama.chat import FORMATS, Chat
-from teachllama.cli.generate import add_sampling_arguments, params_of, printable, seq_len_of, stream
-from teachllama.errors import ClosedError, TeachLlamaError, TemplateError
-from teachllama.model import load_model
+from teachllama.cli.generate import (
+    NUMBERS,
+    add_sampling_arguments,
+    open_model,
+    params_of,
+    seq_len_of,
+    stream,
+)
+from teachllama.cli.prompt import Stdin, Terminal, reader
+from teachllama.cli.terminal import named_as_options, path_of, printable, visible
+from teachllama.errors import ChatError, ClosedError, ContextFullError, TeachLlamaError, TemplateError
+from teachllama.sampling import SamplingParams
 
-HELP = """/reset        begin again (a system message stays)
+HELP = """/reset        start over (a system message stays)
 /save FILE    write the conversation to a JSON file
-/load FILE    go on with one
-/trim         forget the oldest turns, when the context is full
-/show         the conversation as the model reads it
+/load FILE    continue a saved conversation
+/trim         forget the oldest turns, to make room in the context
+/show         print the conversation as the model reads it
 /quit         leave (so does Ctrl-D)
-Ctrl-C        stop a reply; what was said so far stays"""
+Ctrl-C        stop a reply; what was said so far stays
+Alt-Enter     begin a new line in a message; a pasted block is one message
+A message may begin with a path, such as /etc/hosts. To begin one with a slash and a word, put a space first."""
+EPILOG = f"""\
+{NUMBERS}
+Standard input that is no terminal is read line by line: each line is a message or a command. Lines between two lines of
+three double quotes are one message. Messages typed at a terminal are kept for the arrow keys of the next run, in a file
+that only you can read; --no-history leaves that file alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
+    parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     parser.add_argument("model", help="a .gguf file, or a name that `teachllama models` lists")
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
     parser.add_argument(
-        "--template", metavar="T", help=f"in place of the file's own: a Jinja file, or {', '.join(FORMATS)}"
+        "--template", metavar="T", help=f"instead of the file's own: a Jinja file, or {', '.join(FORMATS)}"
     )
-    parser.add_argument("--load", metavar="FILE", help="go on with a saved conversation")
+    parser.add_argument("--load", metavar="FILE", help="continue a saved conversation")
+    parser.add_argument("--no-history", action="store_true", help="neither read nor write the history of messages")
     add_sampling_arguments(parser, max_new_tokens=1024)
 
 
 def run(args: argparse.Namespace) -> int:
     """Talks until the user leaves."""
-    params = params_of(args)
-    with contextlib.suppress(ImportError):  # Windows has none, and edits lines without it
-        import readline  # noqa: F401  (its import alone gives input() arrow keys and a history)
-    with (
-        load_model(args.model) as model,
-        model.create_session(seq_len=seq_len_of(args, model.config.seq_len), seed=args.seed) as session,
-    ):
-        chat = Chat(session, system=args.system, template=_template(args.template))
-        if args.load:
-            chat.load(args.load)
-        if sys.stdin.isatty():
-            print(f"{printable(model.config.name)}, {session.seq_len} positions of context. /help lists the commands.")
-        while (line := _read()) is not None:
-            try:
-                if line.startswith("/"):
-                    if line.split()[0] in ("/quit", "/exit"):
-                        return 0
-                    print(printable(_command(chat, line)), flush=True)
-                elif line:
-                    stream(chat.say(line, params, max_new_tokens=args.max_new_tokens), lambda: session.stats)
-            except ClosedError:
-                raise
-            except TeachLlamaError as e:
-                print(f"! {printable(str(e))}", file=sys.stderr, flush=True)
-            except KeyboardInterrupt:
-                print()
-    return 0
+    params, template = params_of(args), _template(args.template)
+    with open_model(args.model) as model:
+        if template is None and model.chat_template is None:
+            raise TemplateError(
+                f"the file of {model.config.name!r} has no chat template; it may not be trained for chat. Choose one: "
+                f"--template with {', '.join(FORMATS)}, or a Jinja file"
+            )
+        with model.create_session(seq_len=seq_len_of(args, model.config.seq_len), seed=args.seed) as session:
+            chat = Chat(session, system=args.system, template=template)
+            if args.load:
+                _load(chat, args.load)
+            messages = reader(history=not args.no_history)
+            if isinstance(messages, Terminal):
+                name = printable(model.config.name)
+                print(f"{name}, {session.seq_len:,} positions of context. /help lists the commands.")
+            return _talk(chat, messages, params, args.max_new_tokens)
 
 
-def _read() -> str | None:
-    """The next line; None at the end. Ctrl-C clears the line."""
+def _talk(chat: Chat, messages: Stdin | Terminal, params: SamplingParams, max_new_tokens: int) -> int:
+    """Answers messages and obeys commands until there are no more. Returns the exit status."""
+    at_terminal = isinstance(messages, Terminal)
     while True:
         try:
-            return input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return None
+            if (message := messages.read()) is None:
+                return 0
+            if command := _command_in(message):
+                if command in ("/quit", "/exit"):
+                    return 0
+                print(visible(_obey(chat, command, message.strip()[len(command) :].strip())), flush=True)
+            elif message.strip():
+                reason = _say(chat, message, params, max_new_tokens)
+                if reason == "stopped by you" and not at_terminal:
+                    return 130
+        except ClosedError:
+            raise
+        except TeachLlamaError as e:
+            print(f"! {printable(named_as_options(str(e)))}", file=sys.stderr, flush=True)
         except KeyboardInterrupt:
-            print("\n(Ctrl-D or /quit leaves)", flush=True)
+            if not at_terminal:
+                raise
+            print()
+
+
+def _command_in(message: str) -> str:
+    """The command's name, or "" for a message: `/etc/passwd is ...` is one, and so is all that has several lines."""
+    match = re.match(r"/[A-Za-z?]*(?=\s|$)", message)
+    return match[0].lower() if match and "\n" not in message.strip() else ""
+
+
+def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) -> str:
+    """Says a message and prints the reply. Returns why the reply ended."""
+    if re.search("[\ud800-\udfff]", message):
+        raise ChatError("the message holds bytes that are not UTF-8; it was not sent")
+    try:
+        reply = chat.say(message, params, max_new_tokens=max_new_tokens)
+    except ContextFullError:
+        raise _too_long(chat, [*chat.history, {"role": "user", "content": message}], _advice(chat)) from None
+    reason = stream(reply, lambda: chat.session.stats)
+    if reason == "context full":
+        print(f"! the context is full: {_advice(chat)}", file=sys.stderr, flush=True)
+    return reason
+
+
+def _load(chat: Chat, name: str) -> None:
+    path = path_of(name)
+    try:
+        chat.load(path)
+    except ContextFullError:
+        messages = json.loads(path.read_bytes())["messages"]
+        raise _too_long(chat, messages, f"start with {_larger(chat)}") from None
+
+
+def _too_long(chat: Chat, messages: list[dict[str, str]], advice: str) -> ContextFullError:
+    n, most = len(chat.encode(messages)), chat.session.seq_len
+    return ContextFullError(
+        f"the conversation is {n:,} tokens long, and the context has {most:,} positions, one of them for the reply: "
+        f"{n - most + 1:,} too many. Nothing was changed; {advice}"
+    )
+
+
+def _advice(chat: Chat) -> str:
+    return f"/trim forgets the oldest turns; starting with {_larger(chat)} makes more room"
+
+
+def _larger(chat: Chat) -> str:
+    native = chat.session.model.config.native_seq_len
+    return "a larger --seq-len" + (f" (this model was trained for {native:,})" if chat.session.seq_len < native else "")
 
 
 def _template(spec: str | None) -> str | None:
     if spec is None or spec in FORMATS:
         return spec
     try:
-        return Path(spec).read_text(encoding="utf-8")
+        return path_of(spec).read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise TemplateError(
             f"--template {spec}: neither one of {', '.join(FORMATS)} nor a readable file: {e}"
         ) from None
 
 
-def _command(chat: Chat, line: str) -> str:
-    name, _, rest = line.partition(" ")
-    rest = rest.strip()
+def _obey(chat: Chat, name: str, rest: str) -> str:
+    """Runs a command and returns what there is to say."""
     if name in ("/save", "/load") and not rest:
         return f"{name} needs a file name"
     if name == "/reset":
         chat.reset()
-        return "the conversation begins again"
+        return "the conversation starts over"
     if name == "/save":
-        chat.save(rest)
-        return f"saved {len(chat.history)} messages to {rest}"
+        chat.save(path_of(rest))
+        n = len(chat.history)
+        return f"saved {n} message{'s' * (n != 1)} to {printable(rest)}"
     if name == "/load":
-        chat.load(rest)
-        return f"loaded {len(chat.history)} messages, {chat.session.n_past} tokens"
+        _load(chat, rest)
+        return f"loaded {len(chat.history)} messages, {chat.session.n_past:,} tokens"
     if name == "/trim":
-        return f"forgot the {chat.trim()} oldest messages"
+        n = chat.trim()
+        return f"forgot the {n} oldest message{'s' * (n != 1)}" if n else "nothing to forget: there is room for a reply"
     if name == "/show":
         return chat.render() if chat.history else "nothing was said yet"
-    return HELP if name == "/help" else f"no such command: {name}\n{HELP}"
+    return HELP if name in ("/help", "/?") else f"no such command: {name}\n{HELP}"

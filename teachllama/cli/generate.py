@@ -1,48 +1,61 @@
-"""`teachllama generate`: goes on with a text, streaming, and says how fast it was. Its flags are shared with `chat`."""
+"""`teachllama generate`: continues a text, streaming, and prints how fast it was. Shares its options with `chat`."""
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Callable, Iterator
 
-from teachllama.errors import ParameterError
+from teachllama import hub
+from teachllama.cli.numbers import count_from_text
+from teachllama.cli.terminal import Status, Wrapped, output_width, visible
+from teachllama.cli.warmup import compile_ahead
+from teachllama.errors import ContextFullError, ParameterError
 from teachllama.generate import GenerationStats, Token
-from teachllama.model import load_model
+from teachllama.gguf_file import open_gguf
+from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 
+# option -> (its type; None for a count), default, help
 KNOBS = {
     "temperature": (float, 0.0, "0 takes the likeliest token, 1 the model's own distribution"),
-    "top_k": (int, 0, "keep the K likeliest tokens; 0 keeps all"),
+    "top_k": (None, 0, "keep the K likeliest tokens; 0 keeps all"),
     "top_p": (float, 1.0, "keep the likeliest tokens that together reach P"),
     "min_p": (float, 0.0, "keep tokens at least P times as likely as the likeliest"),
     "repeat_penalty": (float, 1.0, "make tokens of the last 64 less likely; 1 does nothing"),
 }
+NUMBERS = "Numbers may be written 4096, 4,096, 4_096 or 4k (k is 1,024)."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
+    parser.epilog = NUMBERS
     parser.add_argument("model", help="a .gguf file, or a name that `teachllama models` lists")
-    parser.add_argument("prompt", help="the text to go on with; - reads it from standard input")
+    parser.add_argument("prompt", help="the text to continue; - reads it from standard input")
     add_sampling_arguments(parser, max_new_tokens=128)
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
-    """Adds the flags that `generate` and `chat` share."""
+    """Adds the options that `generate` and `chat` share."""
     for name, (kind, default, text) in KNOBS.items():
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind, default=default, help=f"{text} (default: {default})"
+            f"--{name.replace('_', '-')}", type=kind or str, default=default, help=f"{text} (default: {default})"
         )
-    parser.add_argument("--seed", type=int, help="of the random numbers: the same seed, the same text")
-    parser.add_argument("--seq-len", type=int, metavar="N", help="positions (default: the model's own, up to 4096)")
+    parser.add_argument("--seed", type=int, help="of the random numbers: the same seed gives the same text")
+    parser.add_argument("--seq-len", metavar="N", help="context in positions (default: the model's own, up to 4096)")
     parser.add_argument(
-        "--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help="at most (default: %(default)s)"
+        "--max-new-tokens", default=max_new_tokens, metavar="N", help="at most this many tokens (default: %(default)s)"
     )
 
 
 def params_of(args: argparse.Namespace) -> SamplingParams:
-    """The sampling flags; raises `ParameterError` for one out of range."""
+    """The sampling options; raises `ParameterError` for one out of range. Counts in `args` become numbers."""
+    args.max_new_tokens = count_from_text("--max-new-tokens", str(args.max_new_tokens), least=0)
+    args.top_k = count_from_text("--top-k", str(args.top_k), least=0, most=2**31)
+    if args.seq_len is not None:
+        args.seq_len = count_from_text("--seq-len", args.seq_len)
+    if args.seed is not None and args.seed < 0:
+        raise ParameterError(f"--seed is {args.seed}; expected a whole number, 0 or more")
     return SamplingParams(**{name: getattr(args, name) for name in KNOBS})
 
 
@@ -51,37 +64,102 @@ def seq_len_of(args: argparse.Namespace, native: int) -> int:
     return min(native, 4096) if args.seq_len is None else args.seq_len
 
 
-def stream(tokens: Iterator[Token], stats: Callable[[], GenerationStats]) -> None:
-    """Prints a reply as it is made, and its figures on stderr. Ctrl-C ends the reply, not the program."""
-    interrupted = False
+def open_model(name: str) -> Model:
+    """Loads a model by name or path. Kernels that are not compiled yet are compiled first, so that Ctrl-C works."""
+    path = hub.find(name)
+    with open_gguf(path):  # a file that is no model should not wait for the compiler
+        pass
+    compile_ahead()
+    return load_model(path)
+
+
+def stream(tokens: Iterator[Token], stats: Callable[[], GenerationStats], text: str = "", n_prompt: int = 0) -> str:
+    """Prints a reply as it is made, and its figures on stderr. Ctrl-C ends the reply, not the program.
+
+    Args:
+        tokens: the reply.
+        stats: gives its figures at the end.
+        text: what is printed before it.
+        n_prompt: how many tokens are read first, for the line that says so if it takes long; 0 if not known.
+
+    Returns:
+        why it ended: "stopped by you", or the session's `stop_reason`.
+    """
+    interrupted, lines = False, Wrapped(output_width)
+    reading = Status(lambda: f"reading {n_prompt:,} tokens:" if n_prompt else "reading:")
+    _write(lines.feed(visible(text)))
     try:
-        for token in tokens:
-            print(printable(token.piece), end="", flush=True)
+        with reading:
+            for token in tokens:
+                reading.end()
+                _write(lines.feed(visible(token.piece)))
     except KeyboardInterrupt:
         interrupted = True
-    print(flush=True)
+    _write(f"{lines.flush()}\n")
     s = stats()
+    reason = "stopped by you" if interrupted else s.stop_reason
     figures = f"{s.n_prompt} tokens read" + (f" at {s.prefill_tps:.0f}/s" if s.prefill_s else "")
     figures += f", {s.n_generated} written" + (f" at {s.decode_tps:.1f}/s" if s.decode_tps else "")
-    print(f"[{figures}; {'stopped by you' if interrupted else s.stop_reason}]", file=sys.stderr, flush=True)
+    print(f"[{figures}; {reason}]", file=sys.stderr, flush=True)
+    return reason
 
 
-def printable(text: str) -> str:
-    """The text without control characters but newline and tab: a model's output may not command the terminal."""
-    return re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+def _write(text: str) -> None:
+    print(text, end="", flush=True)
+
+
+def decoded(data: bytes, what: str) -> str:
+    """Text from a pipe or a file: UTF-8, or else the encoding of the terminal.
+
+    Raises:
+        ParameterError: it is neither.
+    """
+    for encoding in ("utf-8", getattr(sys.stdin, "encoding", None) or "utf-8"):
+        try:
+            return data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+        except (UnicodeDecodeError, LookupError) as e:
+            error = e
+    at = error.start if isinstance(error, UnicodeDecodeError) else 0
+    raise ParameterError(
+        f"{what} is not UTF-8 text (byte 0x{data[at]:02X} at offset {at:,}). Convert it first, for example with "
+        "`iconv -f latin1 -t utf-8 FILE`, or save the file as UTF-8"
+    )
+
+
+def prompt_of(text: str) -> str:
+    """The prompt that was given on the command line, or standard input for "-".
+
+    Raises:
+        ParameterError: it is empty, or not UTF-8.
+    """
+    if text == "-":
+        buffer = getattr(sys.stdin, "buffer", None)
+        text = decoded(buffer.read(), "standard input") if buffer else sys.stdin.read()
+    else:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            decoded(text.encode("utf-8", "surrogateescape"), "the prompt")  # raises, and says which byte
+    if not text:
+        raise ParameterError("the prompt is empty; give a text to continue")
+    return text
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generates; 0 if it began."""
+    """Generates; 0 if it began, 130 if Ctrl-C ended it."""
     params = params_of(args)
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
-    if not prompt:
-        raise ParameterError("the prompt is empty; give a text to go on with")
-    with (
-        load_model(args.model) as model,
-        model.create_session(seq_len=seq_len_of(args, model.config.seq_len), seed=args.seed) as session,
-    ):
-        tokens = session.generate(prompt, params, max_new_tokens=args.max_new_tokens)
-        print(printable(prompt), end="", flush=True)
-        stream(tokens, lambda: session.stats)
-    return 0
+    prompt = prompt_of(args.prompt)
+    with open_model(args.model) as model:
+        native = model.config.native_seq_len
+        seq_len = seq_len_of(args, model.config.seq_len)
+        ids = model.encode(prompt, add_special=True, parse_special=True)
+        if len(ids) > seq_len:
+            more = f"--seq-len (this model was trained for {native:,})" if seq_len < native else "--seq-len"
+            raise ContextFullError(
+                f"the prompt is {len(ids):,} tokens long and does not fit in a context of {seq_len:,} positions: "
+                f"{len(ids) - seq_len:,} too many. Shorten it, or choose a larger {more}"
+            )
+        with model.create_session(seq_len=seq_len, seed=args.seed) as session:
+            tokens = session.generate(ids, params, max_new_tokens=args.max_new_tokens)
+            reason = stream(tokens, lambda: session.stats, prompt, len(ids))
+    return 130 if reason == "stopped by you" else 0

@@ -9,13 +9,13 @@ import argparse
 import json
 import math
 import os
-import shutil
+import re
 import struct
 import sys
-import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from teachllama.cli.terminal import columns, path_of, printable, width_of
 from teachllama.errors import GGUFError
 from teachllama.gguf_file import GGUFFile, StringArray, TensorInfo, open_gguf
 
@@ -30,11 +30,11 @@ totals {type: {tensors, weights, nbytes}}, weights, tensors_nbytes, bits_per_wei
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `teachllama inspect`."""
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, JSON_HELP
-    parser.add_argument("file", metavar="FILE", help="path of a .gguf file, or the name of a model that is here")
+    parser.add_argument("file", metavar="FILE", help="path of a .gguf file, or the name of a local model")
     parser.add_argument("--metadata", action="store_true", help="only the metadata")
     parser.add_argument("--tensors", action="store_true", help="only the tensors and their totals")
     parser.add_argument("--program", action="store_true", help="the recorded forward pass, and where threads meet")
-    parser.add_argument("--json", action="store_true", help="print JSON, with nothing cut but arrays")
+    parser.add_argument("--json", action="store_true", help="print JSON; only arrays are shortened")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
     problem: GGUFError | None = None
     try:
         file = open_gguf(path, metadata_only=not want_tensors)
-    except GGUFError as e:  # a download under way: its metadata is there already, so show that, and then the error
+    except GGUFError as e:  # a download under way: its metadata may be there already, so show that after the error
         if not want_metadata or args.json:
             raise
         problem, file = e, open_gguf(path, metadata_only=True, alone=True)
+        print(f"teachllama inspect: {printable(str(e))}; only its metadata can be shown", file=sys.stderr, flush=True)
     with file:
         if args.json:
             print(
@@ -61,9 +62,7 @@ def run(args: argparse.Namespace) -> int:
             emit(*_metadata_table(file.metadata, columns()))
         if want_tensors and problem is None:
             emit(*([""] if want_metadata else []), *_tensor_table(file.tensors.values(), columns()))
-    if problem is not None:
-        raise problem
-    return 0
+    return 0 if problem is None else 1
 
 
 def show_program(path: str) -> int:
@@ -85,19 +84,15 @@ def find_file(name: str) -> str:
     """The path of a model file: `name` itself if it looks like a path, else where the model of that name is.
 
     Raises:
-        FetchError: no model of that name is here.
+        FetchError: no model of that name is here, or it is a web address.
     """
+    path = str(path_of(name))
     looks_like_path = name.endswith(".gguf") or os.sep in name or "/" in name
-    if os.path.isfile(name) or (looks_like_path and not name.startswith("hf:")):
-        return name
+    if os.path.isfile(path) or (looks_like_path and not re.match("hf:|[A-Za-z][A-Za-z0-9+.-]*://", name)):
+        return path
     from teachllama import hub  # only a name needs it
 
     return str(hub.find(name))
-
-
-def columns() -> int:
-    """How many characters a line may take: the terminal's width, or 120 when nobody is looking."""
-    return max(60, shutil.get_terminal_size((120, 24)).columns)
 
 
 def emit(*lines: str) -> None:
@@ -105,16 +100,6 @@ def emit(*lines: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     for line in lines:
         print(line.encode(encoding, "backslashreplace").decode(encoding).rstrip())
-
-
-def printable(text: str) -> str:
-    """`text` with control, formatting and undecodable characters escaped: no string of a file may steer a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-
-
-def width_of(text: str) -> int:
-    """Columns that `text` takes in a terminal: wide East Asian characters take two, combining ones none."""
-    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def cut(text: str, width: int) -> str:

@@ -10,13 +10,15 @@ import argparse
 import json
 import os
 import re
+import sys
 import textwrap
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 from teachllama.cli import kv_engines
-from teachllama.cli.inspect import columns, emit, find_file, printable, table
+from teachllama.cli.inspect import emit, find_file, table
+from teachllama.cli.numbers import count_from_text, nbytes_from_text
+from teachllama.cli.terminal import columns, path_of, printable
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
 from teachllama.gguf_file import open_gguf, split_paths
 from teachllama.kv import (
@@ -26,21 +28,16 @@ from teachllama.kv import (
     format_nbytes,
     kv_layout_from_metadata,
     longest_seq_len,
-    positive,
 )
 from teachllama.kv.engines import Model
 from teachllama.kv.explain import Question
 
 SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
-UNITS = (
-    {"": 1, "B": 1}
-    | {f"{p}B": 1000**i for i, p in enumerate("KMGT", 1)}
-    | {f"{p}IB": 1024**i for i, p in enumerate("KMGT", 1)}
-)
-
 EPILOG = (
     """\
-MB, GB, ... are 10^6, 10^9, ... bytes; MiB, GiB, ... are 2^20, 2^30, ...
+Sizes: 16G and 16GB are 16 * 10^9 bytes, 16Gi and 16GiB are 16 * 2^30; also k, M, T, and fractions (1.5T).
+Counts: 32768, 32,768, 32_768 and 32k (k is 1,024) are the same.
+A file that cannot be read whole is answered with a note, and exit status 1.
 
 --json prints one object:
   file, name, arch   the model
@@ -71,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class, parser.epilog = argparse.RawDescriptionHelpFormatter, EPILOG
     add = parser.add_argument
     add("file", metavar="FILE", help="path of a .gguf file, name of a local model, or hf:OWNER/REPO/FILE.gguf")
-    add("--seq-len", type=int, metavar="N", help="context in tokens (default: the model's own)")
+    add("--seq-len", metavar="N", help="context in tokens, such as 4096 or 32k (default: the model's own)")
     add("--kv-dtype", metavar="TYPE", help=f"one of {', '.join(KV_DTYPES)} (default: {', '.join(SHOWN)} side by side)")
-    add("--sessions", type=int, default=1, metavar="K", help="sessions at once, each with its own cache (default: 1)")
-    add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16GB or 16GiB")
+    add("--sessions", default="1", metavar="K", help="sessions at once, each with its own cache (default: 1)")
+    add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16G or 16GiB")
     add("--plot", metavar="PNG", help="draw memory against context into this file (.png, .svg or .pdf)")
     add("--strict", action="store_true", help="refuse what can only be counted with a doubt, with status 1")
     add("--json", action="store_true", help="print JSON")
@@ -83,9 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answers for `args.file`."""
-    seq_len = None if args.seq_len is None else positive("--seq-len", args.seq_len)
-    sessions = positive("--sessions", args.sessions)
+    seq_len = None if args.seq_len is None else count_from_text("--seq-len", args.seq_len)
+    sessions = count_from_text("--sessions", args.sessions)
     memory = None if args.memory is None else nbytes_from_text(args.memory)
+    args.kv_dtype = args.kv_dtype and args.kv_dtype.lower()
     if args.kv_dtype not in (None, *KV_DTYPES):
         raise ParameterError(f"--kv-dtype is {args.kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
     options = kv_engines.options_from(args)
@@ -121,10 +119,15 @@ def run(args: argparse.Namespace) -> int:
     name = metadata.get("general.name")
     name = name if isinstance(name, str) and name else os.path.basename(path)
     answer = {"file": path, "name": name, "arch": layout.arch, **answer, "notes": [*layout.notes, *notes]}
+    damage = [note for note in answer["notes"] if isinstance(note, Damage)]
+    for note in damage:
+        print(f"teachllama kv: {printable(note)}", file=sys.stderr, flush=True)
     if args.plot is not None:
         from teachllama.show.kv_plot import save_kv_plot  # loads matplotlib
 
-        save_kv_plot(args.plot, layout, printable(name), weights=weights, memory=memory, sessions=sessions)
+        save_kv_plot(
+            str(path_of(args.plot)), layout, printable(name), weights=weights, memory=memory, sessions=sessions
+        )
     if args.json:
         emit(json.dumps(answer, indent=1))
     else:
@@ -135,8 +138,8 @@ def run(args: argparse.Namespace) -> int:
         if question is not None:
             emit("", *kv_engines.explain_report(answer["explain"], args.explain, question, width))
     if args.plot is not None and not args.json:
-        emit(f"plot written to {args.plot}")
-    return 0
+        emit(f"plot written to {printable(args.plot)}")
+    return 1 if damage else 0
 
 
 def _read(name: str) -> tuple[str, dict[str, Any], int, list[str], list[str]]:
@@ -156,15 +159,8 @@ def _read(name: str) -> tuple[str, dict[str, Any], int, list[str], list[str]]:
     return path, metadata, weights, list(doubts), doubts
 
 
-def nbytes_from_text(text: str, option: str = "--memory") -> int:
-    """Bytes from '16GB' (16 * 10^9), '16GiB' (16 * 2^30), '1.5 TB' or '123456789'; ParameterError otherwise."""
-    match = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{1,9})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = UNITS.get(match[2].upper()) if match else None
-    if match is None or unit is None or (nbytes := int(Fraction(match[1]) * unit)) < 1:
-        raise ParameterError(
-            f"{option} is {text!r}; expected a size such as 16GB (16 * 10^9 bytes) or 16GiB (16 * 2^30)"
-        )
-    return nbytes
+class Damage(str):
+    """A note on a file that cannot be read whole. It is printed first, and the exit status is 1."""
 
 
 def weights_nbytes(path: str) -> tuple[int, list[str]]:
@@ -184,7 +180,7 @@ def weights_nbytes(path: str) -> tuple[int, list[str]]:
             total, exact = total + os.path.getsize(p), False
     counted = f"the {len(paths)} files that are here are" if len(paths) > 1 else "this file alone is"
     counted += " counted" if exact else " counted by size" if len(paths) > 1 else " counted, by its size"
-    return total, [f"weights: {counted}, because the model cannot be read whole: {problem}"]
+    return total, [Damage(f"weights: {counted}, because the model cannot be read whole: {problem}")]
 
 
 def kv_answer(
@@ -248,7 +244,11 @@ def _report(layout: KVLayout, answer: Mapping[str, Any], metadata: Mapping[str, 
     weights = _size(answer["weights_nbytes"])
     lines += ["", *textwrap.wrap(_fixed_and_growing(layout, answer), width)]
     lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9. Scratch memory for computing comes on top."]
-    lines += (textwrap.fill(f"Note: {printable(note)}.", width, subsequent_indent="  ") for note in answer["notes"])
+    lines += (
+        textwrap.fill(f"Note: {printable(note)}.", width, subsequent_indent="  ")
+        for note in answer["notes"]
+        if not isinstance(note, Damage)
+    )
     return "\n".join(lines)
 
 

@@ -7,7 +7,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from teachllama.cli.inspect import printable, table
+from teachllama.cli.inspect import table
+from teachllama.cli.numbers import count_from_text
+from teachllama.cli.terminal import printable
 from teachllama.errors import ParameterError
 from teachllama.kv import KV_DTYPES, engines, format_nbytes
 from teachllama.kv.explain import Explanation, Question, as_seq_len, explain
@@ -37,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--unified", action="store_true", help="llama.cpp: --kv-unified, one buffer of cells for all sequences")
     add("--swa-full", action="store_true", help="llama.cpp: --swa-full, windows keep every position")
     add("--no-flash-attn", action="store_true", help="llama.cpp: --flash-attn off")
-    add("--ubatch", type=int, metavar="N", help="llama.cpp: --ubatch-size (default: 512)")
+    add("--ubatch", metavar="N", help="llama.cpp: --ubatch-size (default: 512)")
     add("--v-dtype", metavar="TYPE", help="llama.cpp: --cache-type-v (default: that of K)")
-    add("--block-size", type=int, metavar="N", help="vllm: tokens per block (default: 16)")
+    add("--block-size", metavar="N", help="vllm: tokens per block (default: 16)")
     add("--gpu-memory-utilization", type=float, metavar="X", help="vllm: its share of --memory (default: 0.9)")
     add = parser.add_argument_group("somebody else's number").add_argument
     add("--explain", metavar="NUMBER", help="which mistake or engine's rule gives this size, such as '15 GB' or 288MiB")
@@ -67,7 +69,7 @@ def options_from(args: argparse.Namespace) -> Any:
     if args.engine == "llama.cpp":
         if args.v_dtype not in (None, *KV_DTYPES):
             raise ParameterError(f"--v-dtype is {args.v_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
-        ubatch = 512 if args.ubatch is None else args.ubatch
+        ubatch = 512 if args.ubatch is None else count_from_text("--ubatch", args.ubatch)
         return engines.LlamaCpp(
             args.unified, args.swa_full, max(2048, ubatch), ubatch, not args.no_flash_attn, args.v_dtype
         )
@@ -75,7 +77,7 @@ def options_from(args: argparse.Namespace) -> Any:
         share = 0.9 if args.gpu_memory_utilization is None else args.gpu_memory_utilization
         if not 0 < share <= 1:
             raise ParameterError(f"--gpu-memory-utilization is {share}; expected more than 0, and at most 1")
-        return engines.Vllm(16 if args.block_size is None else args.block_size, share)
+        return engines.Vllm(16 if args.block_size is None else count_from_text("--block-size", args.block_size), share)
     return None
 
 

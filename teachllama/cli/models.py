@@ -1,4 +1,4 @@
-"""`teachllama models`: the model files that are here, and those that could be."""
+"""`teachllama models`: local model files, and those that can be downloaded."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from teachllama import hub
+from teachllama.cli.terminal import printable, width_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,21 +14,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Prints three tables."""
     root, models = hub.cache_dir(), hub.list_models()
     shipped = [(m.name, f"{m.nbytes / 1e6:,.1f} MB", m.licence) for m in models if m.state == "shipped"]
     print("Shipped with teachllama:")
-    print(_table(("name", "size", "licence"), shipped) if shipped else "  none is left; reinstall the package")
+    print(_table(("name", "size", "licence"), shipped) if shipped else "  none is left: reinstall the package")
     here = [
         (m.name, f"{m.nbytes / 1e6:,.1f} MB", m.state, m.licence, str(m.path.relative_to(root)))
         for m in models
         if m.path and m.path.is_relative_to(root)
     ]
-    print(f"\nModels in {root}:")
+    print(f"\nModels in {printable(str(root))}:")
     print(_table(("name", "size", "checksum", "licence", "file"), here) if here else "  none yet")
     fetchable = [row[0] for row in here if row[0] in hub.KNOWN or row[0].startswith("hf:")]
     if doubtful := [m.name for m in models if m.name in fetchable and m.state != "verified"]:
-        print(f"  `teachllama fetch {doubtful[0]}` verifies that file, and replaces it if it is damaged.")
-    print("\nCould be fetched:")
+        print(f"  `teachllama fetch {printable(doubtful[0])}` verifies that file, and replaces it if it is damaged.")
+    print("\nCan be downloaded:")
     rest = [
         (f"teachllama fetch {m.name}", f"{m.nbytes / 1e6:,.1f} MB", m.licence)
         for m in models
@@ -39,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+    cells = [heads, *(tuple(map(printable, row)) for row in rows)]  # a file's name may hold anything
+    widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(row, widths, strict=True))
+        for row in cells
+    ]
     return "\n".join(f"  {line}".rstrip() for line in lines)

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
 import os
 import re
+import socket
 import sys
+import tempfile
+import threading
 import time
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from teachllama import hub
+from teachllama.cli.numbers import count_from_text
+from teachllama.cli.terminal import COLOURS, Status, path_of, printable, visible, width_of
 from teachllama.errors import TeachLlamaError
+
+INTENDED = "(intended) "  # before an error that a cell is there to show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--html", metavar="FILE", help="where to write the page (default: out/NAME.html)")
     parser.add_argument(
-        "--timeout", type=int, default=600, metavar="SECONDS", help="the most one cell may take (default: 600)"
+        "--timeout", default="600", metavar="SECONDS", help="the longest one cell may take (default: 600)"
     )
 
 
@@ -33,14 +42,14 @@ def notebooks_folder() -> Path:
     for folder in (package / "notebooks", package.parent / "notebooks"):
         if folder.is_dir():
             return folder
-    raise TeachLlamaError(f"the course's notebooks are not beside {package}; give a notebook's path")
+    raise TeachLlamaError(f"the course's notebooks are not next to {package}; give a notebook's path")
 
 
 def find_notebook(spec: str) -> Path:
     """The path of a notebook, from its number or its path."""
     if spec.endswith(".ipynb"):
-        if Path(spec).is_file():
-            return Path(spec)
+        if (path := path_of(spec)).is_file():
+            return path
         raise TeachLlamaError(f"{spec}: no such notebook")
     folder = notebooks_folder()
     found = sorted(folder.glob(f"{spec.zfill(2)}_*.ipynb")) if re.fullmatch(r"\d{1,2}", spec) else []
@@ -51,37 +60,126 @@ def find_notebook(spec: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Executes the notebook; 0 if every cell ran, 1 if one failed."""
+    """Executes the notebook and writes its page; 0 if every cell ran, 1 if one failed, 130 after Ctrl-C."""
     try:
         import nbformat
-        from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError
+        from nbclient.exceptions import CellControlSignal, DeadKernelError
         from nbconvert import HTMLExporter
     except ImportError as e:
         raise TeachLlamaError(f'running notebooks needs {e.name}: pip install "teachllama[lab]"') from None
     path = find_notebook(args.notebook)
+    timeout_s = count_from_text("--timeout", args.timeout)
     model = hub.find(args.model or os.environ.get("TEACHLLAMA_MODEL") or "smollm2-135m")
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(
-        notebook,
-        timeout=args.timeout,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(path.parent)}},
-        on_cell_executed=lambda cell, cell_index, execute_reply: _show(cell),
-        on_cell_start=lambda cell, cell_index: _show_headings(cell),
-    )
-    started, failure = time.perf_counter(), None
+    for cell in notebook.cells:
+        if cell.cell_type == "code":  # what is on the page was computed now, or isn't there
+            cell.outputs, cell.execution_count = [], None
+    started, failure = time.perf_counter(), ""
+    execution = _Execution(notebook, path, timeout_s, {**os.environ, "TEACHLLAMA_MODEL": str(model.absolute())})
     try:
-        client.execute(env={**os.environ, "TEACHLLAMA_MODEL": str(model.absolute())})
-    except CellExecutionError as e:
-        failure = e
-    html = Path(args.html or f"out/{path.stem}.html")
+        print(f"running {printable(path.name)} with {printable(model.name)}", flush=True)
+        execution.wait()
+    except KeyboardInterrupt:  # before or after the time in which `wait` sees to it
+        execution.stopped = True
+    except DeadKernelError:
+        failure = f"the Python that runs the cells died in cell {execution.cell}: it may have run out of memory"
+    except (CellControlSignal, TimeoutError) as e:
+        slow = isinstance(e, TimeoutError)
+        failure = (
+            f"cell {execution.cell} ran longer than {timeout_s:,} s (--timeout)" if slow else f"a cell failed:\n{e}"
+        )
+    html = path_of(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(_with_alt_text(HTMLExporter().from_notebook_node(notebook)[0], notebook), encoding="utf-8")
-    print(f"\n{path.name}: {time.perf_counter() - started:.0f} s{_peak()}; the page is {html}")
-    if failure is not None:
-        print(f"teachllama run: a cell failed:\n{failure}", file=sys.stderr)
+    shown = printable(str(html))
+    if execution.stopped:
+        where = f"in cell {execution.cell} of {len(notebook.cells)}" if execution.cell else "before the first cell"
+        print(f"\nstopped {where}; the page with the cells run so far is {shown}", file=sys.stderr)
+        return 130
+    print(f"\n{printable(path.name)}: {time.perf_counter() - started:.0f} s{_peak()}; the page is {shown}")
+    if failure:
+        print(f"teachllama run: {visible(COLOURS.sub('', failure))}", file=sys.stderr)
     return 1 if failure else 0
+
+
+class _Stopped(Exception):
+    """Ctrl-C was pressed."""
+
+
+class _Execution:
+    """A notebook that is executed in a thread, so that this one can see Ctrl-C and end it in order.
+
+    Ctrl-C interrupts the cell that runs, as Jupyter's stop button does, and no further cell is begun. Pressed again,
+    it ends the Python that runs the cells.
+    """
+
+    def __init__(self, notebook: Any, path: Path, timeout_s: int, environment: dict[str, str]):
+        from nbclient import NotebookClient
+
+        self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was begun
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+        self._environment = environment
+        self._status = Status(
+            lambda: f"cell {self.cell} of {len(notebook.cells)}:" if self.cell else "starting Python:"
+        )
+        self._client = NotebookClient(
+            notebook,
+            timeout=timeout_s,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(path.parent)}},
+            on_cell_start=self._begin,
+            on_cell_executed=self._end,
+        )
+
+    def wait(self) -> None:
+        """Executes the notebook. Raises what nbclient raises; returns after Ctrl-C, when the kernel has ended."""
+        worker = threading.Thread(target=self._execute, daemon=True)
+        with self._status:
+            worker.start()
+            while not self._done.is_set():  # join(), if it is interrupted, may take a thread for ended that is not
+                try:
+                    self._done.wait(0.2)
+                except KeyboardInterrupt:
+                    self._stop()
+        if self._error is not None and not self.stopped:
+            raise self._error
+
+    def _execute(self) -> None:
+        try:
+            with tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder:
+                manager = self._client.create_kernel_manager()
+                if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # such addresses are short
+                    manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
+                self._client.execute(env=self._environment, cleanup_kc=True)
+        except BaseException as e:
+            self._error = e
+        self._done.set()
+
+    def _stop(self) -> None:
+        again, self.stopped = self.stopped, True
+        if self._loop is None:  # the kernel is only starting: the first cell will not begin
+            return
+        manager: Any = self._client.km
+        with contextlib.suppress(RuntimeError):  # the loop has just ended
+            asyncio.run_coroutine_threadsafe(
+                manager.shutdown_kernel(now=True) if again else manager.interrupt_kernel(), self._loop
+            )
+
+    def _begin(self, cell: Any, cell_index: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        if self.stopped:
+            raise _Stopped
+        self.cell = cell_index + 1
+        self._status.restart()
+        _show_headings(cell)
+
+    def _end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
+        self._status.restart()
+        _show(cell)
+        if self.stopped:
+            raise _Stopped
 
 
 def _with_alt_text(page: str, notebook: Any) -> str:
@@ -107,17 +205,29 @@ def _show_headings(cell: Any) -> None:
     if cell.cell_type == "markdown":
         for line in cell.source.splitlines():
             if re.match(r"#{1,2} ", line):
-                print(f"\n{line.lstrip('# ')}\n{'=' * len(line.lstrip('# '))}", flush=True)
+                heading = printable(line.lstrip("# "))
+                print(f"\n{heading}\n{'=' * width_of(heading)}", flush=True)
 
 
 def _show(cell: Any) -> None:
-    for output in cell.get("outputs", ()):
+    """Prints a cell's outputs. Errors that the cell is meant to show, and did not fail with, are marked as such."""
+    outputs = cell.get("outputs", ())
+    meant = "raises-exception" in cell.metadata.get("tags", ())
+    failed = not meant and any(output.output_type == "error" for output in outputs)
+    for output in outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
-            print(output.text, end="", flush=True)
+            text = _as_shown(output.text)
+            print(text if failed else re.sub(r"^(?=\w+Error:)", INTENDED, text, flags=re.M), end="", flush=True)
         elif output.output_type == "error":
-            print(f"{output.ename}: {output.evalue}", flush=True)
+            print(visible(f"{INTENDED * meant}{output.ename}: {output.evalue}"), flush=True)
         elif "image/png" in data:
             print("(a picture: see the page)", flush=True)
         elif "text/plain" in data:
-            print(data["text/plain"], flush=True)
+            print(_as_shown(data["text/plain"]), flush=True)
+
+
+def _as_shown(text: str) -> str:
+    """A stream's text without colours; of a line that was written over, such as a progress bar, the last state."""
+    lines = COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
+    return visible("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))

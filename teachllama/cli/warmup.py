@@ -1,9 +1,24 @@
-"""`teachllama warmup`: compiles the kernels ahead, so that no first cell of a notebook has to wait for it."""
+"""`teachllama warmup`: precompiles the kernels, so that no first cell of a notebook has to wait for it."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
+
+from teachllama.cli.terminal import printable
+
+# In a process of its own: a compiler that runs for half a minute does not always notice Ctrl-C; a process can be ended.
+COMPILE = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from teachllama.kernels import machine_code
+machine_code.serve()
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -11,13 +26,50 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from teachllama.kernels import machine_code as cache
+    """Compiles the kernels if that was not done before."""
+    from teachllama.kernels import machine_code
 
-    path = cache.file()
-    if cache.is_warm():
-        print(f"compiled kernels for this processor are there: {path}")
+    path = printable(str(machine_code.file()))
+    if machine_code.is_warm():
+        print(f"the kernels for this processor are compiled already: {path}")
         return 0
     started = time.perf_counter()
-    cache.serve()
+    compile_ahead()
+    machine_code.serve()
     print(f"kernels compiled in {time.perf_counter() - started:.0f} s: {path}")
     return 0
+
+
+def compile_ahead() -> None:
+    """Compiles the kernels in a process that Ctrl-C ends at once, if they are not compiled yet.
+
+    Does nothing without Numba, or where compiled kernels cannot be kept: then loading a model compiles them.
+    """
+    try:
+        from teachllama.kernels import machine_code
+    except ImportError:
+        return
+    folder = machine_code.file().parent
+    if machine_code.is_warm() or not _can_write(folder):
+        return
+    sys.stdout.flush()
+    environment = {**os.environ, "TEACHLLAMA_KERNEL_CACHE": str(folder)}
+    command = [sys.executable, "-c", COMPILE, json.dumps(sys.path)]
+    # Apart from this process's group, so that Ctrl-C reaches this process alone, which then ends the other.
+    apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
+    subprocess.run(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=not apart,
+        creationflags=apart,
+        check=False,
+    )
+
+
+def _can_write(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

@@ -1,4 +1,4 @@
-"""Compiles the kernels once a machine, and keeps the machine code in the user's cache folder.
+"""Compiles the kernels once per machine, and keeps the machine code in the user's cache folder.
 
 The file's name is made of the kernels' sources, the processor, and the versions of Numba and llvmlite: after a change
 of any of them the kernels are compiled anew, and another processor's code is never run. Its first 32 bytes are a
@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import llvmlite.binding as llvm
-import platformdirs
 
+from teachllama.folders import user_cache_dir
 from teachllama.kernels import symbols
 
 SYMBOL = "teachllama_serve"
@@ -40,7 +40,7 @@ def file() -> Path:
     parts += [p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     folder = os.environ.get("TEACHLLAMA_KERNEL_CACHE")
-    return (Path(folder) if folder else platformdirs.user_cache_path("teachllama") / "kernels") / f"{name}.o"
+    return (Path(folder) if folder else user_cache_dir() / "kernels") / f"{name}.o"
 
 
 def is_warm() -> bool:
@@ -49,7 +49,7 @@ def is_warm() -> bool:
 
 
 def serve() -> Serve:
-    """The compiled `run.serve`: from the cache, or compiled now, which takes about twenty seconds and says so."""
+    """The compiled `run.serve`: from the cache, or compiled now, which takes a while and says so."""
     global _serve
     with _lock:
         if _serve is None:
@@ -202,20 +202,54 @@ if hasattr(os, "register_at_fork"):
 
 
 class _Progress:
-    """Says on stderr that something long is going on, and for how long."""
+    """Says on stderr that kernels are compiled, and for how long: a moving line at a terminal, two lines elsewhere.
+
+    How long it took is kept next to the kernels, so that the next compilation on this machine can say how long it will
+    take. No figure is promised before.
+    """
+
+    TEXT = "one-time kernel compilation"
 
     def __enter__(self) -> None:
         self._done, self._started = threading.Event(), time.perf_counter()
+        self._moves = sys.stderr is not None and sys.stderr.isatty()
+        self._kept = file().parent / "compile_seconds"
+        self._usual = self._usual_of(self._kept)
         self._thread = threading.Thread(target=self._show, daemon=True)
         self._thread.start()
 
-    def _show(self) -> None:
-        while not self._done.wait(1):
-            seconds = time.perf_counter() - self._started
-            print(f"\rcompiling kernels for this processor, once: {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+    @staticmethod
+    def _usual_of(path: Path) -> float | None:
+        try:
+            seconds = float(path.read_text(encoding="ascii")[:20])
+        except (OSError, ValueError):
+            return None
+        return seconds if 1 <= seconds < 10_000 else None
 
-    def __exit__(self, *exc: object) -> None:
+    def _show(self) -> None:
+        about = f", {self._usual:.0f} s last time" if self._usual else ""
+        while not self._done.wait(1):
+            if not self._moves:
+                _tell(f"{self.TEXT}, for this processor{about} ...\n")
+                return
+            seconds = time.perf_counter() - self._started
+            left = f" of about {max(self._usual, seconds):.0f}" if self._usual else ""
+            _tell(f"\r{self.TEXT}: {seconds:.0f} s{left} ")
+
+    def __exit__(self, kind: object, *rest: object) -> None:
+        seconds = time.perf_counter() - self._started
         self._done.set()
         self._thread.join()
-        if time.perf_counter() - self._started > 1:
-            print(file=sys.stderr)
+        if seconds > 1:
+            _tell(("\r" if self._moves else "") + f"{self.TEXT}: {seconds:.0f} s{' ' * 20 * self._moves}\n")
+            if kind is None:
+                try:
+                    self._kept.parent.mkdir(parents=True, exist_ok=True)
+                    self._kept.write_text(f"{seconds:.1f}\n", encoding="ascii")
+                except OSError:  # then the next time is not foretold
+                    pass
+
+
+def _tell(text: str) -> None:
+    if sys.stderr is not None:  # None under pythonw
+        print(text, end="", file=sys.stderr, flush=True)
