@@ -87,15 +87,16 @@ def stream(tokens: Iterator[Token], stats: Callable[[], GenerationStats], text: 
     """
     interrupted, lines = False, Wrapped(output_width)
     reading = Status(lambda: f"reading {n_prompt:,} tokens:" if n_prompt else "reading:")
-    _write(lines.feed(visible(text)))
+    before = visible(text)  # written with the first token: until then the line may say what is being read
     try:
         with reading:
             for token in tokens:
                 reading.end()
-                _write(lines.feed(visible(token.piece)))
+                _write(lines.feed(before + visible(token.piece)))
+                before = ""
     except KeyboardInterrupt:
         interrupted = True
-    _write(f"{lines.flush()}\n")
+    _write(f"{lines.feed(before)}{lines.flush()}\n")
     s = stats()
     reason = "stopped by you" if interrupted else s.stop_reason
     figures = f"{s.n_prompt} tokens read" + (f" at {s.prefill_tps:.0f}/s" if s.prefill_s else "")

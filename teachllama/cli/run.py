@@ -214,20 +214,29 @@ def _show(cell: Any) -> None:
     outputs = cell.get("outputs", ())
     meant = "raises-exception" in cell.metadata.get("tags", ())
     failed = not meant and any(output.output_type == "error" for output in outputs)
+    shown = ""
     for output in outputs:
         data = output.get("data", {})
         if output.output_type == "stream":
             text = _as_shown(output.text)
-            print(text if failed else re.sub(r"^(?=\w+Error:)", INTENDED, text, flags=re.M), end="", flush=True)
-        elif output.output_type == "error":
-            print(visible(f"{INTENDED * meant}{output.ename}: {output.evalue}"), flush=True)
+            shown += text if failed else re.sub(r"^(?=\w+Error:)", INTENDED, text, flags=re.M)
+            continue
+        shown = _line_ended(shown)
+        if output.output_type == "error":
+            shown += visible(f"{INTENDED * meant}{output.ename}: {output.evalue}\n")
         elif "image/png" in data:
-            print("(a picture: see the page)", flush=True)
+            shown += "(a picture: see the page)\n"
         elif "text/plain" in data:
-            print(_as_shown(data["text/plain"]), flush=True)
+            shown += _as_shown(data["text/plain"]) + "\n"
+    print(_line_ended(shown), end="", flush=True)
 
 
 def _as_shown(text: str) -> str:
     """A stream's text without colours; of a line that was written over, such as a progress bar, the last state."""
     lines = COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
     return visible("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
+
+
+def _line_ended(text: str) -> str:
+    """The text, with its last line ended: a status line may be written next."""
+    return text if text.endswith("\n") or not text else f"{text}\n"
