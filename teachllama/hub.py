@@ -388,7 +388,9 @@ def _bar(total: int, label: str, progress: bool) -> tqdm[Any]:
 
 def _has_bars() -> bool:
     """Whether a bar can move where stderr goes. Elsewhere, as in a log file, it would be a thousand lines."""
-    return "ipykernel" in sys.modules or (sys.stderr is not None and sys.stderr.isatty())
+    ipython = sys.modules.get("IPython")
+    in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+    return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def _announce(spec: str, nbytes: int, progress: bool) -> None:

