@@ -10,7 +10,6 @@ from enum import IntEnum
 import numpy as np
 
 WIDTH = 32  # tokens of a tile
-ROWS = 8  # rows of weights whose sums are held in registers at a time: 8 * 32 float32 are half of AVX-512's
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
 CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends

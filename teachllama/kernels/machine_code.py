@@ -25,6 +25,7 @@ import llvmlite.binding as llvm
 
 from teachllama.folders import user_cache_dir
 from teachllama.kernels import symbols
+from teachllama.kernels.shapes import shape_for, with_shape
 
 SYMBOL = "teachllama_serve"
 Serve = Callable[[int, int, int, int], int]
@@ -35,7 +36,7 @@ _lock = threading.RLock()
 
 def file() -> Path:
     """Where this machine's compiled kernels are kept. TEACHLLAMA_KERNEL_CACHE names another folder."""
-    parts = [llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten(), platform.machine(), sys.platform]
+    parts = [*_processor(), platform.machine(), sys.platform]
     parts += [importlib.metadata.version(package) for package in ("numba", "llvmlite")]
     parts += [p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
@@ -136,7 +137,7 @@ def llvm_ir() -> str:
 def optimized(ir: str, machine: Any) -> Any:
     """LLVM's text -> a module, optimized for a machine."""
     _initialize()
-    module = llvm.parse_assembly(ir)
+    module = llvm.parse_assembly(with_shape(ir, shape_for(machine)))
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_vectorization = options.slp_vectorization = True
     builder = llvm.create_pass_builder(machine, options)
@@ -149,9 +150,15 @@ def object_code(ir: str, machine: Any) -> bytes:
     return machine.emit_object(optimized(ir, machine))
 
 
+def _processor() -> tuple[str, str]:
+    """The processor to compile for and its features: this one, or what TEACHLLAMA_KERNEL_CPU names, as LLVM does."""
+    named = os.environ.get("TEACHLLAMA_KERNEL_CPU")
+    return (named, "") if named else (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+
+
 def host_machine() -> Any:
-    """This processor, with all it can do."""
-    return machine_of(llvm.get_default_triple(), llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    """This processor, with all it can do, or the one that TEACHLLAMA_KERNEL_CPU names."""
+    return machine_of(llvm.get_default_triple(), *_processor())
 
 
 def machine_of(triple: str, cpu: str, features: str = "") -> Any:

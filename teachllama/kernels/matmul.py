@@ -13,70 +13,54 @@ from typing import Any
 
 from teachllama.kernels.blocks import unpack
 from teachllama.kernels.elementwise import add_bias_tile
-from teachllama.kernels.fields import DEPTH, PANEL, ROWS, WIDTH
+from teachllama.kernels.fields import DEPTH, PANEL, WIDTH
+from teachllama.kernels.shapes import FOUR_BY_8, SIX_BY_16
 from teachllama.kernels.simd import (
-    f32_at,
-    fma_scalar,
+    add_products,
+    add_stored,
     jit,
-    lanes,
-    load_like,
-    store,
-    zeros16,
-    zeros32,
+    load_row,
+    n_lanes,
+    n_rows,
+    store_rows,
+    tile_shape,
+    zeros_1x8,
+    zeros_1x16,
+    zeros_1x32,
+    zeros_4x8,
+    zeros_6x16,
+    zeros_8x16,
+    zeros_8x32,
 )  # fmt: skip
 
 
 @jit
-def _eight_rows(w: int, row_step: int, k_step: int, x: int, n: int, out: int, add: bool, like: Any) -> None:
-    """out[r] (+)= sum over k < n of w[r, k] * x[k], for 8 rows r; x and out are (., width), w any steps in bytes."""
-    width = 4 * lanes(like)
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = like
-    w4 = w + 4 * row_step
+def _some_rows(
+    w: int, row_step: int, k_step: int, x: int, x_step: int, n: int, out: int, out_step: int, add: bool, sums: Any
+) -> None:
+    """out[r] (+)= sum over k < n of w[r, k] * x[k], for as many rows r and lanes of x as `sums`, zeros, has."""
     for k in range(n):
-        v, at, at4 = load_like(x + k * width, like), w + k * k_step, w4 + k * k_step
-        a0 = fma_scalar(f32_at(at), v, a0)
-        a1 = fma_scalar(f32_at(at + row_step), v, a1)
-        a2 = fma_scalar(f32_at(at + 2 * row_step), v, a2)
-        a3 = fma_scalar(f32_at(at + 3 * row_step), v, a3)
-        a4 = fma_scalar(f32_at(at4), v, a4)
-        a5 = fma_scalar(f32_at(at4 + row_step), v, a5)
-        a6 = fma_scalar(f32_at(at4 + 2 * row_step), v, a6)
-        a7 = fma_scalar(f32_at(at4 + 3 * row_step), v, a7)
+        sums = add_products(sums, w + k * k_step, row_step, load_row(x + k * x_step, sums))
     if add:
-        a0, a1 = a0 + load_like(out, like), a1 + load_like(out + width, like)
-        a2, a3 = a2 + load_like(out + 2 * width, like), a3 + load_like(out + 3 * width, like)
-        a4, a5 = a4 + load_like(out + 4 * width, like), a5 + load_like(out + 5 * width, like)
-        a6, a7 = a6 + load_like(out + 6 * width, like), a7 + load_like(out + 7 * width, like)
-    store(out, a0)
-    store(out + width, a1)
-    store(out + 2 * width, a2)
-    store(out + 3 * width, a3)
-    store(out + 4 * width, a4)
-    store(out + 5 * width, a5)
-    store(out + 6 * width, a6)
-    store(out + 7 * width, a7)
-
-
-@jit
-def _one_row(w: int, k_step: int, x: int, n: int, out: int, add: bool, like: Any) -> None:
-    width = 4 * lanes(like)
-    a = like
-    for k in range(n):
-        a = fma_scalar(f32_at(w + k * k_step), load_like(x + k * width, like), a)
-    store(out, a + load_like(out, like) if add else a)
+        sums = add_stored(sums, out, out_step)
+    store_rows(sums, out, out_step)
 
 
 @jit
 def _rows(
-    w: int, row_step: int, k_step: int, rows: int, x: int, n: int, out: int, add: bool, width: int, like: Any
-) -> None:
-    r = 0
-    while r + ROWS <= rows:
-        _eight_rows(w + r * row_step, row_step, k_step, x, n, out + 4 * width * r, add, like)
-        r += ROWS
-    while r < rows:
-        _one_row(w + r * row_step, k_step, x, n, out + 4 * width * r, add, like)
-        r += 1
+    w: int, row_step: int, k_step: int, rows: int, x: int, n: int, out: int, add: bool, width: int, zeros: Any,
+    one: Any,
+) -> None:  # fmt: skip
+    """All rows, as many at a time as `zeros` has and the last ones alone, for as many of the tile's lanes at a time."""
+    step, many = 4 * width, n_rows(zeros)
+    for lane in range(0, step, 4 * n_lanes(zeros)):
+        r = 0
+        while r + many <= rows:
+            _some_rows(w + r * row_step, row_step, k_step, x + lane, step, n, out + r * step + lane, step, add, zeros)
+            r += many
+        while r < rows:
+            _some_rows(w + r * row_step, row_step, k_step, x + lane, step, n, out + r * step + lane, step, add, one)
+            r += 1
 
 
 @jit
@@ -88,12 +72,17 @@ def multiply_tile(
     Sums are made DEPTH products at a time, and those added: a long sum in one register would lose digits, and a part of
     x of this depth stays in the first-level cache for all rows.
     """
+    shape = tile_shape()
     for k in range(0, n, DEPTH):
         to_add, deep, at, x_at = add or k > 0, min(DEPTH, n - k), w + k * k_step, x + 4 * width * k
-        if width == WIDTH:
-            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, WIDTH, zeros32())
+        if shape == SIX_BY_16:
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, width, zeros_6x16(), zeros_1x16())
+        elif shape == FOUR_BY_8:
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, width, zeros_4x8(), zeros_1x8())
+        elif width == WIDTH:
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, width, zeros_8x32(), zeros_1x32())
         else:
-            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, 16, zeros16())
+            _rows(at, row_step, k_step, rows, x_at, deep, out, to_add, width, zeros_8x16(), zeros_1x16())
 
 
 @jit

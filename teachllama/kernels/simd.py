@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,21 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, kind, ir.VectorType(kind.element, kind.lanes))
 
 
-F32x16, F32x32 = VectorType("F32", _F32, 16), VectorType("F32", _F32, 32)
+class RowsType(types.Type):
+    """Several vectors of one type: the sums of some rows of weights, held in registers."""
+
+    def __init__(self, rows: int, vector: VectorType):
+        self.rows, self.vector = rows, vector
+        super().__init__(name=f"{rows}x{vector.name}")
+
+
+@register_model(RowsType)
+class _RowsModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: RowsType):
+        super().__init__(manager, kind, ir.ArrayType(ir.VectorType(kind.vector.element, kind.vector.lanes), kind.rows))
+
+
+F32x8, F32x16, F32x32 = (VectorType("F32", _F32, lanes) for lanes in (8, 16, 32))
 I32x16, I32x32 = VectorType("I32", _I32, 16), VectorType("I32", _I32, 32)
 
 MASKED = -1e30  # the score of a key that a token must not see: e^MASKED is 0, and no NaN comes of it
@@ -53,11 +68,11 @@ Emit = Callable[[Any, Any], Any]  # (LLVM builder, arguments) -> LLVM value
 
 
 def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
-    """A function for kernels. `result` is a type, or the number of the argument whose type it has."""
+    """A function for kernels. `result` is a type, the number of the argument whose type it has, or gives a type."""
 
     def typed(typingctx: Any, *given: Any) -> Any:
         wanted = [g if w is None else w for g, w in zip(given, arguments, strict=True)]
-        returns = given[result] if isinstance(result, int) else result
+        returns = given[result] if isinstance(result, int) else result(*given) if isfunction(result) else result
 
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             value = emit(builder, args)
@@ -69,6 +84,7 @@ def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
     names = [f"a{i}" for i in range(len(arguments))]
     wrapper = {0: lambda t: typed(t), 1: lambda t, a0: typed(t, a0), 2: lambda t, a0, a1: typed(t, a0, a1)}
     wrapper[3] = lambda t, a0, a1, a2: typed(t, a0, a1, a2)
+    wrapper[4] = lambda t, a0, a1, a2, a3: typed(t, a0, a1, a2, a3)
     return intrinsic(wrapper[len(names)])
 
 
@@ -206,6 +222,55 @@ hsum = _function(  # the sum of all lanes, in any order
     ),
 )
 hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
+
+
+# ---- rows of vectors ----
+def _row_addresses(b: Any, args: Any, rows: int) -> list[Any]:
+    """Of each row, `args[1]` bytes apart from `args[0]` on. Four share a base: processors add a multiple of a step."""
+    base, step = args
+    bases = [base if r == 0 else b.add(base, b.mul(step, _I64(r))) for r in range(0, rows, 4)]
+    return [b.add(bases[r // 4], b.mul(step, _I64(r % 4))) for r in range(rows)]
+
+
+def _each_row(change: Callable[[Any, Any, Any, Any], Any]) -> Emit:
+    """Rows, an address, a step between rows, and perhaps a vector -> rows: `change(builder, row, address, vector)`."""
+
+    def emit(b: Any, args: Any) -> Any:
+        rows = args[0]
+        for r, at in enumerate(_row_addresses(b, args[1:3], rows.type.count)):
+            row = change(b, b.extract_value(args[0], r), at, args[-1])
+            rows = rows if row is None else b.insert_value(rows, row, r)
+        return rows
+
+    return emit
+
+
+def _add_product(b: Any, row: Any, at: Any, v: Any) -> Any:
+    return _vector_llvm("fma")(b, (_splat(b, _load(b, at, _F32), v.type.count), v, row))
+
+
+def _add_stored(b: Any, row: Any, at: Any, _: Any) -> Any:
+    return b.fadd(row, _load(b, at, _F32, row.type.count))
+
+
+def _rows_of_zeros(rows: int, vector: VectorType) -> Any:
+    kind = RowsType(rows, vector)
+    return _function(kind, (), lambda b, a: ir.Constant(ir.ArrayType(ir.VectorType(_F32, vector.lanes), rows), None))
+
+
+zeros_8x32, zeros_8x16 = _rows_of_zeros(8, F32x32), _rows_of_zeros(8, F32x16)
+zeros_6x16, zeros_4x8 = _rows_of_zeros(6, F32x16), _rows_of_zeros(4, F32x8)
+zeros_1x32, zeros_1x16, zeros_1x8 = (_rows_of_zeros(1, vector) for vector in (F32x32, F32x16, F32x8))
+load_row = _function(  # a vector as long as a row of the second argument
+    lambda at, rows: rows.vector, (_A, None), lambda b, a: _load(b, a[0], _F32, a[1].type.element.count)
+)
+n_rows = _function(_I, (None,), lambda b, a: _I64(a[0].type.count))
+n_lanes = _function(_I, (None,), lambda b, a: _I64(a[0].type.element.count))
+# rows, address, step, v -> rows[r] + (the number at address + r * step) * v
+add_products = _function(0, (None, _A, _I, None), _each_row(_add_product))
+add_stored = _function(0, (None, _A, _I), _each_row(_add_stored))
+store_rows = _function(0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, row))))
+tile_shape = _function(_I, (), lambda b, a: _llvm(b, symbols.TILE_SHAPE, _I64, []))  # a number of `shapes.py`
 
 
 def _operator(symbol: Any, on_floats: str | None, on_ints: str | None) -> None:

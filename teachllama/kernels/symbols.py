@@ -15,6 +15,7 @@ import numpy as np
 F16_TABLE = "teachllama_f16_table"
 TABLE = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # 256 kB, for the process's life
 YIELD = "teachllama_yield"
+TILE_SHAPE = "teachllama_tile_shape"  # written into the text for each processor: see `shapes.py`
 
 
 def add_symbols() -> None:
