@@ -62,7 +62,7 @@ def test_a_llama_layer_of_one_token_has_the_five_barriers_a_hand_would_write(
     recorded: tuple[Program, tl.ModelSpec],
 ) -> None:
     program, spec = recorded
-    made = lower(program, spec, vectors=True)
+    made = lower(program, spec, few=True)
     found = stages(made)
     hand: list[list[str]] = [["embed"]]
     for _ in range(3):
@@ -75,7 +75,7 @@ def test_a_llama_layer_of_one_token_has_the_five_barriers_a_hand_would_write(
 
 def test_a_llama_layer_of_many_tokens_has_eight(recorded: tuple[Program, tl.ModelSpec]) -> None:
     program, spec = recorded
-    found = stages(lower(program, spec, vectors=False))
+    found = stages(lower(program, spec, few=False))
     # The first norm needs no wait: the thread that embedded a tile normalizes it.
     hand = [["embed", "norm"]] + [plain(stage) for stage in LAYER_OF_MANY[1:]]
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_a_llama_layer_of_many_tokens_has_eight(recorded: tuple[Program, tl.Mode
 
 def test_norms_rotations_and_additions_are_repeated_and_products_split(recorded: tuple[Program, tl.ModelSpec]) -> None:
     program, spec = recorded
-    how = dict(lower(program, spec, vectors=True).listing())
+    how = dict(lower(program, spec, few=True).listing())
     assert {name for name, h in how.items() if h == "split"} == {"linear", "attend", "gate", "logits"}
     assert {name for name, h in how.items() if h == "repeated"} == {"embed", "norm", "rope", "join", "add"}
 
@@ -113,7 +113,7 @@ READS = {  # the operands that each operation reads, for one token
 def test_what_a_thread_wrote_its_share_of_is_read_after_a_barrier(variant: str, tmp_path: Path) -> None:
     # An independent look at the operands: places of the workspace are used again and again.
     with tl.load_model(build(variant, tmp_path / "t.gguf"), backend="numpy", weights="f32") as model:
-        made = lower(record(model.spec, model.weights), model.spec, vectors=True)
+        made = lower(record(model.spec, model.weights), model.spec, few=True)
     written: dict[int, tuple[str, int]] = {}  # shared offset -> which instruction wrote a share of it, since they met
     read: set[int] = set()
     for i, (row, (name, how)) in enumerate(zip(made.table, made.listing(), strict=True)):

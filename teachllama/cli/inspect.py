@@ -74,8 +74,8 @@ def show_program(path: str) -> int:
     with load_model(path, backend="numpy") as model:
         program = record(model.spec, model.weights)
         emit(*map(str, program.steps), "")
-        for what, vectors in (("one token", True), ("many tokens", False)):
-            made = lower(program, model.spec, vectors=vectors)
+        for what, few in (("a few tokens", True), ("many tokens", False)):
+            made = lower(program, model.spec, few=few)
             emit(f"{what}: {made.summary()}")
     return 0
 

@@ -18,10 +18,8 @@ from gguf import GGMLQuantizationType as T
 
 from teachllama.kernels.simd import (
     f16_at,
-    f32_at,
     f32_of_bits,
     fma,
-    fma_numbers,
     fma_scalar,
     hsum,
     i8_at,
@@ -169,20 +167,24 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
     """For one type: `matvec` (a matrix's rows times a vector) and `unpack` (a row as float32)."""
 
     @jit
-    def step(row: int, i: int, x0: Any, x1: Any, x_sum: float, acc: Any, offsets: float) -> Any:
-        """Adds group i's dot product to a row's accumulators."""
+    def weights(row: int, i: int) -> Any:
+        """Group i of a row, as float32."""
         v0, v1, d, m = group(row, i)
-        if scaled:
-            acc = fma_scalar(d, fma(v1, x1, v0 * x0), acc)
-        else:
-            acc = fma(v1, x1, fma(v0, x0, acc))
         if offset:
-            offsets = fma_numbers(m, x_sum, offsets)
-        return acc, offsets
+            return fma_scalar(d, v0, splat(m)), fma_scalar(d, v1, splat(m))
+        if scaled:
+            return v0 * d, v1 * d
+        return v0, v1
 
     @jit
-    def matvec(w: int, row_bytes: int, groups: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
-        """out[r] = row r times x, for begin <= r < end. x_sums: the sum of each 32 of x.
+    def step(row: int, i: int, x0: Any, x1: Any, acc: Any) -> Any:
+        """Adds group i's products to a row's accumulator."""
+        w0, w1 = weights(row, i)
+        return fma(w1, x1, fma(w0, x0, acc))
+
+    @jit
+    def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
+        """out[r] = row r times x, for begin <= r < end.
 
         Four rows share a read of x. They lie far apart, a quarter of all rows: a processor follows four separate
         streams of memory well, and cannot track four rows that share a page.
@@ -193,9 +195,8 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
             row0, to = w + r * row_bytes, out + 4 * r
             row1, row2, row3 = row0 + far, row0 + 2 * far, row0 + 3 * far
             a0, a1, a2, a3 = zeros16(), zeros16(), zeros16(), zeros16()
-            m0 = m1 = m2 = m3 = ZERO
             for i in range(groups):
-                x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
+                x0, x1 = load(x + 128 * i), load(x + 128 * i + 64)
                 ahead = i * group_bytes + AHEAD
                 prefetch(row0 + ahead)
                 prefetch(row1 + ahead)
@@ -206,27 +207,24 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
                     prefetch(row1 + ahead + 64)
                     prefetch(row2 + ahead + 64)
                     prefetch(row3 + ahead + 64)
-                a0, m0 = step(row0, i, x0, x1, x_sum, a0, m0)
-                a1, m1 = step(row1, i, x0, x1, x_sum, a1, m1)
-                a2, m2 = step(row2, i, x0, x1, x_sum, a2, m2)
-                a3, m3 = step(row3, i, x0, x1, x_sum, a3, m3)
-            put_f32(to, hsum(a0) + m0)
-            put_f32(to + far_out, hsum(a1) + m1)
-            put_f32(to + 2 * far_out, hsum(a2) + m2)
-            put_f32(to + 3 * far_out, hsum(a3) + m3)
+                a0, a1 = step(row0, i, x0, x1, a0), step(row1, i, x0, x1, a1)
+                a2, a3 = step(row2, i, x0, x1, a2), step(row3, i, x0, x1, a3)
+            put_f32(to, hsum(a0))
+            put_f32(to + far_out, hsum(a1))
+            put_f32(to + 2 * far_out, hsum(a2))
+            put_f32(to + 3 * far_out, hsum(a3))
         for r in range(begin + 4 * quarter, end):
-            acc, offsets = zeros16(), ZERO
+            acc = zeros16()
             for i in range(groups):
-                x0, x1, x_sum = load(x + 128 * i), load(x + 128 * i + 64), f32_at(x_sums + 4 * i)
-                acc, offsets = step(w + r * row_bytes, i, x0, x1, x_sum, acc, offsets)
-            put_f32(out + 4 * r, hsum(acc) + offsets)
+                acc = step(w + r * row_bytes, i, load(x + 128 * i), load(x + 128 * i + 64), acc)
+            put_f32(out + 4 * r, hsum(acc))
 
     @jit
     def unpack(row: int, groups: int, out: int) -> None:
         for i in range(groups):
-            v0, v1, d, m = group(row, i)
-            store(out + 128 * i, fma_scalar(d, v0, splat(m)))
-            store(out + 128 * i + 64, fma_scalar(d, v1, splat(m)))
+            w0, w1 = weights(row, i)
+            store(out + 128 * i, w0)
+            store(out + 128 * i + 64, w1)
 
     return matvec, unpack
 
@@ -278,37 +276,37 @@ def row_nbytes(kind: int, columns: int) -> int:
 
 
 @jit
-def matvec(kind: int, w: int, columns: int, x: int, x_sums: int, out: int, begin: int, end: int) -> None:
+def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: int) -> None:
     """Rows begin to end of a matrix of any native type, times x: out[r] = row r . x.
 
     Args:
-        w: address of the matrix; x: of `columns` float32; x_sums: of their sums, one for each 32; out: of the results.
+        w: address of the matrix; x: of `columns` float32; out: of the results.
     """
     nbytes, groups = row_nbytes(kind, columns), columns // GROUP
     if kind == _Q8_0:
-        _matvec_q8_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q8_0(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q4_1:
-        _matvec_q4_1(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_1(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q4_0:
-        _matvec_q4_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_0(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q5_0:
-        _matvec_q5_0(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_0(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q5_1:
-        _matvec_q5_1(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_1(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q4_K:
-        _matvec_q4_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q4_k(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q5_K:
-        _matvec_q5_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q5_k(w, nbytes, groups, x, out, begin, end)
     elif kind == _Q6_K:
-        _matvec_q6_k(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_q6_k(w, nbytes, groups, x, out, begin, end)
     elif kind == _MXFP4:
-        _matvec_mxfp4(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_mxfp4(w, nbytes, groups, x, out, begin, end)
     elif kind == _F16:
-        _matvec_f16(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_f16(w, nbytes, groups, x, out, begin, end)
     elif kind == _BF16:
-        _matvec_bf16(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_bf16(w, nbytes, groups, x, out, begin, end)
     elif kind == _F32:
-        _matvec_f32(w, nbytes, groups, x, x_sums, out, begin, end)
+        _matvec_f32(w, nbytes, groups, x, out, begin, end)
 
 
 @jit

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from teachllama import threads
 from teachllama.batch import Batch, Run
 from teachllama.errors import ClosedError
 from teachllama.kernels import fields, machine_code
-from teachllama.kernels.fields import CHUNK, WIDTH
+from teachllama.kernels.fields import CHUNK, FEW, WIDTH
 from teachllama.kernels.program import Instructions, lower
 from teachllama.kernels.record import record
 from teachllama.kernels.team import team
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 512  # tokens of one call: more would not be faster
 MAX_ROPES = 64  # kinds of rotation in one model: two are usual
-FEW = 4  # tokens; fewer don't fill a tile, and are faster one by one
 
 
 def why_not(spec: ModelSpec) -> str | None:
@@ -60,6 +59,8 @@ class CompiledForward:
         self._workspace: Pages | None = None
         self._workspace_at = 0
         self._job, self._tables = np.zeros((), fields.JOB), np.zeros(MAX_ROPES, np.int64)
+        self._row_table, self._angles = np.zeros(FEW, fields.ROW), np.zeros((FEW, MAX_ROPES), np.int64)
+        self._angles_at = self._angles.ctypes.data
         self._closed = False
 
     def __call__(self, batch: Batch) -> np.ndarray:
@@ -80,64 +81,124 @@ class CompiledForward:
         return self._run(self._hidden, batch)
 
     def _run(self, programs: _Programs, batch: Batch) -> np.ndarray:
-        """Runs a batch session by session, in pieces that the kernels take, and gathers the rows wanted."""
+        """Runs a batch in pieces that the kernels take, and gathers the rows wanted.
+
+        A session's many tokens are a piece of their own, or several. Few tokens are evaluated together with other
+        sessions' few: each row of weights is then unpacked once for all of them.
+        """
         n, tokens, wanted = len(batch.tokens), np.ascontiguousarray(batch.tokens, np.int64), batch.wanted
         in_order = len(wanted) and wanted[0] >= 0 and wanted[-1] < n and bool((np.diff(wanted) > 0).all())
         if not in_order or tokens.min() < 0 or tokens.max() >= self._spec.vocab_size:
             raise ValueError("tokens or rows out of range")  # caller bug: sessions validate first
-        out = np.empty((len(batch.wanted), programs.vocab_size), np.float32)
+        out = np.empty((len(wanted), programs.vocab_size), np.float32)
+        few: list[tuple[Run, int, int]] = []  # runs, and which of their rows
+        n_few = 0
         for run in batch.runs:
-            length = run.end - run.begin
-            step = 1 if length < FEW else MAX_BATCH
-            for begin in range(run.begin, run.end, step):
-                end = min(begin + step, run.end)
-                start = int(batch.positions[begin])
-                if start < 0 or start + end - begin > run.cache.seq_len:
-                    raise ValueError("positions out of range")  # caller bug
-                rows = np.flatnonzero((batch.wanted >= begin) & (batch.wanted < end))
-                wanted = np.ascontiguousarray(batch.wanted[rows] - begin, np.int64)
-                logits = out[rows[0] : rows[-1] + 1] if len(rows) else out[:0]
-                self._call(programs, tokens[begin:end], start, run, wanted, logits)
+            if batch.positions[run.begin] < 0 or batch.positions[run.end - 1] >= run.cache.seq_len:
+                raise ValueError("positions out of range")  # caller bug
+            for begin in range(run.begin, run.end, MAX_BATCH):
+                end = min(begin + MAX_BATCH, run.end)
+                if end - begin > FEW:
+                    self._call(programs, batch, tokens, [(run, begin, end)], out)
+                    continue
+                if n_few + end - begin > FEW:
+                    self._call(programs, batch, tokens, few, out)
+                    few, n_few = [], 0
+                few.append((run, begin, end))
+                n_few += end - begin
+        if few:
+            self._call(programs, batch, tokens, few, out)
         return out
 
     def _call(
-        self, programs: _Programs, tokens: np.ndarray, start: int, run: Run, wanted: np.ndarray, out: np.ndarray
+        self, programs: _Programs, batch: Batch, tokens: np.ndarray, pieces: list[tuple[Run, int, int]], out: np.ndarray
     ) -> None:
-        """One piece of one session: writes the wanted rows' logits, (m, vocab_size), to `out`."""
-        n, cache, n_threads = len(tokens), run.cache, threads.get_num_threads()
-        program = programs.vectors if n == 1 else programs.tiles
-        keys, values = cache.addresses()
+        """One call: the pieces' keys and values into their caches, and the logits of their rows wanted into `out`."""
+        n = sum(end - begin for _, begin, end in pieces)
+        (run, first, last), n_threads = pieces[0], threads.get_num_threads()
+        start, is_few = int(batch.positions[first]), n <= FEW
+        program = programs.few if is_few else programs.tiles
+        if len(pieces) > 1:  # not always side by side: other sessions' many tokens may stand between them
+            rows = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
+            tokens = tokens[rows]
+            places = np.flatnonzero(np.isin(batch.wanted, rows))
+            wanted = np.searchsorted(rows, batch.wanted[places]).astype(np.int64)
+        else:
+            tokens = tokens[first:last]
+            places = np.flatnonzero((batch.wanted >= first) & (batch.wanted < last))
+            wanted = np.ascontiguousarray(batch.wanted[places] - first, np.int64)
+        side_by_side = len(places) > 0 and places[-1] - places[0] == len(places) - 1
+        logits = out[places[0] : places[-1] + 1] if side_by_side else np.empty((len(places), out.shape[1]), np.float32)
         crew = team(self._serve)
         with crew.turn:
             if self._closed:  # while this call waited: the memory is freed
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
-            angles = [table.at(start, n, cache.seq_len) for table in programs.angles]
-            for i, table in enumerate(angles):
-                self._tables[i] = table.ctypes.data
+            if is_few:
+                table = self._rows_of(programs, batch, pieces, n)
+                chunks = int(table["parts"].sum())  # so far their number
+                buffers = self._reserve(program, n, chunks, 0, n_threads)
+                at = buffers[1] + 4 * program.parts_width * (np.cumsum(table["parts"]) - table["parts"])
+                table["parts"] = at
+                rows_at, angles_at, keys_at, values_at = table.ctypes.data, 0, 0, 0
+            else:
+                angles = [table.tiles(start, n, run.cache.seq_len) for table in programs.angles]
+                for i, one in enumerate(angles):
+                    self._tables[i] = one.ctypes.data
+                keys, values = run.cache.addresses()
+                buffers = self._reserve(program, n, 0, start + n, n_threads)
+                rows_at, angles_at = 0, self._tables.ctypes.data
+                keys_at, values_at = keys.ctypes.data, values.ctypes.data
             self._job[()] = (
-                program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, keys.ctypes.data,
-                values.ctypes.data, cache.seq_len, cache.kv_dtype == "f16", self._tables.ctypes.data,
-                wanted.ctypes.data, len(wanted), out.ctypes.data, *self._reserve(program, n, start, n_threads),
+                program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, rows_at, keys_at,
+                values_at, run.cache.seq_len, run.cache.kv_dtype == "f16", angles_at, wanted.ctypes.data, len(wanted),
+                logits.ctypes.data, *buffers,
             )  # fmt: skip
             crew.run(self._job, n_threads)
-            if n > 1 and self._workspace is not None:  # a prefill's is large: the memory is of use to others
+            if not is_few and self._workspace is not None:  # a prefill's is large: the memory is of use to others
                 self._workspace.give_back(0, self._workspace.nbytes)
+        if len(places) and not side_by_side:
+            out[places] = logits
 
-    def _reserve(self, program: Instructions, n: int, start: int, n_threads: int) -> tuple[int, int, int, int, int]:
+    def _rows_of(
+        self, programs: _Programs, batch: Batch, pieces: list[tuple[Run, int, int]], n: int
+    ) -> np.ndarray[Any, Any]:
+        """A ROW for each token. Its `parts` is the number of chunks that its attention takes at most."""
+        table, n_tables, t = self._row_table[:n], len(programs.angles), 0
+        for run, _, _ in pieces:  # first, since a table that grows moves
+            for angles in programs.angles:
+                angles.reach(int(batch.positions[run.end - 1]) + 1, run.cache.seq_len)
+        for run, begin, end in pieces:
+            cache = run.cache
+            keys, values = cache.addresses()
+            first = int(batch.positions[begin])
+            session = keys.ctypes.data, values.ctypes.data, cache.seq_len, cache.kv_dtype == "f16"
+            for position in range(first, first + end - begin):
+                for i, angles in enumerate(programs.angles):
+                    self._angles[t, i] = angles.address(position, cache.seq_len)
+                angles_at = self._angles_at + 8 * MAX_ROPES * t
+                table[t] = (*session, position, first, angles_at if n_tables else 0, (position + CHUNK) // CHUNK)
+                t += 1
+        return table
+
+    def _reserve(
+        self, program: Instructions, n: int, chunks: int, seen: int, n_threads: int
+    ) -> tuple[int, int, int, int, int]:
         """Lays the call's buffers out in the workspace, one mapping that grows when a call needs more.
+
+        Args:
+            chunks: of a few tokens' attention; seen: positions that a tile attends to.
 
         Returns:
             the last five fields of a job.
         """
-        if n == 1:
-            rows, parts = 1, program.parts_width * ((start + CHUNK) // CHUNK)
-            private, scratch = program.private_width + program.scratch, program.private_width
+        if seen:
+            rows = -(-n // WIDTH) * WIDTH
+            private, scratch = program.scratch + max(rows * program.scratch_row, (seen + WIDTH) * WIDTH), 0
         else:
-            rows, parts = -(-n // WIDTH) * WIDTH, 0
-            attention = (start + n + WIDTH) * WIDTH
-            private, scratch = program.scratch + max(rows * program.scratch_row, attention), 0
+            rows, scratch = n, n * program.private_width
+            private = scratch + program.scratch + n * program.scratch_row
         shared, private = _aligned(4 * rows * program.shared_width), _aligned(4 * private)
-        parts = shared + _aligned(4 * parts)
+        parts = shared + _aligned(4 * program.parts_width * chunks)
         total = parts + n_threads * private
         if self._workspace is None or self._workspace.closed or self._workspace.nbytes < total:
             if self._workspace is not None:
@@ -161,9 +222,9 @@ class _Programs:
 
     def __init__(self, spec: ModelSpec, weights: Weights):
         recorded = record(spec, weights)
-        self.vectors = lower(recorded, spec, vectors=True)
-        self.tiles = lower(recorded, spec, vectors=False)
-        self.angles = [_Angles(rope) for rope in self.vectors.ropes]  # in the same order in both forms
+        self.few = lower(recorded, spec, few=True)
+        self.tiles = lower(recorded, spec, few=False)
+        self.angles = [_Angles(rope) for rope in self.few.ropes]  # in the same order in both forms
         self.vocab_size, self._weights = spec.vocab_size, weights
 
 
@@ -178,16 +239,22 @@ class _Angles:
         self._rope = rope
         self._kept: dict[bool, np.ndarray] = {}
 
-    def at(self, start: int, n: int, seq_len: int) -> np.ndarray:
-        """Cosines, then sines, of n positions: (2 * pairs,) of one, or tiles (2 * pairs, width)."""
+    def reach(self, n: int, seq_len: int) -> np.ndarray:
+        """The table of the first n positions at least."""
         is_long = self._rope.at_length(seq_len)[0] is self._rope.long_frequencies
         table = self._kept.get(is_long)
-        if table is None or len(table) < start + n:
-            table = self._kept[is_long] = self._made(seq_len, 2 * (start + n) if table is not None else start + n)
-        both = table[start : start + n]
-        if n == 1:
-            return both
-        tiles = []
+        if table is None or len(table) < n:
+            table = self._kept[is_long] = self._made(seq_len, 2 * n if table is not None else n)
+        return table
+
+    def address(self, position: int, seq_len: int) -> int:
+        """Where one position's cosines are, and then its sines. The table has reached it."""
+        table = self.reach(position + 1, seq_len)
+        return table.ctypes.data + position * table.strides[0]
+
+    def tiles(self, start: int, n: int, seq_len: int) -> np.ndarray:
+        """Cosines, then sines, of n positions as tiles (2 * pairs, width)."""
+        both, tiles = self.reach(start + n, seq_len)[start : start + n], []
         for first in range(0, n, WIDTH):
             part = both[first : first + WIDTH]
             width = WIDTH if n - first > 16 else 16

@@ -50,13 +50,6 @@ def rmsnorm(x: int, weight: int, n: int, eps: float, out: int) -> None:
 
 
 @jit
-def group_sums(x: int, n: int, out: int) -> None:
-    """The sum of each 32 of n float32: what the offsets of quantized blocks are multiplied with."""
-    for i in range(n // 32):
-        put_f32(out + 4 * i, hsum(load(x + 128 * i) + load(x + 128 * i + 64)))
-
-
-@jit
 def _rmsnorm_lanes(x: int, weight: int, rows: int, eps: float, out: int, zero: Any) -> None:
     step, squares = 4 * lanes(zero), zero
     for i in range(rows):

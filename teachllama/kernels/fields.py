@@ -10,6 +10,7 @@ from enum import IntEnum
 import numpy as np
 
 WIDTH = 32  # tokens of a tile
+FEW = 16  # tokens, of all sessions together, that are evaluated as vectors and not as tiles
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
 CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends
@@ -22,24 +23,22 @@ class Op(IntEnum):
     BARRIER = 0  # nobody goes on before all are here
     EMBED = 1
     NORM = 2
-    SUMS = 3  # of each 32 numbers: what the offsets of quantized blocks are multiplied with
-    LINEAR = 4
-    ROPE = 5
-    STORE = 6  # keys or values into the cache
-    ATTEND = 7
-    JOIN = 8  # the chunks of one token's attention
-    ADD = 9
-    GATE = 10  # activation(gate) * up
-    COPY = 11
-    LINEAR_HEADS = 12
-    SELECT = 13  # of experts
-    EXPERTS_UP = 14
-    EXPERTS_DOWN = 15
-    EXPERTS = 16  # both, for tiles: each thread takes whole experts
-    COMBINE = 17  # what the experts of each token gave
-    TIMES_SIGMOID = 18
-    LOGITS = 19
-
+    LINEAR = 3
+    ROPE = 4
+    STORE = 5  # keys or values into the cache
+    ATTEND = 6
+    JOIN = 7  # the chunks of one token's attention
+    ADD = 8
+    GATE = 9  # activation(gate) * up
+    COPY = 10
+    LINEAR_HEADS = 11
+    SELECT = 12  # of experts
+    EXPERTS_UP = 13
+    EXPERTS_DOWN = 14
+    EXPERTS = 15  # both, for tiles: each thread takes whole experts
+    COMBINE = 16  # what the experts of each token gave
+    TIMES_SIGMOID = 17
+    LOGITS = 18
 
 class Act(IntEnum):
     """Numbers of `spec.Activation` for compiled code."""
@@ -76,10 +75,20 @@ INSTRUCTION = np.dtype(
 JOB = np.dtype(
     [
         *((name, np.int64) for name in ("program", "n_instructions", "n_tokens", "start", "tokens")),
+        ("rows", np.int64),  # address of a ROW for each token, where there are few; 0: tiles
         *((name, np.int64) for name in ("keys", "values")),  # addresses of tables: an address for each layer
         *((name, np.int64) for name in ("seq_len", "kv_f16", "angles")),  # angles: a table of tables' addresses
         *((name, np.int64) for name in ("wanted", "n_wanted", "logits")),
         *((name, np.int64) for name in ("shared", "parts", "private", "private_nbytes", "scratch")),
+    ],
+    align=True,
+)
+# One token of a call with few.
+ROW = np.dtype(
+    [
+        *((name, np.int64) for name in ("keys", "values", "seq_len", "kv_f16")),  # as in a job, of the token's session
+        *((name, np.int64) for name in ("position", "first")),  # first: the session's first new position in this call
+        *((name, np.int64) for name in ("angles", "parts")),  # a table of addresses; where chunks of attention go
     ],
     align=True,
 )

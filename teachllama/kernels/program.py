@@ -1,8 +1,8 @@
 """Turns a recorded forward pass into instructions for compiled code: where each value lives, and where threads meet.
 
-Two forms of the same program. *Vectors*, for one token: what one thread needs of the residual stream is so little that
-each keeps its own and repeats norms, rotations and additions; only products with weights and attention are split.
-*Tiles*, for many tokens: everything is shared, and split by rows of weights or by tiles of tokens.
+Two forms of the same program. *Rows*, for one token or a few: what one thread needs of the residual stream is so
+little that each keeps its own and repeats norms, rotations and additions; only products with weights and attention are
+split. *Tiles*, for many tokens: everything is shared, and split by rows of weights or by tiles of tokens.
 
 Barriers are derived. Each instruction says what it reads and writes, and how its work is split; where it touches what
 another wrote since threads last met, and not with the very same split, they meet first.
@@ -22,7 +22,6 @@ from teachllama.kernels.record import Program, Step, Value
 from teachllama.spec import AttentionSpec, ModelSpec, Rope, RopePairs
 from teachllama.weights import Experts, Linear
 
-OFFSET_TYPES = frozenset((2, 3, 6, 7, 12, 13))  # Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K: weight = d * number + m
 ALONE = ("heads", 1)  # split by tiles of tokens: a thread that made a tile may go on with it
 Split = tuple[Any, ...] | None  # None: repeated by each thread
 
@@ -97,9 +96,9 @@ class _Buffer:
         self.free = merged
 
 
-def lower(program: Program, spec: ModelSpec, *, vectors: bool) -> Instructions:
-    """The instructions of a program, for one token (`vectors`) or for tiles of tokens."""
-    return (_Vectors if vectors else _Tiles)(program, spec).run()
+def lower(program: Program, spec: ModelSpec, *, few: bool) -> Instructions:
+    """The instructions of a program, for one token or a few (`few`) or for tiles of tokens."""
+    return (_Rows if few else _Tiles)(program, spec).run()
 
 
 class _Lowering:
@@ -248,46 +247,17 @@ def address_of(array: np.ndarray | None) -> int:
     return array.ctypes.data
 
 
-class _Vectors(_Lowering):
-    """One token: private vectors, and shared ones where the work is split."""
-
-    def __init__(self, program: Program, spec: ModelSpec):
-        super().__init__(program, spec)
-        self.sums_of: dict[Place, Place] = {}
+class _Rows(_Lowering):
+    """One token, or a few: private vectors for each of them, and shared ones where the work is split."""
 
     def run(self) -> Instructions:
         self.parts_width = max(s.attention.n_heads * (s.attention.value_dim + 16) for s in self.spec.layers)
         return super().run()
 
-    def drop(self, place: Place) -> None:
-        self.forget_sums(place)
-        super().drop(place)
-
-    def emit(self, op: Op, split: Split, reads: list[Any], writes: list[Any], **fields: Any) -> None:
-        super().emit(op, split, reads, writes, **fields)
-        for thing in writes:
-            self.forget_sums(thing)
-
-    def forget_sums(self, place: Any) -> None:
-        """What is written anew, or given up, has other sums."""
-        if place in self.sums_of:
-            super().drop(self.sums_of.pop(place))
-
-    def sums(self, x: Place, kind: int) -> int:
-        """The operand of x's sums, where a type of weights needs them."""
-        if kind not in OFFSET_TYPES:
-            return 0
-        if x not in self.sums_of:
-            out = self.take(x.width // 32, True)
-            self.emit(Op.SUMS, None, [x], [out], x=x.operand, out=out.operand, columns=x.width)
-            self.sums_of[x] = out
-        return self.sums_of[x].operand
-
     def product(self, x: Place, m: Linear, out: Place, step: int = 4) -> tuple[Any, ...]:
         split = ("rows", m.rows, step)
-        fields = self.matrix(m)
-        sums = self.sums(x, fields["kind"])
-        self.emit(Op.LINEAR, split, [x], [out], x=x.operand, y=sums, out=out.operand, step=step, **fields)
+        self.needs(2 * m.columns)
+        self.emit(Op.LINEAR, split, [x], [out], x=x.operand, out=out.operand, step=step, **self.matrix(m))
         return split
 
     def own(self, value: Value) -> Place:
@@ -315,15 +285,15 @@ class _Vectors(_Lowering):
     def linear_heads(self, step: Step, x: Value, m: Linear, n_heads: int) -> None:
         place, out, fields = self.where[x], self.shared(step.out), self.matrix(m)
         fields |= {"heads": n_heads, "head_dim": x.width // n_heads, "value_dim": step.out.width // n_heads}
-        self.needs(m.columns // 32)
         split = ("heads", n_heads)
         self.emit(Op.LINEAR_HEADS, split, [place], [out], x=place.operand, out=out.operand, **fields)
 
     def concat(self, step: Step, a: Value, b: Value) -> None:
         out = self.own(step.out)
         for value, at in ((a, 0), (b, a.width)):
-            place, to = self.where[value], Place(out.offset + at, value.width, True)
-            self.emit(Op.COPY, None, [place], [to], x=place.operand, out=to.operand, rows=value.width)
+            place = self.where[value]
+            fields = {"rows": value.width, "columns": out.width, "first": at}
+            self.emit(Op.COPY, None, [place], [out], x=place.operand, out=out.operand, **fields)
 
     def rope(self, step: Step, x: Value, s: AttentionSpec, batch: Any) -> None:
         place = self.where[x]
@@ -387,23 +357,20 @@ class _Vectors(_Lowering):
         both = self.take(2 * used * hidden, False)  # the gates of all chosen experts, then their other branches
         fields = self.expert_matrices(m) | {"rows": hidden, "columns": dim, "step": 16, "n_used": used}
         fields["activation"] = Act[s.activation.name]
-        sums = self.sums(place, fields["kind"]) or self.sums(place, fields["kind2"])
-        operands = {"x": place.operand, "y": sums, "z": chosen.operand, "out": both.operand}
+        operands = {"x": place.operand, "z": chosen.operand, "out": both.operand}
         self.emit(Op.EXPERTS_UP, ("experts", hidden), [place, chosen], [both], **operands, **fields)
 
-        h = Place(both.offset, used * hidden, False)
         fields = self.expert_matrices(m) | {"rows": dim, "columns": hidden, "step": 4, "n_used": used}
-        sums, out = self.sums(h, fields["kind3"]), self.shared(step.out)
-        operands = {"x": h.operand, "y": sums, "z": chosen.operand, "out": out.operand}
+        out = self.shared(step.out)
+        operands = {"x": both.operand, "z": chosen.operand, "out": out.operand}
         self.needs(dim)
         self.emit(Op.EXPERTS_DOWN, ("rows", dim, 4), [both, chosen], [out], **operands, **fields)
-        self.forget_sums(h)
         for gone in (scores, chosen, both):
             self.drop(gone)
 
     def logits(self, step: Step, x: Value, w: Any, spec: ModelSpec, batch: Any) -> None:
         place = self.where[x]
-        self.needs(x.width + x.width // 32)
+        self.needs(2 * x.width, x.width)
         fields = {"w2": address_of(w.output_norm), "eps": spec.norm_eps, **self.matrix(w.output)}
         self.emit(Op.LOGITS, ("rows", spec.vocab_size, 4), [place], [], x=place.operand, **fields)
 

@@ -1,7 +1,7 @@
 """Replays a program: each thread walks the same list of instructions, does its share, and waits where the list says so.
 
-`program.py` makes the list, with two forms of each operation: `_vectors` runs those of one token, `_tiles` those of
-many. What a layer is, in which order things happen and where threads meet is nowhere in this file.
+`program.py` makes the list, with two forms of each operation: `_rows` runs those of one token and of a few, `_tiles`
+those of many. What a layer is, in which order things happen and where threads meet is nowhere in this file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from teachllama.kernels.elementwise import (
     add_bias,
     copy,
     gate,
-    group_sums,
     rmsnorm,
     rmsnorm_tile,
     rope,
@@ -36,10 +35,11 @@ from teachllama.kernels.fields import (
     MAX_THREADS,
     PANEL,
     PHASE,
+    ROW,
     WIDTH,
     Op,
 )  # fmt: skip
-from teachllama.kernels.matmul import multiply, multiply_tile, width_of
+from teachllama.kernels.matmul import multiply, multiply_few, multiply_tile, width_of
 from teachllama.kernels.simd import (
     MASKED,
     atomic_add,
@@ -54,11 +54,11 @@ from teachllama.kernels.simd import (
 )  # fmt: skip
 
 SPINS_BEFORE_YIELD = 10_000
-SIZE = INSTRUCTION.itemsize
+SIZE, ROW_SIZE = INSTRUCTION.itemsize, ROW.itemsize
 NONE = np.float32(MASKED)
-instruction_at, job_at = record_at(INSTRUCTION), record_at(JOB)
+instruction_at, job_at, row_at = record_at(INSTRUCTION), record_at(JOB), record_at(ROW)
 (
-    BARRIER, EMBED, NORM, SUMS, LINEAR, ROPE, STORE, ATTEND, JOIN, ADD, GATE, COPY, LINEAR_HEADS, SELECT, EXPERTS_UP,
+    BARRIER, EMBED, NORM, LINEAR, ROPE, STORE, ATTEND, JOIN, ADD, GATE, COPY, LINEAR_HEADS, SELECT, EXPERTS_UP,
     EXPERTS_DOWN, EXPERTS, COMBINE, TIMES_SIGMOID, LOGITS,
 ) = (int(op) for op in Op)  # fmt: skip
 
@@ -94,78 +94,103 @@ def place(operand: int, shared: int, private: int, rows: int) -> int:
 
 
 @jit
-def final_norm_and_logits(i: Any, x: int, scratch: int, logits: int, thread: int, n_threads: int) -> None:
-    """The last step for one token: x (columns,) -> this thread's part of the logits."""
-    rmsnorm(x, i.w2, i.columns, i.eps, scratch)
-    sums = scratch + 4 * i.columns
-    group_sums(scratch, i.columns, sums)
+def linear(
+    kind: int, w: int, columns: int, x: int, x_step: int, n: int, out: int, out_step: int, begin: int, end: int,
+    scratch: int,
+) -> None:  # fmt: skip
+    """Rows begin to end of a matrix times one vector, or a few."""
+    if n == 1:
+        matvec(kind, w, columns, x, out, begin, end)
+    else:
+        multiply_few(kind, w, columns, x, x_step, n, out, out_step, begin, end, scratch)
+
+
+@jit
+def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: int) -> None:
+    """The last step: the rows wanted of x (n, columns) -> this thread's part of their logits."""
+    step = 4 * i.columns
+    for j in range(job.n_wanted):
+        rmsnorm(x + step * i64_at(job.wanted + 8 * j), i.w2, i.columns, i.eps, scratch + step * j)
     begin, end = share(i.rows, 4, thread, n_threads)
-    matvec(i.kind, i.w, i.columns, scratch, sums, logits, begin, end)
+    n = job.n_wanted
+    linear(i.kind, i.w, i.columns, scratch, step, n, job.logits, 4 * i.rows, begin, end, scratch + step * n)
 
 
 @jit
-def kv_address(table: int, job: Any, layer: int, head: int, kv_heads: int, length: int, position: int) -> int:
+def kv_address(table: int, source: Any, layer: int, head: int, kv_heads: int, length: int, position: int) -> int:
     """Where the cache has one head's numbers of a position: layers may differ, heads of a layer follow each other."""
-    size = 2 if job.kv_f16 else 4
-    return i64_at(table + 8 * layer) + size * length * (head * job.seq_len + position)
+    size = 2 if source.kv_f16 else 4
+    return i64_at(table + 8 * layer) + size * length * (head * source.seq_len + position)
 
 
 @jit
-def attend_vector(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: int, n_threads: int) -> None:
-    """One token's attention, split by KV heads and chunks of positions. Its own position belongs to the last chunk:
-    the thread that has it stores keys and values first."""
-    group, position, stride = i.heads // i.kv_heads, job.start, i.head_dim if i.latent else i.value_dim
-    f16, first = job.kv_f16 != 0, max(0, job.start + 1 - i.window) if i.window else 0
-    size = 2 if f16 else 4
-    chunks, part_nbytes = (position + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
-    for task in range(thread, i.kv_heads * chunks, n_threads):
-        g, c = task // chunks, task % chunks
-        at = first + c * CHUNK
-        keys = kv_address(job.keys, job, i.layer, g, i.kv_heads, i.head_dim, at)
-        values = kv_address(job.values, job, i.layer, g, i.kv_heads, stride, at)
-        if c == chunks - 1:
-            store_kv(k + 4 * g * i.head_dim, 4, i.head_dim, keys + size * i.head_dim * (position - at), f16)
-            if not i.latent:
-                store_kv(v + 4 * g * stride, 4, stride, values + size * stride * (position - at), f16)
-        attend_chunk(
-            q + 4 * g * group * i.head_dim, group, i.head_dim, keys, values, i.value_dim, stride,
-            min(CHUNK, position + 1 - at), f16, i.scale, i.softcap,
-            job.parts + (g * group * chunks + c) * part_nbytes, chunks * part_nbytes, scratch,
-        )  # fmt: skip
+def attend_rows(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: int, n_threads: int) -> None:
+    """Attention of a few tokens, split by tokens, KV heads and chunks of positions.
+
+    Whoever has a chunk first stores the keys and values that are new in it. With several new tokens of one session,
+    threads may store the same numbers in the same place; none of them reads what it has not stored itself.
+    """
+    group, stride, part_nbytes = i.heads // i.kv_heads, i.head_dim if i.latent else i.value_dim, 4 * (i.value_dim + 16)
+    before = 0  # tasks of the tokens before this one
+    for t in range(job.n_tokens):
+        row = row_at(job.rows + t * ROW_SIZE)
+        f16, position, first = row.kv_f16 != 0, row.position, max(0, row.position + 1 - i.window) if i.window else 0
+        size = 2 if f16 else 4
+        chunks = (position + 1 - first + CHUNK - 1) // CHUNK
+        for task in range((thread - before) % n_threads, i.kv_heads * chunks, n_threads):
+            g, c = task // chunks, task % chunks
+            at = first + c * CHUNK
+            count = min(CHUNK, position + 1 - at)
+            keys = kv_address(row.keys, row, i.layer, g, i.kv_heads, i.head_dim, at)
+            values = kv_address(row.values, row, i.layer, g, i.kv_heads, stride, at)
+            for p in range(max(at, row.first), at + count):
+                source = (t + p - position) * i.kv_heads + g  # the new token at position p
+                store_kv(k + 4 * source * i.head_dim, 4, i.head_dim, keys + size * i.head_dim * (p - at), f16)
+                if not i.latent:
+                    store_kv(v + 4 * source * stride, 4, stride, values + size * stride * (p - at), f16)
+            attend_chunk(
+                q + 4 * (t * i.heads + g * group) * i.head_dim, group, i.head_dim, keys, values, i.value_dim, stride,
+                count, f16, i.scale, i.softcap, row.parts + (g * group * chunks + c) * part_nbytes,
+                chunks * part_nbytes, scratch,
+            )  # fmt: skip
+        before += i.kv_heads * chunks
 
 
 @jit
-def join_vector(i: Any, job: Any, out: int) -> None:
-    """Puts the chunks of every head together."""
-    first = max(0, job.start + 1 - i.window) if i.window else 0
-    chunks, part_nbytes = (job.start + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
-    for h in range(i.heads):
-        sink = f32_at(i.w + 4 * h) if i.w else NONE
-        parts = job.parts + h * chunks * part_nbytes
-        join_chunks(parts, chunks, part_nbytes, i.value_dim, sink, out + 4 * h * i.value_dim)
+def join_rows(i: Any, job: Any, out: int) -> None:
+    """Puts the chunks of every token's heads together."""
+    part_nbytes = 4 * (i.value_dim + 16)
+    for t in range(job.n_tokens):
+        row = row_at(job.rows + t * ROW_SIZE)
+        first = max(0, row.position + 1 - i.window) if i.window else 0
+        chunks = (row.position + 1 - first + CHUNK - 1) // CHUNK
+        for h in range(i.heads):
+            sink = f32_at(i.w + 4 * h) if i.w else NONE
+            parts = row.parts + h * chunks * part_nbytes
+            join_chunks(parts, chunks, part_nbytes, i.value_dim, sink, out + 4 * (t * i.heads + h) * i.value_dim)
 
 
 @jit
-def heads_vector(i: Any, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+def heads_rows(i: Any, n: int, x: int, out: int, thread: int, n_threads: int) -> None:
     """Each head's first numbers times its own rows of a matrix; the head's other numbers are kept behind them."""
     rows = i.rows // i.heads
     for h in range(thread, i.heads, n_threads):
-        head, to = x + 4 * h * i.head_dim, out + 4 * h * i.value_dim
-        group_sums(head, i.columns, scratch)
-        at = i.w + h * rows * row_nbytes(i.kind, i.columns)
-        matvec(i.kind, at, i.columns, head, scratch, to, np.int64(0), rows)
-        copy(head + 4 * i.columns, i.head_dim - i.columns, to + 4 * rows)
+        w = i.w + h * rows * row_nbytes(i.kind, i.columns)
+        for t in range(n):
+            head, to = x + 4 * (t * i.heads + h) * i.head_dim, out + 4 * (t * i.heads + h) * i.value_dim
+            matvec(i.kind, w, i.columns, head, to, np.int64(0), rows)
+            copy(head + 4 * i.columns, i.head_dim - i.columns, to + 4 * rows)
 
 
 @jit
-def experts_up_vector(i: Any, x: int, sums: int, chosen: int, out: int, thread: int, n_threads: int) -> None:
-    """Gates and other branches of all chosen experts, split by rows."""
+def experts_up_row(i: Any, x: int, chosen: int, out: int, thread: int, n_threads: int) -> None:
+    """Gates and other branches of all experts that one token chose, split by rows."""
     begin, end = share(i.rows, i.step, thread, n_threads)
     for j in range(i.n_used):
         first = int(f32_at(chosen + 4 * j)) * i.rows
         gates, ups = out + 4 * j * i.rows, out + 4 * (i.n_used + j) * i.rows
-        matvec(i.kind, i.w + first * row_nbytes(i.kind, i.columns), i.columns, x, sums, gates, begin, end)
-        matvec(i.kind2, i.w2 + first * row_nbytes(i.kind2, i.columns), i.columns, x, sums, ups, begin, end)
+        matvec(i.kind, i.w + first * row_nbytes(i.kind, i.columns), i.columns, x, gates, begin, end)
+        matvec(i.kind2, i.w2 + first * row_nbytes(i.kind2, i.columns), i.columns, x, ups, begin, end)
         if i.bias:
             add_bias(gates, i.bias + 4 * first, begin, end)
             add_bias(ups, i.bias2 + 4 * first, begin, end)
@@ -173,18 +198,15 @@ def experts_up_vector(i: Any, x: int, sums: int, chosen: int, out: int, thread: 
 
 
 @jit
-def experts_down_vector(
-    i: Any, x: int, sums: int, chosen: int, out: int, scratch: int, thread: int, n_threads: int
-) -> None:
-    """The chosen experts' results, weighted and added, split by rows."""
+def experts_down_row(i: Any, x: int, chosen: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
+    """The results of one token's experts, weighted and added, split by rows."""
     begin, end = share(i.rows, i.step, thread, n_threads)
     for r in range(begin, end):
         put_f32(out + 4 * r, np.float32(0))
     for j in range(i.n_used):
         first, weight = int(f32_at(chosen + 4 * j)) * i.rows, f32_at(chosen + 4 * (i.n_used + j))
-        h, h_sums = x + 4 * j * i.columns, sums + 4 * j * (i.columns // 32)
         at = i.w3 + first * row_nbytes(i.kind3, i.columns)
-        matvec(i.kind3, at, i.columns, h, h_sums, scratch, begin, end)
+        matvec(i.kind3, at, i.columns, x + 4 * j * i.columns, scratch, begin, end)
         if i.bias3:
             add_bias(scratch, i.bias3 + 4 * first, begin, end)
         for r in range(begin, end):
@@ -192,61 +214,74 @@ def experts_down_vector(
 
 
 @jit
-def _vectors(job: Any, sync: int, thread: int, n_threads: int) -> None:
-    """One token: every operand is a vector."""
+def _rows(job: Any, sync: int, thread: int, n_threads: int) -> None:
+    """One token, or a few, of one session or several: every operand is a vector for each of them."""
+    n = job.n_tokens
     shared, private = job.shared, job.private + thread * job.private_nbytes
     scratch = private + job.scratch
-    for n in range(job.n_instructions):
-        i = instruction_at(job.program + n * SIZE)
+    for step in range(job.n_instructions):
+        i = instruction_at(job.program + step * SIZE)
         op = i.op
-        x, y, out = place(i.x, shared, private, 1), place(i.y, shared, private, 1), place(i.out, shared, private, 1)
+        x, y, out = place(i.x, shared, private, n), place(i.y, shared, private, n), place(i.out, shared, private, n)
         if op == BARRIER:
             barrier(sync, n_threads)
         elif op == LINEAR:
             begin, end = share(i.rows, i.step, thread, n_threads)
-            matvec(i.kind, i.w, i.columns, x, y, out, begin, end)
+            linear(i.kind, i.w, i.columns, x, 4 * i.columns, n, out, 4 * i.rows, begin, end, scratch)
             if i.bias:
-                add_bias(out, i.bias, begin, end)
+                for t in range(n):
+                    add_bias(out + 4 * t * i.rows, i.bias, begin, end)
         elif op == NORM:
-            for h in range(i.heads):
+            for h in range(n * i.heads):
                 at = 4 * h * i.columns
                 rmsnorm(x + at, i.w, i.columns, i.eps, out + at)
-        elif op == SUMS:
-            group_sums(x, i.columns, out)
         elif op == ADD:
-            add(x, y, i.rows, i.scale, out)
+            add(x, y, n * i.rows, i.scale, out)
         elif op == ROPE:
-            angles = i64_at(job.angles + 8 * i.table)
-            for h in range(i.heads):
-                at = 4 * h * i.head_dim
-                rope(x + at, i.head_dim, i.first, angles, i.pairs, i.neox != 0, out + at)
+            for t in range(n):
+                angles = i64_at(row_at(job.rows + t * ROW_SIZE).angles + 8 * i.table)
+                for h in range(t * i.heads, (t + 1) * i.heads):
+                    at = 4 * h * i.head_dim
+                    rope(x + at, i.head_dim, i.first, angles, i.pairs, i.neox != 0, out + at)
         elif op == ATTEND:
-            attend_vector(i, job, x, y, place(i.z, shared, private, 1), scratch, thread, n_threads)
+            attend_rows(i, job, x, y, place(i.z, shared, private, n), scratch, thread, n_threads)
         elif op == JOIN:
-            join_vector(i, job, out)
+            join_rows(i, job, out)
         elif op == GATE:
             begin, end = share(i.rows, i.step, thread, n_threads)
-            gate(x + 4 * begin, y + 4 * begin, end - begin, i.activation, out + 4 * begin)
+            for t in range(n):
+                at = 4 * (t * i.rows + begin)
+                gate(x + at, y + at, end - begin, i.activation, out + at)
         elif op == EMBED:
-            unpack(i.kind, i.w, i.columns, i64_at(job.tokens), out)
-            scale(out, i.columns, i.scale)
+            for t in range(n):
+                unpack(i.kind, i.w, i.columns, i64_at(job.tokens + 8 * t), out + 4 * t * i.columns)
+            scale(out, n * i.columns, i.scale)
         elif op == LOGITS and job.n_wanted:
-            final_norm_and_logits(i, x, scratch, job.logits, thread, n_threads)
-        elif op == COPY:
-            copy(x, i.rows, out)
+            logits_rows(i, job, x, scratch, thread, n_threads)
+        elif op == COPY:  # into part of a wider vector
+            for t in range(n):
+                copy(x + 4 * t * i.rows, i.rows, out + 4 * (t * i.columns + i.first))
         elif op == LINEAR_HEADS:
-            heads_vector(i, x, out, scratch, thread, n_threads)
+            heads_rows(i, n, x, out, thread, n_threads)
         elif op == SELECT:
-            experts.select(
-                x, i.n_experts, i.n_used, i.scores, i.normalize != 0, i.scale, i.bias, i.n_groups, i.n_groups_used, out,
-                scratch,
-            )  # fmt: skip
+            for t in range(n):
+                experts.select(
+                    x + 4 * t * i.n_experts, i.n_experts, i.n_used, i.scores, i.normalize != 0, i.scale, i.bias,
+                    i.n_groups, i.n_groups_used, out + 8 * t * i.n_used, scratch,
+                )  # fmt: skip
         elif op == EXPERTS_UP:
-            experts_up_vector(i, x, y, place(i.z, shared, private, 1), out, thread, n_threads)
+            chosen = place(i.z, shared, private, n)
+            for t in range(n):
+                to = out + 8 * t * i.n_used * i.rows
+                experts_up_row(i, x + 4 * t * i.columns, chosen + 8 * t * i.n_used, to, thread, n_threads)
         elif op == EXPERTS_DOWN:
-            experts_down_vector(i, x, y, place(i.z, shared, private, 1), out, scratch, thread, n_threads)
+            chosen = place(i.z, shared, private, n)
+            for t in range(n):
+                source, to = x + 8 * t * i.n_used * i.columns, out + 4 * t * i.rows
+                experts_down_row(i, source, chosen + 8 * t * i.n_used, to, scratch, thread, n_threads)
         elif op == TIMES_SIGMOID:
-            scale_to(x, i.rows, sigmoid(f32_at(y)), out)
+            for t in range(n):
+                scale_to(x + 4 * t * i.rows, i.rows, sigmoid(f32_at(y + 4 * t)), out + 4 * t * i.rows)
 
 
 @jit
@@ -355,7 +390,9 @@ def logits_tiles(i: Any, job: Any, sync: int, x: int, h: int, scratch: int, thre
         width, tile = width_of(row // WIDTH, n), x + 4 * WIDTH * (row // WIDTH) * dim
         for d in range(dim):
             put_f32(scratch + 4 * d, f32_at(tile + 4 * (d * width + row % WIDTH)))
-        final_norm_and_logits(i, scratch, scratch + 4 * dim, job.logits, thread, n_threads)
+        rmsnorm(scratch, i.w2, dim, i.eps, scratch)
+        begin, end = share(i.rows, 4, thread, n_threads)
+        matvec(i.kind, i.w, dim, scratch, job.logits, begin, end)
         return
     if m == 0:
         return
@@ -477,8 +514,8 @@ def _tiles(job: Any, sync: int, thread: int, n_threads: int) -> None:
 def work(sync: int, thread: int, n_threads: int) -> None:
     """One thread's part of the job."""
     job = job_at(i64_at(sync + 8 * JOB_AT))
-    if job.n_tokens == 1:
-        _vectors(job, sync, thread, n_threads)
+    if job.rows:
+        _rows(job, sync, thread, n_threads)
     else:
         _tiles(job, sync, thread, n_threads)
 

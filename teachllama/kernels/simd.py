@@ -214,13 +214,22 @@ def _two_to_the(b: Any, args: Any) -> Any:
 
 
 _power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writing a float32's exponent
-hsum = _function(  # the sum of all lanes, in any order
-    _F,
-    (F32x16,),
-    lambda b, a: _llvm(
-        b, "llvm.vector.reduce.fadd.v16f32", _F32, [ir.Constant(_F32, -0.0), a[0]], fastmath=("reassoc",)
-    ),
-)
+
+def _hsum(b: Any, args: Any) -> Any:
+    """Halves are added until one number is left: always in this order, so that equal lanes give equal sums."""
+    value, n = args[0], args[0].type.count
+    while n > 1:
+        n //= 2
+        undefined = ir.Constant(value.type, ir.Undefined)
+        low, high = (
+            b.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(_I32, n), list(range(first, first + n))))
+            for first in (0, n)
+        )
+        value = b.fadd(low, high)
+    return b.extract_element(value, _I32(0))
+
+
+hsum = _function(_F, (None,), _hsum)  # the sum of all lanes
 hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
 
 
@@ -249,8 +258,19 @@ def _add_product(b: Any, row: Any, at: Any, v: Any) -> Any:
     return _vector_llvm("fma")(b, (_splat(b, _load(b, at, _F32), v.type.count), v, row))
 
 
+def _add_times(b: Any, row: Any, at: Any, v: Any) -> Any:
+    return _vector_llvm("fma")(b, (v, _load(b, at, _F32, v.type.count), row))
+
+
 def _add_stored(b: Any, row: Any, at: Any, _: Any) -> Any:
     return b.fadd(row, _load(b, at, _F32, row.type.count))
+
+
+def _add_rows(b: Any, args: Any) -> Any:
+    rows = args[0]
+    for r in range(rows.type.count):
+        rows = b.insert_value(rows, b.fadd(b.extract_value(args[0], r), b.extract_value(args[1], r)), r)
+    return rows
 
 
 def _rows_of_zeros(rows: int, vector: VectorType) -> Any:
@@ -260,6 +280,8 @@ def _rows_of_zeros(rows: int, vector: VectorType) -> Any:
 
 zeros_8x32, zeros_8x16 = _rows_of_zeros(8, F32x32), _rows_of_zeros(8, F32x16)
 zeros_6x16, zeros_4x8 = _rows_of_zeros(6, F32x16), _rows_of_zeros(4, F32x8)
+zeros_4x16, zeros_2x16, zeros_2x8 = (_rows_of_zeros(*kind) for kind in ((4, F32x16), (2, F32x16), (2, F32x8)))
+add_rows = _function(0, (None, None), _add_rows)
 zeros_1x32, zeros_1x16, zeros_1x8 = (_rows_of_zeros(1, vector) for vector in (F32x32, F32x16, F32x8))
 load_row = _function(  # a vector as long as a row of the second argument
     lambda at, rows: rows.vector, (_A, None), lambda b, a: _load(b, a[0], _F32, a[1].type.element.count)
@@ -268,7 +290,12 @@ n_rows = _function(_I, (None,), lambda b, a: _I64(a[0].type.count))
 n_lanes = _function(_I, (None,), lambda b, a: _I64(a[0].type.element.count))
 # rows, address, step, v -> rows[r] + (the number at address + r * step) * v
 add_products = _function(0, (None, _A, _I, None), _each_row(_add_product))
+# rows, address, step, v -> rows[r] + (the vector at address + r * step) * v
+add_vectors = _function(0, (None, _A, _I, None), _each_row(_add_times))
 add_stored = _function(0, (None, _A, _I), _each_row(_add_stored))
+store_sums = _function(  # the sum of each row's lanes
+    0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, _hsum(b, [row]))))
+)
 store_rows = _function(0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, row))))
 tile_shape = _function(_I, (), lambda b, a: _llvm(b, symbols.TILE_SHAPE, _I64, []))  # a number of `shapes.py`
 
