@@ -16,7 +16,9 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
 
+from teachllama.kernels.shapes import EIGHT_BY_32
 from teachllama.kernels.simd import (
+    add_vectors,
     f16_at,
     f32_of_bits,
     fma,
@@ -35,10 +37,15 @@ from teachllama.kernels.simd import (
     splat,
     splat_int,
     store,
+    store_sums,
+    tile_shape,
     to_float,
     u8_at,
     u32_at,
     zeros16,
+    zeros_2x16,
+    zeros_4x16,
+    zeros_8x16,
 )  # fmt: skip
 
 GROUP = 32  # weights read at a time
@@ -163,8 +170,8 @@ def doubled_e2m1(q: Any) -> Any:
     return size * ((q >> 3) * -2 + 1)
 
 
-def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tuple[Any, Any]:
-    """For one type: `matvec` (a matrix's rows times a vector) and `unpack` (a row as float32)."""
+def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tuple[Any, Any, Any]:
+    """For one type: `matvec` (rows times a vector), `few` (times several), `unpack` (a row as float32)."""
 
     @jit
     def weights(row: int, i: int) -> Any:
@@ -220,13 +227,30 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
             put_f32(out + 4 * r, hsum(acc))
 
     @jit
+    def few(
+        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
+        zeros: Any,
+    ) -> None:  # fmt: skip
+        """out[t, r] = row r times x[t], for as many vectors as `zeros` has rows: a row is unpacked once for all.
+
+        Products are added in the order of `matvec`: each vector's results are bit for bit those it has alone.
+        """
+        for r in range(begin, end):
+            row, acc = w + r * row_bytes, zeros
+            for i in range(groups):
+                w0, w1 = weights(row, i)
+                prefetch(row + i * (row_bytes // groups) + AHEAD)
+                acc = add_vectors(add_vectors(acc, x + 128 * i, x_step, w0), x + 128 * i + 64, x_step, w1)
+            store_sums(acc, out + 4 * r, out_step)
+
+    @jit
     def unpack(row: int, groups: int, out: int) -> None:
         for i in range(groups):
             w0, w1 = weights(row, i)
             store(out + 128 * i, w0)
             store(out + 128 * i + 64, w1)
 
-    return matvec, unpack
+    return matvec, few, unpack
 
 
 NATIVE = {  # types whose blocks are used as they are in the file -> (bytes, weights) of a block
@@ -234,18 +258,18 @@ NATIVE = {  # types whose blocks are used as they are in the file -> (bytes, wei
     for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
 }
 _F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K, _MXFP4 = (int(kind) for kind in NATIVE)
-_matvec_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
-_matvec_f16, _unpack_f16 = _functions(f16, False, False)
-_matvec_bf16, _unpack_bf16 = _functions(bf16, False, False)
-_matvec_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
-_matvec_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
-_matvec_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
-_matvec_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
-_matvec_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
-_matvec_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
-_matvec_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
-_matvec_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
-_matvec_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False)
+_matvec_f32, _few_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
+_matvec_f16, _few_f16, _unpack_f16 = _functions(f16, False, False)
+_matvec_bf16, _few_bf16, _unpack_bf16 = _functions(bf16, False, False)
+_matvec_q8_0, _few_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
+_matvec_q4_0, _few_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
+_matvec_q4_1, _few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
+_matvec_q5_0, _few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
+_matvec_q5_1, _few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
+_matvec_q4_k, _few_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
+_matvec_q5_k, _few_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
+_matvec_q6_k, _few_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
+_matvec_mxfp4, _few_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False)
 
 
 @jit
@@ -307,6 +331,60 @@ def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: i
         _matvec_bf16(w, nbytes, groups, x, out, begin, end)
     elif kind == _F32:
         _matvec_f32(w, nbytes, groups, x, out, begin, end)
+
+
+@jit
+def _some(
+    kind: int, w: int, columns: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, zeros: Any
+) -> None:
+    nbytes, groups = row_nbytes(kind, columns), columns // GROUP
+    if kind == _Q8_0:
+        _few_q8_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q4_1:
+        _few_q4_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q4_0:
+        _few_q4_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q5_0:
+        _few_q5_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q5_1:
+        _few_q5_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q4_K:
+        _few_q4_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q5_K:
+        _few_q5_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _Q6_K:
+        _few_q6_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _MXFP4:
+        _few_mxfp4(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _F16:
+        _few_f16(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _BF16:
+        _few_bf16(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+    elif kind == _F32:
+        _few_f32(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+
+
+@jit
+def multiply_few(
+    kind: int, w: int, columns: int, x: int, x_step: int, n: int, out: int, out_step: int, begin: int, end: int
+) -> None:
+    """Rows begin to end of a matrix of any native type times n vectors: out[t, r] = row r . x[t].
+
+    Args:
+        x, out: addresses of the first vectors; the others follow x_step and out_step bytes apart.
+    """
+    t = 0
+    while t + 8 <= n and tile_shape() == EIGHT_BY_32:  # eight sums of 16 fit in its registers, and no others'
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_8x16())
+        t += 8
+    while t + 4 <= n:
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_4x16())
+        t += 4
+    if t + 2 <= n:
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_2x16())
+        t += 2
+    if t < n:
+        matvec(kind, w, columns, x + t * x_step, out + t * out_step, begin, end)
 
 
 @jit

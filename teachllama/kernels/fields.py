@@ -40,6 +40,7 @@ class Op(IntEnum):
     TIMES_SIGMOID = 17
     LOGITS = 18
 
+
 class Act(IntEnum):
     """Numbers of `spec.Activation` for compiled code."""
 

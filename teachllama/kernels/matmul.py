@@ -11,29 +11,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from teachllama.kernels.blocks import matvec, unpack
+from teachllama.kernels.blocks import unpack
 from teachllama.kernels.elementwise import add_bias_tile
 from teachllama.kernels.fields import DEPTH, PANEL, WIDTH
-from teachllama.kernels.shapes import EIGHT_BY_32, FOUR_BY_8, SIX_BY_16
+from teachllama.kernels.shapes import FOUR_BY_8, SIX_BY_16
 from teachllama.kernels.simd import (
     add_products,
-    add_rows,
     add_stored,
-    add_vectors,
     jit,
     load_row,
     n_lanes,
     n_rows,
     store_rows,
-    store_sums,
     tile_shape,
     zeros_1x8,
     zeros_1x16,
     zeros_1x32,
-    zeros_2x8,
-    zeros_2x16,
     zeros_4x8,
-    zeros_4x16,
     zeros_6x16,
     zeros_8x16,
     zeros_8x32,
@@ -121,67 +115,3 @@ def multiply(
             multiply_tile(panel, 4 * columns, 4, rows, at, columns, to, add, width)
             if bias:
                 add_bias_tile(to, bias + 4 * first, rows, width)
-
-
-@jit
-def _dots(rows: int, columns: int, x: int, x_step: int, out: int, out_step: int, zeros: Any) -> None:
-    """Two rows of float32, one behind the other, times as many tokens as `zeros` has rows.
-
-    Where `zeros` has 8 lanes, sums of 16 are made in two halves: each lane's sum is the same, and so is theirs.
-    """
-    second, half = rows + 4 * columns, n_lanes(zeros) == 8
-    a, b, c, d = zeros, zeros, zeros, zeros
-    for i in range(0, 4 * columns, 64):
-        w0, w1 = load_row(rows + i, zeros), load_row(second + i, zeros)
-        a, b = add_vectors(a, x + i, x_step, w0), add_vectors(b, x + i, x_step, w1)
-    if half:
-        for i in range(32, 4 * columns, 64):
-            w0, w1 = load_row(rows + i, zeros), load_row(second + i, zeros)
-            c, d = add_vectors(c, x + i, x_step, w0), add_vectors(d, x + i, x_step, w1)
-        a, b = add_rows(a, c), add_rows(b, d)
-    store_sums(a, out, out_step)
-    store_sums(b, out + 4, out_step)
-
-
-@jit
-def _dots_of_all(
-    rows: int, columns: int, x: int, x_step: int, n: int, out: int, out_step: int, four: Any, two: Any, one: Any
-) -> None:
-    t = 0
-    while t + 4 <= n:
-        _dots(rows, columns, x + t * x_step, x_step, out + t * out_step, out_step, four)
-        t += 4
-    if t + 2 <= n:
-        _dots(rows, columns, x + t * x_step, x_step, out + t * out_step, out_step, two)
-        t += 2
-    if t < n:
-        _dots(rows, columns, x + t * x_step, x_step, out + t * out_step, out_step, one)
-
-
-@jit
-def multiply_few(
-    kind: int, w: int, columns: int, x: int, x_step: int, n: int, out: int, out_step: int, begin: int, end: int,
-    scratch: int,
-) -> None:  # fmt: skip
-    """Rows begin to end of a matrix of any native type times a few vectors: out[t, r] = row r . x[t].
-
-    Each row is unpacked once. The products are added in `matvec`'s order: a token's results are its own, bit for bit,
-    whoever is evaluated with it.
-
-    Args:
-        x, out: addresses of the first vectors; the others follow x_step and out_step bytes apart.
-        scratch: 4 * columns float32.
-    """
-    wide = tile_shape() == EIGHT_BY_32
-    for r in range(begin, end - 1, 2):
-        unpack(kind, w, columns, r, scratch)
-        unpack(kind, w, columns, r + 1, scratch + 4 * columns)
-        if wide:
-            _dots_of_all(
-                scratch, columns, x, x_step, n, out + 4 * r, out_step, zeros_4x16(), zeros_2x16(), zeros_1x16()
-            )
-        else:
-            _dots_of_all(scratch, columns, x, x_step, n, out + 4 * r, out_step, zeros_4x8(), zeros_2x8(), zeros_1x8())
-    if (end - begin) % 2:
-        for t in range(n):
-            matvec(kind, w, columns, x + t * x_step, out + t * out_step, end - 1, end)

@@ -256,7 +256,6 @@ class _Rows(_Lowering):
 
     def product(self, x: Place, m: Linear, out: Place, step: int = 4) -> tuple[Any, ...]:
         split = ("rows", m.rows, step)
-        self.needs(2 * m.columns)
         self.emit(Op.LINEAR, split, [x], [out], x=x.operand, out=out.operand, step=step, **self.matrix(m))
         return split
 
@@ -370,7 +369,7 @@ class _Rows(_Lowering):
 
     def logits(self, step: Step, x: Value, w: Any, spec: ModelSpec, batch: Any) -> None:
         place = self.where[x]
-        self.needs(2 * x.width, x.width)
+        self.needs(0, x.width)
         fields = {"w2": address_of(w.output_norm), "eps": spec.norm_eps, **self.matrix(w.output)}
         self.emit(Op.LOGITS, ("rows", spec.vocab_size, 4), [place], [], x=place.operand, **fields)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from teachllama.kernels import experts
 from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, store_kv
-from teachllama.kernels.blocks import matvec, row_nbytes, unpack
+from teachllama.kernels.blocks import matvec, multiply_few, row_nbytes, unpack
 from teachllama.kernels.elementwise import (
     add,
     add_bias,
@@ -39,7 +39,7 @@ from teachllama.kernels.fields import (
     WIDTH,
     Op,
 )  # fmt: skip
-from teachllama.kernels.matmul import multiply, multiply_few, multiply_tile, width_of
+from teachllama.kernels.matmul import multiply, multiply_tile, width_of
 from teachllama.kernels.simd import (
     MASKED,
     atomic_add,
@@ -94,18 +94,6 @@ def place(operand: int, shared: int, private: int, rows: int) -> int:
 
 
 @jit
-def linear(
-    kind: int, w: int, columns: int, x: int, x_step: int, n: int, out: int, out_step: int, begin: int, end: int,
-    scratch: int,
-) -> None:  # fmt: skip
-    """Rows begin to end of a matrix times one vector, or a few."""
-    if n == 1:
-        matvec(kind, w, columns, x, out, begin, end)
-    else:
-        multiply_few(kind, w, columns, x, x_step, n, out, out_step, begin, end, scratch)
-
-
-@jit
 def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: int) -> None:
     """The last step: the rows wanted of x (n, columns) -> this thread's part of their logits."""
     step = 4 * i.columns
@@ -113,7 +101,7 @@ def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: 
         rmsnorm(x + step * i64_at(job.wanted + 8 * j), i.w2, i.columns, i.eps, scratch + step * j)
     begin, end = share(i.rows, 4, thread, n_threads)
     n = job.n_wanted
-    linear(i.kind, i.w, i.columns, scratch, step, n, job.logits, 4 * i.rows, begin, end, scratch + step * n)
+    multiply_few(i.kind, i.w, i.columns, scratch, step, n, job.logits, 4 * i.rows, begin, end)
 
 
 @jit
@@ -227,7 +215,7 @@ def _rows(job: Any, sync: int, thread: int, n_threads: int) -> None:
             barrier(sync, n_threads)
         elif op == LINEAR:
             begin, end = share(i.rows, i.step, thread, n_threads)
-            linear(i.kind, i.w, i.columns, x, 4 * i.columns, n, out, 4 * i.rows, begin, end, scratch)
+            multiply_few(i.kind, i.w, i.columns, x, 4 * i.columns, n, out, 4 * i.rows, begin, end)
             if i.bias:
                 for t in range(n):
                     add_bias(out + 4 * t * i.rows, i.bias, begin, end)

@@ -215,6 +215,7 @@ def _two_to_the(b: Any, args: Any) -> Any:
 
 _power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writing a float32's exponent
 
+
 def _hsum(b: Any, args: Any) -> Any:
     """Halves are added until one number is left: always in this order, so that equal lanes give equal sums."""
     value, n = args[0], args[0].type.count
@@ -266,13 +267,6 @@ def _add_stored(b: Any, row: Any, at: Any, _: Any) -> Any:
     return b.fadd(row, _load(b, at, _F32, row.type.count))
 
 
-def _add_rows(b: Any, args: Any) -> Any:
-    rows = args[0]
-    for r in range(rows.type.count):
-        rows = b.insert_value(rows, b.fadd(b.extract_value(args[0], r), b.extract_value(args[1], r)), r)
-    return rows
-
-
 def _rows_of_zeros(rows: int, vector: VectorType) -> Any:
     kind = RowsType(rows, vector)
     return _function(kind, (), lambda b, a: ir.Constant(ir.ArrayType(ir.VectorType(_F32, vector.lanes), rows), None))
@@ -280,8 +274,7 @@ def _rows_of_zeros(rows: int, vector: VectorType) -> Any:
 
 zeros_8x32, zeros_8x16 = _rows_of_zeros(8, F32x32), _rows_of_zeros(8, F32x16)
 zeros_6x16, zeros_4x8 = _rows_of_zeros(6, F32x16), _rows_of_zeros(4, F32x8)
-zeros_4x16, zeros_2x16, zeros_2x8 = (_rows_of_zeros(*kind) for kind in ((4, F32x16), (2, F32x16), (2, F32x8)))
-add_rows = _function(0, (None, None), _add_rows)
+zeros_2x16, zeros_4x16 = _rows_of_zeros(2, F32x16), _rows_of_zeros(4, F32x16)
 zeros_1x32, zeros_1x16, zeros_1x8 = (_rows_of_zeros(1, vector) for vector in (F32x32, F32x16, F32x8))
 load_row = _function(  # a vector as long as a row of the second argument
     lambda at, rows: rows.vector, (_A, None), lambda b, a: _load(b, a[0], _F32, a[1].type.element.count)
