@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType
 import teachllama as tl
 from teachllama.kernels import machine_code as cache
 from teachllama.kernels import team
+from teachllama.kernels.shapes import shape_for
 from tests.tools import copy_as, tiny_model
 
 pytestmark = pytest.mark.slow
@@ -61,6 +62,62 @@ def test_the_kernels_become_arm64_vector_code(ir: str) -> None:
     assembly = machine.emit_assembly(module)
     assert assembly.count("fmla") > 500  # fused multiply-add on vectors of four
     assert "fmaf" not in assembly, "a fused multiply-add that the processor does not do itself would be a slow call"
+
+
+CODE_FOR = {  # the processor, by LLVM's names, and the shape its tiles must have
+    "AVX-512": ("x86_64-unknown-linux-gnu", "x86-64-v4", (8, 32)),
+    "AVX2": ("x86_64-unknown-linux-gnu", "haswell", (6, 16)),
+    "NEON": ("aarch64-unknown-linux-gnu", "neoverse-n1", (6, 16)),
+}
+
+
+def loops(assembly: str) -> list[list[str]]:
+    """The instructions of each innermost loop: of each block that jumps back to its own beginning."""
+    found, label, block = [], "", []
+    for line in assembly.splitlines():
+        begins = re.match(r"^(\.L\w+):", line)
+        if begins:
+            label, block = begins[1], []
+        elif re.match(r"\t[a-z]", line):
+            block.append(line.split("#")[0].split("//")[0].strip())
+            if label and re.search(rf"^(?:j|b\.|cb|tb).*{re.escape(label)}$", block[-1]):
+                found.append(block)
+    return found
+
+
+def test_a_processor_without_fused_vectors_gets_the_smallest_tiles() -> None:
+    shape = shape_for(cache.machine_of("x86_64-unknown-linux-gnu", "x86-64"))
+    assert (shape.rows, shape.lanes) == (4, 8)
+
+
+@pytest.mark.parametrize("kind", CODE_FOR)
+def test_the_sums_of_a_tile_stay_in_registers_on_every_kind_of_processor(ir: str, kind: str) -> None:
+    triple, cpu, size = CODE_FOR[kind]
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    try:
+        machine = cache.machine_of(triple, cpu)
+    except RuntimeError as e:
+        pytest.skip(f"this LLVM lacks it: {e}")
+    shape = shape_for(machine)
+    assert (shape.kind, shape.rows, shape.lanes) == (kind, *size)
+    text = re.sub(r"^target (?:triple|datalayout).*\n", "", ir, flags=re.M)
+    text = f'target datalayout = "{machine.target_data}"\ntarget triple = "{triple}"\n{text}'
+    module = cache.optimized(text, machine)
+    assembly = machine.emit_assembly(module)
+    n_registers = {"AVX-512": 16, "AVX2": 12, "NEON": 24}[kind]  # those that hold sums
+    # A tile's loop takes float32 weights one at a time, and converts and fetches nothing.
+    tiles = [
+        block
+        for block in loops(assembly)
+        if (n := sum(bool(re.search(r"^(?:vfmadd\w*ps|fmla)\s", line)) for line in block)) and n % n_registers == 0
+        if not any(re.search(r"cvt|pmov|shll|max|sqrt|div|prf|prefetch", line) for line in block)
+    ]
+    assert tiles
+    for block in tiles:
+        spilled = [line for line in block if re.search(r"[xyz]mm\d|\b[qv]\d", line) and re.search(r"%rsp|\bsp\b", line)]
+        assert not spilled, (len(block), spilled)
+        assert not [line for line in block if re.match(r"vmulps|fmul\s", line)], "not fused"
 
 
 @pytest.mark.model

@@ -14,12 +14,12 @@ from gguf import GGMLQuantizationType as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.kernel_tools import NATIVE, SCALES, Guarded, as_f32, callable_from_python, random_blocks, unit
+from tests.kernel_tools import NATIVE, SCALES, Guarded, as_f32, callable_from_python, random_blocks, set_shape, unit
 
 pytest.importorskip("numba")
 pytestmark = pytest.mark.slow
 
-DOTS, UNPACK, NBYTES = range(3)
+DOTS, UNPACK, FEW, NBYTES = range(4)
 ORDINARY = np.float16(np.random.default_rng(0).uniform(-2, 2, 1000))
 SUBNORMAL = np.arange(1, 1024, dtype=np.uint16).view(np.float16)
 EXTREME = np.float16([65504, -65504, 6.104e-5, -6.104e-5, 5.96e-8, -5.96e-8, 0, -0.0, 1, -1])
@@ -32,9 +32,11 @@ def kernel() -> Kernel:
     from teachllama.kernels import blocks
 
     @callable_from_python
-    def run(op: int, kind: int, w: int, columns: int, x: int, sums: int, out: int, begin: int, end: int) -> Any:
+    def run(op: int, kind: int, w: int, columns: int, x: int, n: int, out: int, begin: int, end: int) -> Any:
         if op == 0:
-            blocks.matvec(kind, w, columns, x, sums, out, begin, end)
+            blocks.matvec(kind, w, columns, x, out, begin, end)
+        elif op == 2:  # vectors one behind the other; results 3 float32 behind the last row's
+            blocks.multiply_few(kind, w, columns, x, 4 * columns, n, out, 4 * (end + 3), begin, end)
         elif op == 1:
             for row in range(begin, end):
                 blocks.unpack(kind, w, columns, row, out + 4 * columns * (row - begin))
@@ -51,8 +53,8 @@ def unpacked(kernel: Kernel, kind: T, raw: np.ndarray, columns: int, begin: int 
 
 
 def multiplied(kernel: Kernel, kind: T, raw: np.ndarray, x: np.ndarray, begin: int, end: int) -> np.ndarray:
-    given_x, sums, out = Guarded(x), Guarded(x.reshape(-1, 32).sum(axis=1)), Guarded(len(raw))
-    kernel(DOTS, int(kind), raw.ctypes.data, len(x), given_x.at, sums.at, out.at, begin, end)
+    given_x, out = Guarded(x), Guarded(len(raw))
+    kernel(DOTS, int(kind), raw.ctypes.data, len(x), given_x.at, 1, out.at, begin, end)
     out.check()
     untouched = np.r_[out.data[:begin], out.data[end:]]
     assert (untouched == Guarded(1).data[0]).all(), "a row outside begin to end was written"
@@ -96,6 +98,35 @@ def test_dot_products_over_ragged_rows_equal_the_reference(
     x = rng.standard_normal(columns).astype(np.float32)
     check_dots(kernel, kind, raw, x, begin, end)
     check_dots(kernel, kind, raw, x, 0, rows)
+
+
+@pytest.mark.parametrize("kind", NATIVE, ids=lambda k: k.name)
+@given(
+    n=st.integers(1, 17),
+    rows=st.integers(1, 40),
+    blocks=st.integers(1, 4),
+    shape=st.integers(0, 2),
+    seed=st.integers(0, 2**32),
+)
+@few
+def test_a_few_vectors_get_the_bits_that_each_gets_alone(
+    kernel: Kernel, kind: T, n: int, rows: int, blocks: int, shape: int, seed: int
+) -> None:
+    columns, rng = blocks * unit(kind), np.random.default_rng(seed)
+    raw = random_blocks(kind, rows, columns, rng, ORDINARY)
+    x = rng.standard_normal((n, columns)).astype(np.float32)
+    begin, end = sorted(rng.integers(0, rows + 1, 2).tolist())
+    given_x, out = Guarded(x), Guarded(n * (end + 3))
+    set_shape(shape)
+    try:
+        kernel(FEW, int(kind), raw.ctypes.data, columns, given_x.at, n, out.at, begin, end)
+    finally:
+        set_shape(0)
+    out.check()
+    found = out.data.reshape(n, end + 3)
+    alone = np.array([multiplied(kernel, kind, raw, one, begin, end) for one in x]).reshape(n, end - begin)
+    np.testing.assert_array_equal(found[:, begin:end].view(np.uint32), alone.view(np.uint32))
+    assert (np.delete(found, np.s_[begin:end], axis=1) == Guarded(1).data[0]).all(), "another row was written"
 
 
 @pytest.mark.parametrize("kind", NATIVE, ids=lambda k: k.name)

@@ -17,6 +17,7 @@ from tests.kernel_tools import (
     callable_from_python,
     from_tiles,
     model_blocks,
+    set_shape,
     tiles_of,
     unit,
     widths,
@@ -74,11 +75,12 @@ def product(
     rows=st.integers(1, 120),
     blocks=st.integers(1, 3),
     add=st.booleans(),
+    shape=st.integers(0, 2),
     seed=st.integers(0, 2**32),
 )
 @few
 def test_a_range_of_rows_times_all_tokens_equals_numpy_and_leaves_other_rows_alone(
-    kernel: Kernel, kind: T, n: int, rows: int, blocks: int, add: bool, seed: int
+    kernel: Kernel, kind: T, n: int, rows: int, blocks: int, add: bool, shape: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     columns = blocks * unit(kind)
@@ -91,7 +93,11 @@ def test_a_range_of_rows_times_all_tokens_equals_numpy_and_leaves_other_rows_alo
     expected[:, at_row + begin : at_row + end] = x.astype(np.float64) @ as_f32(kind, raw)[begin:end].T
     if add:
         expected[:, at_row + begin : at_row + end] += before[:, at_row + begin : at_row + end]
-    got = product(kernel, kind, raw, x, begin, end, before, at_row, add)
+    set_shape(shape)
+    try:
+        got = product(kernel, kind, raw, x, begin, end, before, at_row, add)
+    finally:
+        set_shape(0)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
 
 

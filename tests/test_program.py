@@ -104,7 +104,7 @@ def test_every_value_is_made_once_and_before_it_is_read(recorded: tuple[Program,
 
 
 READS = {  # the operands that each operation reads, for one token
-    "norm": "x", "sums": "x", "linear": "x", "rope": "x", "attend": "xyz", "add": "xy", "gate": "xy", "copy": "x",
+    "norm": "x", "linear": "x", "rope": "x", "attend": "xyz", "add": "xy", "gate": "xy", "copy": "x",
     "linear_heads": "x", "select": "x", "experts_up": "x", "experts_down": "x", "times_sigmoid": "xy", "logits": "x",
 }  # fmt: skip
 
@@ -140,7 +140,7 @@ def test_inspect_prints_the_program_and_counts(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "attend(0, " in done.stdout
-    assert "one token: " in done.stdout
+    assert "a few tokens: " in done.stdout
     assert "threads meet 11 times" in done.stdout  # two layers
 
 
