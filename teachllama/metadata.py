@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teachllama.errors import GGUFError
+from teachllama.whole_numbers import is_whole
 
 MAX_LAYERS = 10_000  # llama.cpp stops at 512
 MAX_LENGTH = 2**24  # heads, lengths, windows of a real model come nowhere near; keeps products far from overflow
@@ -58,9 +59,9 @@ class Metadata:
         value = default if value is None else value
         if value is None:
             raise self._required(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        if not is_whole(value, least, most):
             raise self.fail(key, value, f"a whole number from {least} to {most}")
-        return value
+        return int(value)
 
     def real(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = 1e12) -> float:
         """A finite number; without a default the key must be there."""
@@ -87,6 +88,28 @@ class Metadata:
         value = default if value is None else value
         if not isinstance(value, bool):
             raise self.fail(key, value, "true or false")
+        return value
+
+    def strings(self, key: str, most: int) -> Sequence[str]:
+        """An array of texts, `most` of them at most."""
+        value = self.raw(key)
+        if (
+            not isinstance(value, Sequence)
+            or isinstance(value, (str, bytes))
+            or (value and not isinstance(value[0], str))
+        ):
+            found = "nothing" if value is None else type(value).__name__
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r}: expected an array of strings, found {found}")
+        if len(value) > most:
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r} has {len(value)} strings; at most {most} are accepted")
+        return value
+
+    def array(self, key: str, n: int, kinds: str) -> Any:
+        """A NumPy array of n numbers whose `dtype.kind` is one of `kinds`; None where there is none."""
+        value = self.raw(key)
+        if value is not None and (getattr(value, "shape", ()) != (n,) or value.dtype.kind not in kinds):
+            found = f"{value.size} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r}: expected {n} numbers, found {found}")
         return value
 
     def per_layer(self, key: str, default: Sequence[int], *, most: int = MAX_LENGTH) -> Sequence[int]:

@@ -17,6 +17,7 @@ from typing import Any
 
 from teachllama.cli import kv_engines
 from teachllama.cli.inspect import emit, find_file, table
+from teachllama.cli.kv_engines import size_of
 from teachllama.cli.numbers import count_from_text, nbytes_from_text
 from teachllama.cli.terminal import columns, path_of, printable
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
@@ -25,7 +26,6 @@ from teachllama.kv import (
     KV_DTYPES,
     KVLayout,
     LayerKV,
-    format_nbytes,
     kv_layout_from_metadata,
     longest_seq_len,
 )
@@ -241,7 +241,7 @@ def _report(layout: KVLayout, answer: Mapping[str, Any], metadata: Mapping[str, 
         lines += ["", *_figure_table(layout, answer), "", *_sum(layout, answer)]
     if memory is not None:
         lines += ["", *_fit_table(answer, memory, width)]
-    weights = _size(answer["weights_nbytes"])
+    weights = size_of(answer["weights_nbytes"])
     lines += ["", *textwrap.wrap(_fixed_and_growing(layout, answer), width)]
     lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9. Scratch memory for computing comes on top."]
     lines += (
@@ -275,10 +275,10 @@ def _sentence(layout: KVLayout, metadata: Mapping[str, Any]) -> str:
 def _fixed_and_growing(layout: KVLayout, answer: Mapping[str, Any]) -> str:
     """Which part of the memory grows with the context."""
     state, sessions = answer["state_nbytes"], answer["sessions"]
-    fixed = f"the weights ({_size(answer['weights_nbytes'])})"
+    fixed = f"the weights ({size_of(answer['weights_nbytes'])})"
     if state:
-        fixed += f", recurrent state ({_size(sessions * state)})"
-    grows = [f"{_size(f['late_token_nbytes'])} in {d}" for d, f in answer["kv"].items() if f is not None]
+        fixed += f", recurrent state ({size_of(sessions * state)})"
+    grows = [f"{size_of(f['late_token_nbytes'])} in {d}" for d, f in answer["kv"].items() if f is not None]
     text = f"Fixed, at any context: {fixed} and scratch memory."
     if not layout.groups or not grows:
         return text
@@ -286,12 +286,8 @@ def _fixed_and_growing(layout: KVLayout, answer: Mapping[str, Any]) -> str:
     return f"{text} Each further token{late} adds, to one session: {', '.join(grows)}."
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)
-
-
 def _cells(answer: Mapping[str, Any], label: str, key: str, times: int = 1) -> tuple[str, ...]:
-    return label, *("-" if f is None else _size(times * f[key]) for f in answer["kv"].values())
+    return label, *("-" if f is None else size_of(times * f[key]) for f in answer["kv"].values())
 
 
 def _figure_table(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
@@ -346,7 +342,7 @@ def _fit_table(answer: Mapping[str, Any], asked: str, width: int) -> list[str]:
     if memory <= weights:
         return [f"Nothing fits in {asked.strip()} ({memory:,} bytes): the weights alone take {weights:,} bytes."]
     state = answer["state_nbytes"]
-    state_too = f", of which a session's recurrent state takes {_size(state)}" if state else ""
+    state_too = f", of which a session's recurrent state takes {size_of(state)}" if state else ""
 
     def cells(label: str, key: str) -> tuple[str, ...]:
         fits = [None if f is None else f["fits"] for f in answer["kv"].values()]

@@ -134,11 +134,11 @@ def engine_report(answer: Mapping[str, Any], seq_len: int, sessions: int, memory
             nbytes = [
                 answer["kv"][d]["buffers"][i]["k_nbytes"] + answer["kv"][d]["buffers"][i]["v_nbytes"] for d in dtypes
             ]
-            rows.append((f"  {where}", *map(_size, nbytes)))
-        rows.append(("  cache and state", *(_size(_reserved(answer["kv"][d])) for d in dtypes)))
+            rows.append((f"  {where}", *map(size_of, nbytes)))
+        rows.append(("  cache and state", *(size_of(_reserved(answer["kv"][d])) for d in dtypes)))
         if first["compute_nbytes"]:
-            rows.append(("  compute buffer, about", *(_size(answer["kv"][d]["compute_nbytes"]) for d in dtypes)))
-        rows.append(("  with the weights", *(_size(answer["kv"][d]["total_nbytes"]) for d in dtypes)))
+            rows.append(("  compute buffer, about", *(size_of(answer["kv"][d]["compute_nbytes"]) for d in dtypes)))
+        rows.append(("  with the weights", *(size_of(answer["kv"][d]["total_nbytes"]) for d in dtypes)))
         if memory is not None:
             fits = [answer["kv"][d]["fits"] for d in dtypes]
             rows.append((f"  sessions of {seq_len:,} tokens in {memory}", *(_count(f["sessions"]) for f in fits)))
@@ -199,5 +199,6 @@ def _count(n: int | None) -> str:
     return "any" if n is None else f"{n:,}"
 
 
-def _size(nbytes: int) -> str:
+def size_of(nbytes: int) -> str:
+    """Bytes to the last one, and from a million on in MB, GB and so on."""
     return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)

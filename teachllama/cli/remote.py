@@ -10,6 +10,7 @@ from teachllama import hub
 from teachllama.errors import FetchError, GGUFError
 from teachllama.gguf_file import split_paths
 from teachllama.gguf_remote import read_header
+from teachllama.whole_numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ def read_remote(spec: str) -> RemoteModel:
     spec = f"{folder}/{names[0]}" + (f"@{revision}" if revision else "")
     metadata, weights, nbytes, fetched = _header(spec, None)
     count = metadata.get("split.count", 1)
-    if not isinstance(count, int) or isinstance(count, bool) or (count > 1) != (len(names) > 1):
-        says = f"part of a model in {count} parts" if isinstance(count, int) and count > 1 else "a whole model"
+    if not is_whole(count, 0) or (count > 1) != (len(names) > 1):
+        says = f"part of a model in {count} parts" if is_whole(count, 2) else "a whole model"
         raise GGUFError(
             f"{spec}: the file says that it is {says}; expected the name of such a file (of a split model: "
             "NAME-00001-of-0000N.gguf)"
