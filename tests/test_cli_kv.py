@@ -300,8 +300,8 @@ def test_the_plot_draws_both_dtypes_and_labels_every_line(gpt_oss: str) -> None:
         layout = kv_layout_from_metadata(file.metadata)
     ax = plot_kv(layout, r"$\frac costs", weights=4096, memory=10_000_000).axes[0]
     texts = {text.get_text() for text in ax.texts}
-    assert {"f32", "f16", "f32, no windows", "weights 4.096 kB", "10 MB less the weights"} <= texts
-    assert {"8.651 MB", "4.325 MB"} <= texts  # at the native context
+    assert {"f32", "f16", "f32, no windows", "weights 4.1 kB", "10 MB less the weights"} <= texts
+    assert {"8.65 MB", "4.33 MB"} <= texts  # at the native context
     ax.figure.canvas.draw()  # a name with a dollar sign is not mathematics
 
 

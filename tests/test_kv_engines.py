@@ -286,7 +286,7 @@ def test_the_json_of_an_engine_and_of_an_explanation_has_the_documented_keys(cap
 
 def test_the_command_explains_a_number(capsys: pytest.CaptureFixture[str]) -> None:
     out = " ".join(out_of(capsys, header("gemma-3-27b"), "--explain", "87.4 GB").split())
-    assert "87.4 GB is 87,400,000,000 bytes. The rule gives 11,173,625,856 bytes (11.17 GB)" in out
+    assert "87.4 GB is 87,400,000,000 bytes. The rule gives 11,173,625,856 bytes (11.2 GB)" in out
     assert "+682%" in out
     assert "it takes dim / n_heads for the length of a head" in out
     assert "none of the mistakes known here gives that number" in " ".join(
