@@ -5,7 +5,6 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,8 +38,3 @@ class Batch:
         n = len(tokens)
         wanted = np.arange(n) if all_logits else np.array([n - 1])
         return cls(np.asarray(tokens, np.intp), np.arange(start, start + n), (Run(cache, 0, n),), wanted)
-
-    @property
-    def last_rows(self) -> Sequence[int]:
-        """Each run's last row."""
-        return [run.end - 1 for run in self.runs]

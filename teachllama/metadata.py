@@ -50,25 +50,22 @@ class Metadata:
         """The error for a value that isn't what was expected."""
         return GGUFError(f"metadata {f'{self.arch}.{key}'!r} is {reprlib.repr(found)}; expected {expected}")
 
-    def _required(self, key: str) -> GGUFError:
-        return GGUFError(f"the metadata has no {f'{self.arch}.{key}'!r}, which every {self.arch} model needs")
+    def _value(self, key: str, default: object) -> Any:
+        value = self.raw(key)
+        if value is None and default is None:
+            raise GGUFError(f"the metadata has no {f'{self.arch}.{key}'!r}, which every {self.arch} model needs")
+        return default if value is None else value
 
     def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_LENGTH) -> int:
         """A whole number; without a default the key must be there."""
-        value = self.raw(key)
-        value = default if value is None else value
-        if value is None:
-            raise self._required(key)
+        value = self._value(key, default)
         if not is_whole(value, least, most):
             raise self.fail(key, value, f"a whole number from {least} to {most}")
         return int(value)
 
     def real(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = 1e12) -> float:
         """A finite number; without a default the key must be there."""
-        value = self.raw(key)
-        value = default if value is None else value
-        if value is None:
-            raise self._required(key)
+        value = self._value(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not least <= value <= most:
             raise self.fail(key, value, f"a number from {least:g} to {most:g}")
@@ -76,16 +73,14 @@ class Metadata:
 
     def text(self, key: str, default: str) -> str:
         """A text."""
-        value = self.raw(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, str):
             raise self.fail(key, value, "a text")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self.raw(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, value, "true or false")
         return value

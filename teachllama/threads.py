@@ -49,7 +49,7 @@ def set_num_threads(n: int) -> None:
     _limits = threadpool_limits(limits=n, user_api="blas")
 
 
-MOST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 
 
 class _Products:
@@ -83,7 +83,7 @@ class _Products:
         me = threading.get_ident()
         with self._changed:
             self._n_forking += 1
-            self._changed.wait_for(lambda: set(self._running) <= {me}, MOST_WAIT_S)
+            self._changed.wait_for(lambda: set(self._running) <= {me}, MAX_WAIT_S)
 
     def _after(self) -> None:
         with self._changed:

@@ -126,7 +126,7 @@ def test_where_private_bytes_are_denied_the_source_says_that_they_are_not_told(m
     monkeypatch.setattr(psutil.Process, "memory_footprint", denied, raising=False)
     now = usage()
     assert now.private == now.resident
-    assert "private is not told" in now.source
+    assert "private is unavailable" in now.source
 
 
 @linux

@@ -79,7 +79,7 @@ def _psutil_usage() -> Usage:
         import resource  # which Windows lacks
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    source = f"psutil on {sys.platform}: resident and private as the system counts them; the rest it does not tell"
+    source = f"psutil on {sys.platform}: resident and private as the system counts them; other fields unavailable"
     try:
         measure = (
             getattr(process, "memory_footprint", None) or process.memory_full_info
@@ -88,7 +88,7 @@ def _psutil_usage() -> Usage:
     except (psutil.AccessDenied, AttributeError):
         private, source = (
             basic.rss,
-            f"psutil on {sys.platform}: resident only; private is not told and shown as resident",
+            f"psutil on {sys.platform}: resident only; private is unavailable and shown as resident",
         )
     return Usage(basic.rss, private, None, None, None, max(peak, basic.rss), source)
 
