@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from teachllama.kv_cache import KVCache
+    from teachllama.kv.cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
-from teachllama.kv_cache import KVCache
+from teachllama.kv.cache import KVCache
 from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.whole_numbers import whole
 
@@ -91,7 +91,7 @@ class Session:
         """The earliest position, apart from 0, that `rewind` can go back to; from there on every position works.
 
         0 as long as all positions work, which is always so for a model without sliding windows and for a session with
-        `swa_full=True`. Otherwise windows keep `kv_cache.SLACK` positions (64) more than they need, so that this is at
+        `swa_full=True`. Otherwise windows keep `kv.cache.SLACK` positions (64) more than they need, so that this is at
         least 64 positions before the furthest one evaluated since position 0.
         """
         self._check_open()

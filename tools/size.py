@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "teachllama"
 EVENING = (  # in the order in which one reads it
     "gguf_file.py", "metadata.py", "spec.py", "families", "weights.py", "loading.py", "ops.py", "forward.py",
-    "batch.py", "pages.py", "kv_cache.py", "config.py", "model.py", "sampling.py", "session.py",
+    "batch.py", "kv/pages.py", "kv/cache.py", "config.py", "model.py", "sampling.py", "session.py",
     "generate.py",
 )  # fmt: skip
 BUDGETS = {"the evening path": 2450, "kernels": 2450}  # aims: 1,700 each

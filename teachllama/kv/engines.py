@@ -435,8 +435,8 @@ def teachllama(
             Buffer("recurrent state", 0, 1, n_sessions, n_sessions * layout.state_nbytes, 0, per_token=False)
         )
     rules = (
-        Rule("reserved whole when the session is created, resident as it fills", "teachllama/kv_cache.py"),
-        Rule("pages of positions that have left every window are given back", "teachllama/kv_cache.py"),
+        Rule("reserved whole when the session is created, resident as it fills", "teachllama/kv/cache.py"),
+        Rule("pages of positions that have left every window are given back", "teachllama/kv/cache.py"),
     )
     return Reservation("teachllama", tuple(buffers), rules, 0, "a few MB, not estimated")
 
