@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import sys
@@ -31,9 +30,14 @@ def test_a_file_is_replaced_when_the_block_ends_and_not_before(tmp_path: Path) -
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with contextlib.suppress(error), replacing(path) as part:
-        part.write_text("half")
-        raise error
+
+    def write_half() -> None:
+        with replacing(path) as part:
+            part.write_text("half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
 
