@@ -4,7 +4,7 @@ Handles names, licences, checksums, the cache folder and its locks. Does not loo
 """
 
 from teachllama.hub.fetching import fetch
-from teachllama.hub.finding import ListedModel, cache_dir, find, list_models
+from teachllama.hub.finding import ListedModel, cache_dir, find, list_models, parts_of
 from teachllama.hub.known import KNOWN, SHIPPED, KnownModel, Wheel
 from teachllama.hub.remote import remote_file
 
@@ -18,5 +18,6 @@ __all__ = [
     "fetch",
     "find",
     "list_models",
+    "parts_of",
     "remote_file",
 ]

