@@ -199,9 +199,9 @@ estimate is between {low:.2f} and {high:.2f} of what llama.cpp printed in nine c
 
 ## What is not here
 
-DeepSeek V4 (`deepseek4`). Every layer keeps a window of keys; most keep, besides, one compressed key for each 4 or 128 older
-positions, those with 4 an index key too, and all of these the state of a compression under way. llama.cpp's files
-`src/models/deepseek4.cpp` and `src/llama-kv-cache-dsv4.cpp` have the rule, in versions newer than the one compared here.
+DeepSeek V4 (`deepseek4`). Every layer keeps a window of keys; most keep, besides, one compressed key for each 4 or 128
+older positions, those with 4 an index key too, and all of these the state of a compression under way. llama.cpp has the
+rule in `src/models/deepseek4.cpp` and `src/llama-kv-cache-dsv4.cpp`, in versions newer than the one compared here.
 Without a proof it is refused, not guessed; so is any file with `attention.compress_ratios`.
 
 ## The models
