@@ -6,15 +6,16 @@ import json
 import random
 from typing import Any
 
+import gguf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import hub, threads
-from teachllama.cli import main
+from teachllama.cli import kv_engines, main
 from teachllama.errors import ParameterError
-from teachllama.gguf_file import open_gguf
+from teachllama.gguf_file import TensorInfo, open_gguf
 from teachllama.kernels.compiled import CompiledForward
 from teachllama.kv import engines, kv_layout_from_metadata
 from teachllama.kv.engines import LlamaCpp
@@ -153,6 +154,25 @@ def test_the_scratch_memory_of_this_engine_is_about_what_it_takes(n_threads: int
             tl.set_num_threads(n_before)
         estimate = engines.teachllama(engine, 256, "f32", 1, engines.Teachllama(n_threads)).compute_nbytes
         assert workspace.nbytes / 2 < estimate < 2 * workspace.nbytes
+
+
+def test_tensors_without_a_kernel_are_counted_as_float32() -> None:
+    types = gguf.GGMLQuantizationType
+    native = TensorInfo("a.weight", (4, 256), types.Q4_K, 0, 4 * 144)
+    other = TensorInfo("b.weight", (4, 256), types.Q2_K, 0, 4 * 84)
+    vector = TensorInfo("c.weight", (256,), types.F32, 0, 1024)
+    assert kv_engines.held_nbytes([native, other, vector]) == 4 * 144 + 4 * 256 * 4 + 1024
+    assert "holds those as float32: 4,608 B of weights in memory, 912 B in" in kv_engines.weight_notes(912, 4608)[0]
+
+
+def test_an_engine_that_refuses_the_only_type_asked_for_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["kv", header("smollm2-135m"), "--kv-dtype", "f16", "--engine", "llama.cpp"]
+    assert main([*argv, "--no-flash-attn", "--v-dtype", "q8_0"]) == 1
+    assert "llama.cpp stores V as q8_0 with flash attention only" in capsys.readouterr().err
+
+
+def test_a_file_without_tensors_says_that_weights_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "Note: the file holds no tensors, so weights are not counted." in out_of(capsys, header("smollm2-135m"))
 
 
 # What fits

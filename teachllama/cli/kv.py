@@ -95,18 +95,21 @@ def run(args: argparse.Namespace) -> int:
         raise UnsupportedModelError(f"--strict: {'; '.join([*layout.doubts, *doubts])}")
     dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
     model = Model.from_metadata(layout, metadata)
-    answer = kv_answer(model, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory)
+    answer = kv_answer(model, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory, held)
     if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
         layout.bytes(1, args.kv_dtype)  # raises, and says why
     if seq_len is not None and seq_len > layout.native_seq_len:
         notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
+    notes += kv_engines.weight_notes(weights, held)
     if args.engine is not None:
         ours = args.engine == "teachllama"
         answer["engine"] = kv_engines.engine_answer(
             model, args.engine, options, dtypes, answer["seq_len"], sessions, held if ours else weights, memory,
         )  # fmt: skip
         if ours:
-            answer["engine"]["notes"] += kv_engines.own_notes(layout.arch, weights, held)
+            answer["engine"]["notes"] += kv_engines.own_notes(layout.arch)
+        if args.kv_dtype is not None and args.kv_dtype in answer["engine"]["why_not"]:
+            raise ParameterError(answer["engine"]["why_not"][args.kv_dtype])
     question = None
     if args.explain is not None:
         unit = re.search("[A-Za-z]+", args.explain)
@@ -190,9 +193,9 @@ def weights_nbytes(path: str) -> tuple[int, int, list[str]]:
 
 
 def kv_answer(
-    model: Model, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None
+    model: Model, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None, held: int
 ) -> dict[str, Any]:
-    """The figures, with the keys that `--help` documents."""
+    """The figures, with the keys that `--help` documents. `held`: bytes of the weights as this engine holds them."""
     layout, options = model.layout, Teachllama(get_num_threads())
     groups = [
         {"n_layers": n} | {key: getattr(layer, key) for key in LayerKV.__dataclass_fields__}
@@ -209,12 +212,19 @@ def kv_answer(
         "fixed_nbytes": weights + sessions * layout.state_nbytes,
         "scratch_nbytes": teachllama(model, seq_len, "f32", sessions, options).compute_nbytes,
         "memory_nbytes": memory,
-        "kv": {dtype: _figures(model, dtype, seq_len, sessions, weights, memory, options) for dtype in dtypes},
+        "kv": {dtype: _figures(model, dtype, seq_len, sessions, weights, memory, held, options) for dtype in dtypes},
     }
 
 
 def _figures(
-    model: Model, dtype: str, seq_len: int, sessions: int, weights: int, memory: int | None, options: Teachllama
+    model: Model,
+    dtype: str,
+    seq_len: int,
+    sessions: int,
+    weights: int,
+    memory: int | None,
+    held: int,
+    options: Teachllama,
 ) -> dict[str, Any] | None:
     layout = model.layout
     window, state = layout.window or 1, layout.state_nbytes
@@ -224,7 +234,7 @@ def _figures(
         return None
     fits = None
     if memory is not None:
-        found = fit(model, "teachllama", memory, weights, seq_len, dtype, sessions, options)
+        found = fit(model, "teachllama", memory, held, seq_len, dtype, sessions, options)
         fits = {"sessions": found.sessions, "longest_seq_len": found.longest_seq_len}
     return {
         "token_nbytes": layout.bytes(1, dtype),

@@ -96,17 +96,22 @@ def held_nbytes(tensors: Iterable[TensorInfo]) -> int:
     return sum(t.nbytes if t.type.name in NATIVE or len(t.shape) < 2 else 4 * t.n_elements for t in tensors)
 
 
-def own_notes(arch: str, weights: int, held: int) -> list[str]:
+def weight_notes(weights: int, held: int) -> list[str]:
+    """What to know of the weights' size, in words."""
+    if not weights:
+        return ["the file holds no tensors, so weights are not counted"]
+    if held == weights:
+        return []
+    return [
+        f"this engine has no kernel for the type of some tensors and holds those as float32: {size_of(held)} of "
+        f"weights in memory, {size_of(weights)} in the file; what fits in it is counted so"
+    ]
+
+
+def own_notes(arch: str) -> list[str]:
     """What else to know of this engine, in words."""
-    notes = []
-    if arch not in FAMILIES:
-        notes.append(f"teachllama does not run {arch}; this is what its rules would give")
-    if held != weights:
-        notes.append(
-            f"weights are {size_of(held)} here and {size_of(weights)} in the file: teachllama has no kernel for a type "
-            "in it, and holds those tensors as float32"
-        )
-    return [*notes, PROCESS]
+    other = [] if arch in FAMILIES else [f"teachllama does not run {arch}; this is what its rules would give"]
+    return [*other, PROCESS]
 
 
 def engine_answer(
@@ -170,7 +175,8 @@ def engine_report(answer: Mapping[str, Any], seq_len: int, sessions: int, memory
         if memory is not None:
             fits = [answer["kv"][d]["fits"] for d in dtypes]
             rows.append((f"  sessions of {seq_len:,} tokens in {memory}", *(_count(f["sessions"]) for f in fits)))
-            rows.append((f"  longest context in {memory}", *(_count(f["longest_seq_len"]) for f in fits)))
+            of = f" of each of {sessions:,}" if sessions > 1 else ""
+            rows.append((f"  longest context{of} in {memory}", *(_count(f["longest_seq_len"]) for f in fits)))
         lines += table(rows)
     for dtype, reason in answer["why_not"].items():
         lines += textwrap.wrap(f"{dtype}: {reason}.", width, subsequent_indent="  ")
