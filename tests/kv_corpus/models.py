@@ -316,5 +316,12 @@ CHECKED: dict[str, str] = {
             "bert-base": "BertConfig",
         }.items()
     },
-    **dict.fromkeys(["kimi-k2", "mimo-v2-flash", "falcon-h1-0.5b", "command-r7b", "qwen3.5-27b"], _COPY),
+    **dict.fromkeys(
+        ["kimi-k2", "mimo-v2-flash", "falcon-h1-0.5b", "command-r7b", "qwen3.5-27b", "lfm2-1.2b", "lfm2-8b-a1b",
+         "nemotron-h-8b", "kimi-linear-48b-a3b", "gemma-3n-e2b", "granite-4.0-h-tiny", "openelm-270m", "dbrx",
+         "apertus-8b"],
+        _COPY,
+    ),
+    "gpt-oss-20b": _HF.format("GptOssConfig, with 24 layers"),
+    "exaone-4.0-32b": "its model card",
 }  # fmt: skip
