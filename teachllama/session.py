@@ -274,10 +274,10 @@ class Session:
         """
         with self.lock:
             self._check_free()
-            n_past = whole("the position to rewind to", n_past, 0, self.n_past)
+            whole("the position to rewind to", n_past, 0, self.n_past)
             if n_past < self.n_past:
-                self._cache.check_rewind(n_past)
-                self._move_back(n_past)
+                self._cache.check_rewind(int(n_past))
+                self._move_back(int(n_past))
 
     def _move_back(self, n_past: int) -> None:
         # No calls here: nothing can interrupt between these statements (see _eval).

@@ -29,7 +29,7 @@ __all__ = ["FORMATS", "Chat", "Limits"]
 
 Message = dict[str, str]  # {"role": "user", "content": "Hello"}
 
-MAX_FILE = 1 << 26  # bytes of a saved conversation
+MOST_FILE = 1 << 26  # bytes of a saved conversation
 MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # noncharacters: they mark where a message's text begins and ends
 
 
@@ -283,9 +283,9 @@ class Chat:
         """
         try:
             with open(path, "rb") as file:
-                raw = file.read(MAX_FILE + 1)
-            if len(raw) > MAX_FILE:
-                raise ChatError(f"{path}: larger than {MAX_FILE >> 20} MB; no conversation is")
+                raw = file.read(MOST_FILE + 1)
+            if len(raw) > MOST_FILE:
+                raise ChatError(f"{path}: larger than {MOST_FILE >> 20} MB; no conversation is")
             data = json.loads(raw)
         except OSError as e:
             raise ChatError(f"{path}: the conversation could not be read: {e.strerror or e}") from None

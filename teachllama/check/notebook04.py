@@ -143,7 +143,7 @@ def kv_bytes(
         answer: the learner's number.
         config_or_layout: the model's `config`; or a `KVLayout`, a GGUF file's metadata, or anything with `metadata`
             (an open file, a shape from `teachllama.show`).
-        seq_len: as in `teachllama.kv.cache_bytes`, its default too.
+        seq_len: as in `teachllama.kv_cache_bytes`, its default too.
         kv_dtype: likewise.
     """
     try:
