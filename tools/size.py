@@ -57,7 +57,7 @@ def main() -> int:
     for name, n in found.items():
         mark = "*" if name in EVENING else " "
         print(f"{n:6,} {mark} {name}" + (f"   (at most {BUDGETS[name]:,})" if name in BUDGETS else ""))
-    print("     * on the evening path")
+    print("     * on the evening path, and of kv/: pages.py, cache.py")
     return int(any(found.get(name, 0) > budget for name, budget in BUDGETS.items()))
 
 

@@ -273,7 +273,7 @@ class Vllm:
 
     block_size: int = 16
     gpu_memory_utilization: float = GPU_SHARE
-    max_num_batched_tokens: int = 2048  # `vllm serve` raises it on large GPUs; it matters to windows alone
+    max_num_batched_tokens: int = 2048  # vllm/config/scheduler.py; a server may set more. It matters to windows alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +399,8 @@ def _vllm_groups(
         if s.window is not None:
             rules.append(
                 Rule(
-                    f"a window of {s.window:,} keeps the tokens of one step besides, and one block more",
+                    f"a window of {s.window:,} keeps the tokens of one step besides ({o.max_num_batched_tokens:,}; a server "
+                    "may be started with more), and one block more",
                     f"{VLLM} vllm/v1/kv_cache_interface.py, SlidingWindowSpec",
                 )
             )
