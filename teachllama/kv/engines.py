@@ -399,8 +399,8 @@ def _vllm_groups(
         if s.window is not None:
             rules.append(
                 Rule(
-                    f"a window of {s.window:,} keeps the tokens of one step besides ({o.max_num_batched_tokens:,}; a server "
-                    "may be started with more), and one block more",
+                    f"a window of {s.window:,} keeps the tokens of one step besides ({o.max_num_batched_tokens:,}; a "
+                    "server may be started with more), and one block more",
                     f"{VLLM} vllm/v1/kv_cache_interface.py, SlidingWindowSpec",
                 )
             )
