@@ -67,7 +67,7 @@ def machine(threads: int) -> dict[str, Any]:
 
     from teachllama.kernels.matmul import multiply_tile
     from teachllama.kernels.simd import jit, load, total, zeros16
-    from teachllama.pages import Pages
+    from teachllama.kv.pages import Pages
 
     @jit
     def read(at: int, n: int) -> float:  # four streams, as the kernels read

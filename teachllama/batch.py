@@ -5,14 +5,13 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from teachllama.kv_cache import KVCache
+    from teachllama.kv.cache import KVCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,3 @@ class Batch:
         n = len(tokens)
         wanted = np.arange(n) if all_logits else np.array([n - 1])
         return cls(np.asarray(tokens, np.intp), np.arange(start, start + n), (Run(cache, 0, n),), wanted)
-
-    @property
-    def last_rows(self) -> Sequence[int]:
-        """Each run's last row."""
-        return [run.end - 1 for run in self.runs]

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Protocol, overload
 import numpy as np
 
 from teachllama.errors import ClosedError, GGUFError
+from teachllama.whole_numbers import is_whole
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -253,21 +254,17 @@ class _Split:
             return None
         count, no = part.metadata.get("split.count", 1), part.metadata.get("split.no", 0)
         n_tensors = part.metadata.get("split.tensors.count")
-        if not _is_count(count, 0, MAX_PARTS) or not _is_count(no, 0, max(count, 1) - 1):
+        if not is_whole(count, 0, MAX_PARTS) or not is_whole(no, 0, max(count, 1) - 1):
             raise GGUFError(
                 f"{part.path}: metadata split.no is {no!r} and split.count {count!r}; expected a part's number from 0, "
                 "below the number of parts"
             )
-        if n_tensors is not None and not _is_count(n_tensors, 0, MAX_COUNT):
+        if n_tensors is not None and not is_whole(n_tensors, 0, MAX_COUNT):
             raise GGUFError(
                 f"{part.path}: metadata split.tensors.count is {n_tensors!r}; expected the number of tensors in all "
                 f"parts, from 0 to {MAX_COUNT}"
             )
         return cls(no, count, n_tensors) if count > 1 else None
-
-
-def _is_count(value: object, least: int, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def split_paths(path: str) -> list[str] | None:

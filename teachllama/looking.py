@@ -16,6 +16,7 @@ from teachllama.model import MAX_SCORES, Model
 from teachllama.ops import NumpyOps, softmax
 from teachllama.ops import attention_weights as attention_weights_of
 from teachllama.spec import AttentionSpec, ModelSpec
+from teachllama.whole_numbers import whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,7 @@ def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alt
     logits = np.atleast_2d(np.asarray(logits, np.float32))
     if logits.ndim != 2 or logits.shape[1] != model.config.vocab_size:
         raise ParameterError(f"logits have shape {logits.shape}; expected (n, {model.config.vocab_size})")
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= logits.shape[1]:
-        raise ParameterError(f"k is {k!r}; expected a whole number from 1 to {logits.shape[1]}")
+    k = whole("k", k, 1, logits.shape[1])
     result = []
     for row in logits:
         probabilities = softmax(row.astype(np.float64))
@@ -71,8 +71,7 @@ def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np
         ParameterError: there is no such layer. TokenError: no tokens, or too many for a picture.
     """
     n_layers = model.config.n_layers
-    if isinstance(layer, bool) or not isinstance(layer, (int, np.integer)) or not -n_layers <= layer < n_layers:
-        raise ParameterError(f"layer is {layer!r}; expected a whole number from 0 to {n_layers - 1}")
+    layer = whole("layer", layer, -n_layers, n_layers - 1)
     ids = model.encode(text, add_special=True, parse_special=True) if isinstance(text, str) else list(text)
     most = min(model.config.seq_len, int((MAX_SCORES / model.config.n_heads) ** 0.5))
     if len(ids) > most:

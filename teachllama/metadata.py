@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teachllama.errors import GGUFError
+from teachllama.whole_numbers import is_whole
 
 MAX_LAYERS = 10_000  # llama.cpp stops at 512
 MAX_LENGTH = 2**24  # heads, lengths, windows of a real model come nowhere near; keeps products far from overflow
@@ -49,25 +50,22 @@ class Metadata:
         """The error for a value that isn't what was expected."""
         return GGUFError(f"metadata {f'{self.arch}.{key}'!r} is {reprlib.repr(found)}; expected {expected}")
 
-    def _required(self, key: str) -> GGUFError:
-        return GGUFError(f"the metadata has no {f'{self.arch}.{key}'!r}, which every {self.arch} model needs")
+    def _value(self, key: str, default: object) -> Any:
+        value = self.raw(key)
+        if value is None and default is None:
+            raise GGUFError(f"the metadata has no {f'{self.arch}.{key}'!r}, which every {self.arch} model needs")
+        return default if value is None else value
 
     def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_LENGTH) -> int:
         """A whole number; without a default the key must be there."""
-        value = self.raw(key)
-        value = default if value is None else value
-        if value is None:
-            raise self._required(key)
-        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        value = self._value(key, default)
+        if not is_whole(value, least, most):
             raise self.fail(key, value, f"a whole number from {least} to {most}")
-        return value
+        return int(value)
 
     def real(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = 1e12) -> float:
         """A finite number; without a default the key must be there."""
-        value = self.raw(key)
-        value = default if value is None else value
-        if value is None:
-            raise self._required(key)
+        value = self._value(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not least <= value <= most:
             raise self.fail(key, value, f"a number from {least:g} to {most:g}")
@@ -75,18 +73,38 @@ class Metadata:
 
     def text(self, key: str, default: str) -> str:
         """A text."""
-        value = self.raw(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, str):
             raise self.fail(key, value, "a text")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         """True or false."""
-        value = self.raw(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, value, "true or false")
+        return value
+
+    def strings(self, key: str, most: int) -> Sequence[str]:
+        """An array of texts, `most` of them at most."""
+        value = self.raw(key)
+        if (
+            not isinstance(value, Sequence)
+            or isinstance(value, (str, bytes))
+            or (value and not isinstance(value[0], str))
+        ):
+            found = "nothing" if value is None else type(value).__name__
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r}: expected an array of strings, found {found}")
+        if len(value) > most:
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r} has {len(value)} strings; at most {most} are accepted")
+        return value
+
+    def array(self, key: str, n: int, kinds: str) -> Any:
+        """A NumPy array of n numbers whose `dtype.kind` is one of `kinds`; None where there is none."""
+        value = self.raw(key)
+        if value is not None and (getattr(value, "shape", ()) != (n,) or value.dtype.kind not in kinds):
+            found = f"{value.size} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+            raise GGUFError(f"metadata {f'{self.arch}.{key}'!r}: expected {n} numbers, found {found}")
         return value
 
     def per_layer(self, key: str, default: Sequence[int], *, most: int = MAX_LENGTH) -> Sequence[int]:

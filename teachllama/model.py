@@ -23,7 +23,7 @@ from teachllama.weights import Weights
 
 if TYPE_CHECKING:
     from teachllama.kernels.compiled import CompiledForward
-    from teachllama.kv_cache import KVCache
+    from teachllama.kv.cache import KVCache
     from teachllama.session import Session
 
 MAX_SCORES = 1 << 24  # attention scores of one batch in NumPy: 64 MB of float32

@@ -20,8 +20,9 @@ import numpy as np
 from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
-from teachllama.kv_cache import KVCache
+from teachllama.kv.cache import KVCache
 from teachllama.sampling import GREEDY, SamplingParams
+from teachllama.whole_numbers import whole
 
 if TYPE_CHECKING:
     from teachllama.model import Model
@@ -48,8 +49,8 @@ class Session:
     def __init__(self, model: Model, seq_len: int, kv_dtype: str, seed: int | None, swa_full: bool):
         if isinstance(seq_len, bool) or not isinstance(seq_len, (int, np.integer)) or seq_len < 1:
             raise ParameterError(f"seq_len is {seq_len!r}; expected a whole number of positions, at least 1")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-            raise ParameterError(f"seed is {seed!r}; expected None or a whole number that is not negative")
+        if seed is not None:
+            whole("seed", seed, 0)
         model.weights  # raises if the model is closed
         native = model.config.native_seq_len
         if seq_len > native:
@@ -90,7 +91,7 @@ class Session:
         """The earliest position, apart from 0, that `rewind` can go back to; from there on every position works.
 
         0 as long as all positions work, which is always so for a model without sliding windows and for a session with
-        `swa_full=True`. Otherwise windows keep `kv_cache.SLACK` positions (64) more than they need, so that this is at
+        `swa_full=True`. Otherwise windows keep `kv.cache.SLACK` positions (64) more than they need, so that this is at
         least 64 positions before the furthest one evaluated since position 0.
         """
         self._check_open()
@@ -220,14 +221,13 @@ class Session:
         stops = [stop] if isinstance(stop, str) else list(stop)
         if any(not isinstance(s, str) or not s for s in stops):
             raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
-            raise ParameterError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number, 0 or more")
+        max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         self._check_open()
         if isinstance(prompt, str):
             ids = self.model.encode(prompt, add_special=self.n_past == 0, parse_special=True)
         else:
             ids = list(prompt)
-        return self._generate(ids, params, int(max_new_tokens), stops)
+        return self._generate(ids, params, max_new_tokens, stops)
 
     def _generate(self, ids: list[int], params: SamplingParams, max_new: int, stops: list[str]) -> Iterator[Token]:
         stats = self.stats = GenerationStats(n_prompt=len(ids))
@@ -274,8 +274,7 @@ class Session:
         """
         with self.lock:
             self._check_free()
-            if isinstance(n_past, bool) or not isinstance(n_past, (int, np.integer)) or not 0 <= n_past <= self.n_past:
-                raise ParameterError(f"cannot rewind to {n_past!r}; expected a position from 0 to {self.n_past}")
+            whole("the position to rewind to", n_past, 0, self.n_past)
             if n_past < self.n_past:
                 self._cache.check_rewind(int(n_past))
                 self._move_back(int(n_past))

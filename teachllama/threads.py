@@ -9,7 +9,7 @@ from collections import Counter
 
 import psutil
 
-from teachllama.errors import ParameterError
+from teachllama.whole_numbers import whole
 
 _limits: object | None = None  # keeps the limit in force
 _n_threads: int | None = None
@@ -42,15 +42,14 @@ def set_num_threads(n: int) -> None:
         ParameterError: n is not a whole number from 1 to 1024.
     """
     global _limits, _n_threads
-    if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= 1024:
-        raise ParameterError(f"number of threads is {n!r}; expected a whole number from 1 to 1024")
+    n = whole("number of threads", n, 1, 1024)
     from threadpoolctl import threadpool_limits
 
     _n_threads = n
     _limits = threadpool_limits(limits=n, user_api="blas")
 
 
-MOST_WAIT_S = 60.0
+MAX_WAIT_S = 60.0
 
 
 class _Products:
@@ -84,7 +83,7 @@ class _Products:
         me = threading.get_ident()
         with self._changed:
             self._n_forking += 1
-            self._changed.wait_for(lambda: set(self._running) <= {me}, MOST_WAIT_S)
+            self._changed.wait_for(lambda: set(self._running) <= {me}, MAX_WAIT_S)
 
     def _after(self) -> None:
         with self._changed:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teachllama.errors import ClosedError, UnsupportedModelError
-from teachllama.pages import Pages
+from teachllama.kv.pages import Pages
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType

@@ -64,8 +64,9 @@ class Hub:
             data = file.read_bytes()
             asked = re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range") or "")
             if asked is None:
-                self.whole.append(name)
-                return self.reply(handler, 200, data)
+                if handler.command != "HEAD":
+                    self.whole.append(name)
+                return self.reply(handler, 200, data, {"ETag": f'"{hashlib.sha256(data).hexdigest()}"'})
             start, end = int(asked[1]), min(int(asked[2]) + 1, len(data))
             self.ranges.append((name, start, end))
             self.sent += end - start

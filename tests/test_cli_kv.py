@@ -87,7 +87,7 @@ def test_the_json_has_the_documented_keys(gpt_oss: str, capsys: pytest.CaptureFi
     out = run_json(capsys, "kv", gpt_oss, "--memory", "1GB", "--seq-len", "100", "--sessions", "3")
     assert out.keys() == {
         "file", "name", "arch", "native_seq_len", "seq_len", "sessions", "n_layers", "groups", "weights_nbytes",
-        "state_nbytes", "fixed_nbytes", "memory_nbytes", "kv", "notes",
+        "state_nbytes", "scratch_nbytes", "fixed_nbytes", "memory_nbytes", "kv", "notes",
     }  # fmt: skip
     assert (out["arch"], out["native_seq_len"], out["seq_len"], out["sessions"]) == ("gpt-oss", 4096, 100, 3)
     shape = {"n_layers": 2, "n_kv_heads": 2, "key_length": 64, "value_length": 64, "index_length": 0}
@@ -111,12 +111,18 @@ def test_what_fits_in_memory_is_what_a_hand_calculation_gives(gpt_oss: str, caps
     out = run_json(capsys, "kv", gpt_oss, "--seq-len", "1000", "--memory", "10MB", "--kv-dtype", "f32")
     assert out["memory_nbytes"] == 10_000_000
     assert out["kv"]["f32"]["seq_len_nbytes"] == 2_310_144
-    assert out["kv"]["f32"]["fits"]["sessions"] == 4
-    # One session: 9,995,904 = 128 x 4096 + (n - 128) x 2048 + rest, so n = 128 + 9,471,616 / 2048 = 4752.8
-    assert out["kv"]["f32"]["fits"]["longest_seq_len"] == 4752
-    # Three: 3,331,968 each, so n = 128 + 2,807,680 / 2048 = 1498.9
-    out = run_json(capsys, "kv", gpt_oss, "--memory", "10MB", "--kv-dtype", "f32", "--sessions", "3")
-    assert out["kv"]["f32"]["fits"]["longest_seq_len"] == 1498
+    # Scratch memory is one for all sessions: here 1000 tokens make it about 5 MB, so that of 10 MB 2 sessions are left.
+    assert out["kv"]["f32"]["fits"]["sessions"] == (10_000_000 - 4096 - out["scratch_nbytes"]) // 2_310_144 == 2
+    # The longest context is the last whose caches and scratch memory fit: a token more costs more than is left.
+    for sessions in (1, 3):
+        argv = ["kv", gpt_oss, "--memory", "10MB", "--kv-dtype", "f32", "--sessions", str(sessions)]
+        longest = run_json(capsys, *argv)["kv"]["f32"]["fits"]["longest_seq_len"]
+        for seq_len in (longest, longest + 1):
+            out = run_json(capsys, *argv, "--seq-len", str(seq_len))
+            cache = 128 * 4096 + (seq_len - 128) * 2048
+            assert out["kv"]["f32"]["seq_len_nbytes"] == cache
+            needed = 4096 + sessions * cache + out["scratch_nbytes"]
+            assert (needed <= 10_000_000) == (seq_len == longest)
 
 
 def test_memory_smaller_than_the_weights_holds_nothing(gpt_oss: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -165,8 +171,8 @@ def test_a_hybrid_s_state_is_counted_for_each_session(tmp_path: Path, capsys: py
     state, cache = 2 * 250 * 2 * 4, 100 * 250 * 2  # conv state of two layers in f32; one layer of keys and values
     assert out["state_nbytes"] == state == 4000
     assert out["kv"]["f16"]["total_nbytes"] == 4096 + 2 * (state + cache)
-    assert out["kv"]["f16"]["fits"]["sessions"] == (1_000_000 - 4096) // (state + cache)
-    assert out["kv"]["f16"]["fits"]["longest_seq_len"] == (1_000_000 - 4096 - 2 * state) // 2 // 500
+    left = 1_000_000 - 4096 - out["scratch_nbytes"]
+    assert out["kv"]["f16"]["fits"]["sessions"] == max(0, left) // (state + cache)
     assert "2 of 3 layers keep a recurrent state" in run(capsys, "kv", path)
 
 
@@ -300,8 +306,8 @@ def test_the_plot_draws_both_dtypes_and_labels_every_line(gpt_oss: str) -> None:
         layout = kv_layout_from_metadata(file.metadata)
     ax = plot_kv(layout, r"$\frac costs", weights=4096, memory=10_000_000).axes[0]
     texts = {text.get_text() for text in ax.texts}
-    assert {"f32", "f16", "f32, no windows", "weights 4.096 kB", "10 MB less the weights"} <= texts
-    assert {"8.651 MB", "4.325 MB"} <= texts  # at the native context
+    assert {"f32", "f16", "f32, no windows", "weights 4.1 kB", "10 MB less the weights"} <= texts
+    assert {"8.65 MB", "4.33 MB"} <= texts  # at the native context
     ax.figure.canvas.draw()  # a name with a dollar sign is not mathematics
 
 

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from teachllama.errors import GGUFError
+from teachllama.errors import FetchError, GGUFError
 from teachllama.gguf_file import open_gguf
 from teachllama.gguf_remote import read_header
+from teachllama.hub import find
 from tests.hub_server import Hub, serving
 from tests.test_gguf_file import split_model, write_part
 from tests.tools import tiny_metadata, tiny_model
@@ -89,6 +90,51 @@ def test_what_cannot_be_read_is_one_line(spec: str, words: str, kv: Kv) -> None:
     assert done.returncode == 1
     assert words in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def fetch(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kv]:
+    """Runs `teachllama fetch` against the server."""
+    with serving(hub) as address:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {
+            "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1",
+            "TEACHLLAMA_CACHE": str(tmp_path / "cache"),
+        }  # fmt: skip
+        monkeypatch.setenv("TEACHLLAMA_CACHE", str(tmp_path / "cache"))
+
+        def run(*argv: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "teachllama", "fetch", *argv]
+            return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+        yield run
+
+
+def test_a_split_model_is_fetched_whole_from_any_of_its_parts(fetch: Kv, hub: Hub) -> None:
+    names = [f"big-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    done = fetch(f"hf:owner/repo/{names[1]}")
+    assert done.returncode == 0, done.stderr
+    assert "one of 3 parts, which are all here" in done.stderr
+    path = Path(done.stdout.strip())
+    assert path.name == names[1]
+    assert sorted(p.name for p in path.parent.glob("*.gguf")) == names
+    assert sorted(hub.whole) == names
+    with open_gguf(path) as file, open_gguf(hub.folder / names[0]) as whole:
+        assert file.tensors.keys() == whole.tensors.keys()
+    assert find(f"hf:owner/repo/{names[2]}").name == names[2]
+    # What is here is not downloaded again, and a part that is missing is.
+    path.unlink()
+    with pytest.raises(FetchError, match=r"1 of its 3 parts are missing .*: run `teachllama fetch hf:owner/repo/big-"):
+        find(f"hf:owner/repo/{names[2]}")
+    assert fetch(f"hf:owner/repo/{names[2]}").returncode == 0
+    assert hub.whole[3:] == [names[1]]
+
+
+def test_a_part_that_the_repository_lacks_stops_the_fetch_and_the_others_stay(fetch: Kv, hub: Hub) -> None:
+    (hub.folder / "big-00003-of-00003.gguf").unlink()
+    done = fetch("hf:owner/repo/big-00001-of-00003.gguf")
+    assert done.returncode == 1
+    assert "owner/repo has no file big-00003-of-00003.gguf" in done.stderr
+    assert sorted(hub.whole) == ["big-00001-of-00003.gguf", "big-00002-of-00003.gguf"]
 
 
 def test_parts_that_do_not_belong_together_are_one_line(kv: Kv, hub: Hub) -> None:

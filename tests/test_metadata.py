@@ -15,7 +15,7 @@ from teachllama import loading
 from teachllama.batch import Batch, Run
 from teachllama.families import FAMILIES
 from teachllama.families.common import EXPERT_KEYS, HARMLESS, NEUTRAL
-from teachllama.kv_cache import KVCache
+from teachllama.kv.cache import KVCache
 from teachllama.metadata import Metadata
 from teachllama.spec import LayerSpec, ModelSpec, RopePairs, Scores
 from teachllama.tokenizer import tokenizer_from_metadata

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import memory
-from teachllama.kv_cache import SLACK, STEP
+from teachllama.kv.cache import SLACK, STEP
 from tests.tools import tiny_model
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)

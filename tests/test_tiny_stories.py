@@ -70,7 +70,7 @@ def test_it_needs_no_cache_folder_and_no_network(
 def test_a_shipped_file_that_is_missing_or_damaged_says_how_to_get_it_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(hub, "SHIPPED", tmp_path)
+    monkeypatch.setattr(hub.finding, "SHIPPED", tmp_path)
     for what in ("missing", "damaged"):
         with pytest.raises(FetchError, match=rf"is {what}: `pip install --force-reinstall --no-deps"):
             hub.find("tiny-stories")

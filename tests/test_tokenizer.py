@@ -354,7 +354,7 @@ def test_control_tokens_can_be_left_out_of_a_decoded_text() -> None:
 # ---- damaged files ----
 
 BAD_SPM: dict[str, tuple[dict[str, Any], str]] = {
-    "no tokens": ({"tokens": None}, "tokens: expected an array of strings, found nothing"),
+    "no tokens": ({"tokens": None}, "tokens': expected an array of strings, found nothing"),
     "an empty list of tokens": ({"tokens": []}, "found none"),
     "tokens that are numbers": ({"tokens": np.arange(3)}, "array of strings, found ndarray"),
     "tokens that are one text": ({"tokens": "abc"}, "array of strings, found str"),
@@ -362,21 +362,21 @@ BAD_SPM: dict[str, tuple[dict[str, Any], str]] = {
     "too many tokens": ({"tokens": ["a"] * (2**20 + 1)}, "at most 1048576"),
     "scores shorter than tokens": (
         {"scores": np.zeros(3, np.float32)},
-        "scores: expected .* numbers.*found 3 of float32",
+        "scores': expected .* numbers.*found 3 of float32",
     ),
     "scores that are text": ({"scores": "high"}, "found str"),
     "scores that are not numbers": ({"scores": np.full(292, np.nan, np.float32)}, "NaN"),
-    "fewer types than tokens": ({"token_type": np.ones(3, np.int32)}, "token_type: expected"),
-    "types that are fractions": ({"token_type": np.ones(292, np.float32)}, "token_type: expected .*float32"),
-    "bos out of range": ({"bos_token_id": 292}, "bos_token_id is 292; expected an id from 0 to 291"),
-    "a negative eos": ({"eos_token_id": -1}, "eos_token_id is -1"),
-    "bos that is a truth value": ({"bos_token_id": True}, "bos_token_id is True"),
-    "eot that is text": ({"eot_token_id": "</s>"}, "eot_token_id is '</s>'"),
-    "add_bos that is a number": ({"add_bos_token": 1}, "add_bos_token is 1; expected true or false"),
-    "add_space_prefix that is text": ({"add_space_prefix": "yes"}, "add_space_prefix is 'yes'"),
+    "fewer types than tokens": ({"token_type": np.ones(3, np.int32)}, "token_type': expected"),
+    "types that are fractions": ({"token_type": np.ones(292, np.float32)}, "token_type': expected .*float32"),
+    "bos out of range": ({"bos_token_id": 292}, "bos_token_id' is 292; expected a whole number from 0 to 291"),
+    "a negative eos": ({"eos_token_id": -1}, "eos_token_id' is -1"),
+    "bos that is a truth value": ({"bos_token_id": True}, "bos_token_id' is True"),
+    "eot that is text": ({"eot_token_id": "</s>"}, "eot_token_id' is '</s>'"),
+    "add_bos that is a number": ({"add_bos_token": 1}, "add_bos_token' is 1; expected true or false"),
+    "add_space_prefix that is text": ({"add_space_prefix": "yes"}, "add_space_prefix' is 'yes'"),
 }
 BAD_BPE: dict[str, tuple[dict[str, Any], str]] = {
-    "no merges": ({"merges": None}, "merges: expected an array of strings, found nothing"),
+    "no merges": ({"merges": None}, "merges': expected an array of strings, found nothing"),
     "a merge of one symbol": ({"merges": ["s t", "st"]}, r"merges\[1\] is 'st'; expected two symbols"),
     "a merge of three symbols": ({"merges": ["s t x"]}, "two symbols"),
     "a merge with nothing to the right": ({"merges": ["s "]}, "two symbols"),

@@ -12,17 +12,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from teachllama.chat.formats import FORMATS
 from teachllama.chat.sandbox import DEFAULT, Limits, render
-from teachllama.errors import ChatError, ContextFullError, ParameterError, TeachLlamaError, TemplateError
+from teachllama.errors import ChatError, ContextFullError, TeachLlamaError, TemplateError
+from teachllama.files import replacing
 from teachllama.generate import Token
 from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.session import Session
+from teachllama.whole_numbers import whole
 
 __all__ = ["FORMATS", "Chat", "Limits"]
 
@@ -252,8 +253,7 @@ class Chat:
             how many messages were dropped.
         """
         room = self.session.seq_len // 4 if room is None else room
-        if isinstance(room, bool) or not isinstance(room, int) or not 0 < room < self.session.seq_len:
-            raise ParameterError(f"room is {room!r}; expected a whole number from 1 to {self.session.seq_len - 1}")
+        room = whole("room", room, 1, self.session.seq_len - 1)
         with self.session.lock:
             kept = list(self._messages)
             first = 1 if kept and kept[0]["role"] == "system" else 0
@@ -269,12 +269,10 @@ class Chat:
         """Writes the history to a JSON file; a file that is there is replaced at once or not at all."""
         path = Path(path)
         data = {"teachllama_chat": 1, "model": self.session.model.config.name, "messages": self._messages}
-        draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
         try:
-            draft.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-            draft.replace(path)
+            with replacing(path) as part:
+                part.write_text(json.dumps(data, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         except OSError as e:
-            draft.unlink(missing_ok=True)
             raise ChatError(f"{path}: the conversation could not be saved: {e.strerror or e}") from None
 
     def load(self, path: str | os.PathLike[str]) -> None:

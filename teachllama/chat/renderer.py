@@ -25,7 +25,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MOST_MESSAGE = 300  # characters of an error
+MAX_MESSAGE = 300  # characters of an error
 
 
 class Refused(TemplateError):
@@ -91,9 +91,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"texts": [render(request["template"], call, request["characters"]) for call in request["calls"]]}
     except Refused as e:
-        return {"error": "refused", "message": str(e)[:MOST_MESSAGE]}
+        return {"error": "refused", "message": str(e)[:MAX_MESSAGE]}
     except TemplateSyntaxError as e:
-        return {"error": "syntax", "message": f"line {e.lineno}: {e.message}"[:MOST_MESSAGE]}
+        return {"error": "syntax", "message": f"line {e.lineno}: {e.message}"[:MAX_MESSAGE]}
     except TooLong:
         return {"error": "limit", "message": f"more than {request['characters']:,} characters"}
     except MemoryError:
@@ -101,9 +101,9 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:
         return {"error": "limit", "message": "deeper nesting than Python allows"}
     except SyntaxError as e:  # Python's own, of what Jinja compiled the template to: blocks nested too deep
-        return {"error": "syntax", "message": str(e)[:MOST_MESSAGE]}
+        return {"error": "syntax", "message": str(e)[:MAX_MESSAGE]}
     except Exception as e:
-        return {"error": "failed", "message": f"{type(e).__name__}: {e}"[:MOST_MESSAGE]}
+        return {"error": "failed", "message": f"{type(e).__name__}: {e}"[:MAX_MESSAGE]}
 
 
 def limit_memory(megabytes: int) -> None:

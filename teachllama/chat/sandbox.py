@@ -24,7 +24,7 @@ import psutil
 
 from teachllama.errors import ChatError, TemplateError
 
-MOST_TEMPLATE = 1 << 18  # characters; the longest in use have about 20,000
+MAX_TEMPLATE = 1 << 18  # characters; the longest in use have about 20,000
 POLL_S = 0.01
 
 
@@ -188,9 +188,9 @@ def render(template: str, calls: Sequence[Mapping[str, Any]], limits: Limits = D
         ChatError: the template refuses these messages; the message is the template's own.
         TemplateError: it is not a template, it fails, it reaches out of its sandbox, or it was stopped at a limit.
     """
-    if len(template) > MOST_TEMPLATE:
+    if len(template) > MAX_TEMPLATE:
         raise TemplateError(
-            f"the chat template has {len(template):,} characters; at most {MOST_TEMPLATE:,} are accepted. "
+            f"the chat template has {len(template):,} characters; at most {MAX_TEMPLATE:,} are accepted. "
             "Real ones have a few thousand: the file is damaged or hostile"
         )
     request = {

@@ -34,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     if not args.quiet:
         listed = next(model for model in hub.list_models() if model.path == path)
         state = "already here, part of teachllama" if listed.state == "shipped" else f"checksum {listed.state}"
-        print(f"{printable(listed.name)}: {listed.nbytes / 1e6:,.1f} MB, {state}", file=sys.stderr)
+        parts = len(hub.parts_of(args.spec))
+        more = f", one of {parts} parts, which are all here" if parts > 1 else ""
+        print(f"{printable(listed.name)}: {listed.nbytes / 1e6:,.1f} MB, {state}{more}", file=sys.stderr)
     if is_terminal(sys.stdout) or not hasattr(sys.stdout, "buffer"):
         print(printable(str(path)))
     else:  # for a script, byte for byte

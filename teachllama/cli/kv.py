@@ -17,6 +17,7 @@ from typing import Any
 
 from teachllama.cli import kv_engines
 from teachllama.cli.inspect import emit, find_file, table
+from teachllama.cli.kv_engines import size_of
 from teachllama.cli.numbers import count_from_text, nbytes_from_text
 from teachllama.cli.terminal import columns, path_of, printable
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
@@ -25,12 +26,11 @@ from teachllama.kv import (
     KV_DTYPES,
     KVLayout,
     LayerKV,
-    format_nbytes,
     kv_layout_from_metadata,
-    longest_seq_len,
 )
-from teachllama.kv.engines import Model
+from teachllama.kv.engines import Model, Teachllama, fit, teachllama
 from teachllama.kv.explain import Question
+from teachllama.threads import get_num_threads
 
 SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
 EPILOG = (
@@ -56,8 +56,10 @@ A file that cannot be read whole is answered with a note, and exit status 1.
     native_nbytes      KV cache of one session of native_seq_len tokens
     total_nbytes       weights + sessions * (seq_len_nbytes + state_nbytes)
     fits               null without --memory, else {sessions: how many of seq_len tokens,
-                       longest_seq_len: for as many as asked}; null where there is no limit}}
+                       longest_seq_len: for as many as asked}; null where there is no limit.
+                       Beside the weights and this engine's scratch memory}}
   fixed_nbytes       what does not grow with the context: weights and every session's recurrent state
+  scratch_nbytes     about what this engine computes in, shared by all sessions (0: not known)
   notes              what else to know, in words"""
     + kv_engines.HELP
 )
@@ -87,27 +89,27 @@ def run(args: argparse.Namespace) -> int:
     if args.kv_dtype not in (None, *KV_DTYPES):
         raise ParameterError(f"--kv-dtype is {args.kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
     options = kv_engines.options_from(args)
-    path, metadata, weights, notes, doubts = _read(args.file)
+    path, metadata, weights, held, notes, doubts = _read(args.file)
     layout = kv_layout_from_metadata(metadata)
     if args.strict and (layout.doubts or doubts):
         raise UnsupportedModelError(f"--strict: {'; '.join([*layout.doubts, *doubts])}")
     dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
-    answer = kv_answer(layout, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory)
+    model = Model.from_metadata(layout, metadata)
+    answer = kv_answer(model, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory, held)
     if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
         layout.bytes(1, args.kv_dtype)  # raises, and says why
     if seq_len is not None and seq_len > layout.native_seq_len:
         notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
+    notes += kv_engines.weight_notes(weights, held)
     if args.engine is not None:
+        ours = args.engine == "teachllama"
         answer["engine"] = kv_engines.engine_answer(
-            Model.from_metadata(layout, metadata),
-            args.engine,
-            options,
-            dtypes,
-            answer["seq_len"],
-            sessions,
-            weights,
-            memory,
-        )
+            model, args.engine, options, dtypes, answer["seq_len"], sessions, held if ours else weights, memory,
+        )  # fmt: skip
+        if ours:
+            answer["engine"]["notes"] += kv_engines.own_notes(layout.arch)
+        if args.kv_dtype is not None and args.kv_dtype in answer["engine"]["why_not"]:
+            raise ParameterError(answer["engine"]["why_not"][args.kv_dtype])
     question = None
     if args.explain is not None:
         unit = re.search("[A-Za-z]+", args.explain)
@@ -115,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             nbytes_from_text(args.explain, "--explain"), answer["seq_len"], args.kv_dtype or "f16", sessions,
             unit[0] if unit else None, weights,
         )  # fmt: skip
-        answer["explain"], _ = kv_engines.explain_answer(Model.from_metadata(layout, metadata), metadata, question)
+        answer["explain"], _ = kv_engines.explain_answer(model, metadata, question)
     name = metadata.get("general.name")
     name = name if isinstance(name, str) and name else os.path.basename(path)
     answer = {"file": path, "name": name, "arch": layout.arch, **answer, "notes": [*layout.notes, *notes]}
@@ -142,8 +144,12 @@ def run(args: argparse.Namespace) -> int:
     return 1 if damage else 0
 
 
-def _read(name: str) -> tuple[str, dict[str, Any], int, list[str], list[str]]:
-    """(path, metadata, bytes of weights, notes, doubts) of a file, a local model, or one on the Hugging Face Hub."""
+def _read(name: str) -> tuple[str, dict[str, Any], int, int, list[str], list[str]]:
+    """(path, metadata, bytes of weights in the file and as this engine holds them, notes, doubts) of a model.
+
+    Args:
+        name: a path, the name of a local model, or an `hf:` spec, of which only the headers are fetched.
+    """
     if name.startswith("hf:"):
         from teachllama.cli.remote import is_remote, read_remote  # loads what only the network needs
 
@@ -151,23 +157,26 @@ def _read(name: str) -> tuple[str, dict[str, Any], int, list[str], list[str]]:
             remote = read_remote(name)
             note = f"read from the Hugging Face Hub: {remote.fetched_nbytes:,} of {remote.nbytes:,} bytes"
             note += f" in {remote.n_files} files" if remote.n_files > 1 else ""
-            return name, remote.metadata, remote.weights_nbytes, [note], []
+            return name, remote.metadata, remote.weights_nbytes, kv_engines.held_nbytes(remote.tensors), [note], []
     path = find_file(name)
     with open_gguf(path, metadata_only=True) as file:
         metadata = file.metadata
-    weights, doubts = weights_nbytes(path)
-    return path, metadata, weights, list(doubts), doubts
+    weights, held, doubts = weights_nbytes(path)
+    return path, metadata, weights, held, list(doubts), doubts
 
 
 class Damage(str):
     """A note on a file that cannot be read whole. It is printed first, and the exit status is 1."""
 
 
-def weights_nbytes(path: str) -> tuple[int, list[str]]:
-    """Bytes of a model's tensors, over all parts of a split model, and notes on what could not be counted exactly."""
+def weights_nbytes(path: str) -> tuple[int, int, list[str]]:
+    """Bytes of a model's tensors, in the file and as this engine holds them; and notes on what was not counted exactly.
+
+    All parts of a split model are counted.
+    """
     try:
         with open_gguf(path) as file:
-            return sum(t.nbytes for t in file.tensors.values()), []
+            return sum(t.nbytes for t in file.tensors.values()), kv_engines.held_nbytes(file.tensors.values()), []
     except GGUFError as e:
         problem = e
     paths = [p for p in split_paths(path) or [path] if os.path.isfile(p)]
@@ -180,13 +189,14 @@ def weights_nbytes(path: str) -> tuple[int, list[str]]:
             total, exact = total + os.path.getsize(p), False
     counted = f"the {len(paths)} files that are here are" if len(paths) > 1 else "this file alone is"
     counted += " counted" if exact else " counted by size" if len(paths) > 1 else " counted, by its size"
-    return total, [Damage(f"weights: {counted}, because the model cannot be read whole: {problem}")]
+    return total, total, [Damage(f"weights: {counted}, because the model cannot be read whole: {problem}")]
 
 
 def kv_answer(
-    layout: KVLayout, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None
+    model: Model, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None, held: int
 ) -> dict[str, Any]:
-    """The figures, with the keys that `--help` documents."""
+    """The figures, with the keys that `--help` documents. `held`: bytes of the weights as this engine holds them."""
+    layout, options = model.layout, Teachllama(get_num_threads())
     groups = [
         {"n_layers": n} | {key: getattr(layer, key) for key in LayerKV.__dataclass_fields__}
         for layer, n in layout.groups.items()
@@ -200,14 +210,23 @@ def kv_answer(
         "weights_nbytes": weights,
         "state_nbytes": layout.state_nbytes,
         "fixed_nbytes": weights + sessions * layout.state_nbytes,
+        "scratch_nbytes": teachllama(model, seq_len, "f32", sessions, options).compute_nbytes,
         "memory_nbytes": memory,
-        "kv": {dtype: _figures(layout, dtype, seq_len, sessions, weights, memory) for dtype in dtypes},
+        "kv": {dtype: _figures(model, dtype, seq_len, sessions, weights, memory, held, options) for dtype in dtypes},
     }
 
 
 def _figures(
-    layout: KVLayout, dtype: str, seq_len: int, sessions: int, weights: int, memory: int | None
+    model: Model,
+    dtype: str,
+    seq_len: int,
+    sessions: int,
+    weights: int,
+    memory: int | None,
+    held: int,
+    options: Teachllama,
 ) -> dict[str, Any] | None:
+    layout = model.layout
     window, state = layout.window or 1, layout.state_nbytes
     try:
         one = layout.bytes(seq_len, dtype)
@@ -215,11 +234,8 @@ def _figures(
         return None
     fits = None
     if memory is not None:
-        left = memory - weights
-        fits = {
-            "sessions": max(0, left) // (one + state) if one + state else None,
-            "longest_seq_len": longest_seq_len(layout, left - sessions * state, dtype, sessions),
-        }
+        found = fit(model, "teachllama", memory, held, seq_len, dtype, sessions, options)
+        fits = {"sessions": found.sessions, "longest_seq_len": found.longest_seq_len}
     return {
         "token_nbytes": layout.bytes(1, dtype),
         "late_token_nbytes": layout.bytes(window + 1, dtype) - layout.bytes(window, dtype),
@@ -241,9 +257,9 @@ def _report(layout: KVLayout, answer: Mapping[str, Any], metadata: Mapping[str, 
         lines += ["", *_figure_table(layout, answer), "", *_sum(layout, answer)]
     if memory is not None:
         lines += ["", *_fit_table(answer, memory, width)]
-    weights = _size(answer["weights_nbytes"])
+    weights = size_of(answer["weights_nbytes"])
     lines += ["", *textwrap.wrap(_fixed_and_growing(layout, answer), width)]
-    lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9. Scratch memory for computing comes on top."]
+    lines += ["", f"Weights: {weights}. MB is 10^6 bytes, GB 10^9."]
     lines += (
         textwrap.fill(f"Note: {printable(note)}.", width, subsequent_indent="  ")
         for note in answer["notes"]
@@ -275,23 +291,21 @@ def _sentence(layout: KVLayout, metadata: Mapping[str, Any]) -> str:
 def _fixed_and_growing(layout: KVLayout, answer: Mapping[str, Any]) -> str:
     """Which part of the memory grows with the context."""
     state, sessions = answer["state_nbytes"], answer["sessions"]
-    fixed = f"the weights ({_size(answer['weights_nbytes'])})"
+    fixed = f"the weights ({size_of(answer['weights_nbytes'])})"
     if state:
-        fixed += f", recurrent state ({_size(sessions * state)})"
-    grows = [f"{_size(f['late_token_nbytes'])} in {d}" for d, f in answer["kv"].items() if f is not None]
-    text = f"Fixed, at any context: {fixed} and scratch memory."
+        fixed += f", recurrent state ({size_of(sessions * state)})"
+    grows = [f"{size_of(f['late_token_nbytes'])} in {d}" for d, f in answer["kv"].items() if f is not None]
+    text = f"Fixed, at any context: {fixed}."
+    if scratch := answer["scratch_nbytes"]:
+        text = f"{text[:-1]}. Scratch memory for computing is one for all sessions: here about {size_of(scratch)}."
     if not layout.groups or not grows:
         return text
     late = " once every window is full" if layout.window is not None else ""
     return f"{text} Each further token{late} adds, to one session: {', '.join(grows)}."
 
 
-def _size(nbytes: int) -> str:
-    return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)
-
-
 def _cells(answer: Mapping[str, Any], label: str, key: str, times: int = 1) -> tuple[str, ...]:
-    return label, *("-" if f is None else _size(times * f[key]) for f in answer["kv"].values())
+    return label, *("-" if f is None else size_of(times * f[key]) for f in answer["kv"].values())
 
 
 def _figure_table(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
@@ -346,7 +360,7 @@ def _fit_table(answer: Mapping[str, Any], asked: str, width: int) -> list[str]:
     if memory <= weights:
         return [f"Nothing fits in {asked.strip()} ({memory:,} bytes): the weights alone take {weights:,} bytes."]
     state = answer["state_nbytes"]
-    state_too = f", of which a session's recurrent state takes {_size(state)}" if state else ""
+    state_too = f", of which a session's recurrent state takes {size_of(state)}" if state else ""
 
     def cells(label: str, key: str) -> tuple[str, ...]:
         fits = [None if f is None else f["fits"] for f in answer["kv"].values()]
@@ -358,5 +372,6 @@ def _fit_table(answer: Mapping[str, Any], asked: str, width: int) -> list[str]:
         cells(f"sessions of {answer['seq_len']:,} tokens", "sessions"),
         cells(f"longest context of {plural}, in tokens", "longest_seq_len"),
     ]
-    lead = f"{asked.strip()} is {memory:,} bytes; {memory - weights:,} are left after the weights{state_too}."
+    lead = f"{asked.strip()} is {memory:,} bytes; {memory - weights:,} are left after the weights{state_too}. "
+    lead += "Counted for this engine, with its scratch memory; --engine llama.cpp and --engine vllm count for others."
     return [*table(rows), textwrap.fill(lead, width)]

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from teachllama.cli.inspect import table
 from teachllama.cli.numbers import count_from_text
 from teachllama.cli.terminal import printable
 from teachllama.errors import ParameterError
+from teachllama.families import FAMILIES
+from teachllama.gguf_file import TensorInfo
 from teachllama.kv import KV_DTYPES, engines, format_nbytes
 from teachllama.kv.explain import Explanation, Question, as_seq_len, explain
+from teachllama.loading import NATIVE
+from teachllama.threads import get_num_threads
 
 HELP = """\
 
@@ -42,11 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--ubatch", metavar="N", help="llama.cpp: --ubatch-size (default: 512)")
     add("--v-dtype", metavar="TYPE", help="llama.cpp: --cache-type-v (default: that of K)")
     add("--block-size", metavar="N", help="vllm: tokens per block (default: 16)")
-    add("--gpu-memory-utilization", type=float, metavar="X", help="vllm: its share of --memory (default: 0.9)")
+    add(
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="X",
+        help=f"vllm: its share of --memory (default: {engines.GPU_SHARE})",
+    )
     add = parser.add_argument_group("somebody else's number").add_argument
     add("--explain", metavar="NUMBER", help="which mistake or engine's rule gives this size, such as '15 GB' or 288MiB")
 
 
+PROCESS = "Python, NumPy and compiled code take some 100 MB besides, whatever the model"
 OWN = {
     "llama.cpp": ("unified", "swa_full", "no_flash_attn", "ubatch", "v_dtype"),
     "vllm": ("block_size", "gpu_memory_utilization"),
@@ -74,11 +84,34 @@ def options_from(args: argparse.Namespace) -> Any:
             args.unified, args.swa_full, max(2048, ubatch), ubatch, not args.no_flash_attn, args.v_dtype
         )
     if args.engine == "vllm":
-        share = 0.9 if args.gpu_memory_utilization is None else args.gpu_memory_utilization
+        share = engines.GPU_SHARE if args.gpu_memory_utilization is None else args.gpu_memory_utilization
         if not 0 < share <= 1:
             raise ParameterError(f"--gpu-memory-utilization is {share}; expected more than 0, and at most 1")
         return engines.Vllm(16 if args.block_size is None else count_from_text("--block-size", args.block_size), share)
-    return None
+    return engines.Teachllama(get_num_threads()) if args.engine == "teachllama" else None
+
+
+def held_nbytes(tensors: Iterable[TensorInfo]) -> int:
+    """Bytes that this engine holds tensors in: blocks as they are in the file, or float32 where it has no kernel."""
+    return sum(t.nbytes if t.type.name in NATIVE or len(t.shape) < 2 else 4 * t.n_elements for t in tensors)
+
+
+def weight_notes(weights: int, held: int) -> list[str]:
+    """What to know of the weights' size, in words."""
+    if not weights:
+        return ["the file holds no tensors, so weights are not counted"]
+    if held == weights:
+        return []
+    return [
+        f"this engine has no kernel for the type of some tensors and holds those as float32: {size_of(held)} of "
+        f"weights in memory, {size_of(weights)} in the file; what fits in it is counted so"
+    ]
+
+
+def own_notes(arch: str) -> list[str]:
+    """What else to know of this engine, in words."""
+    other = [] if arch in FAMILIES else [f"teachllama does not run {arch}; this is what its rules would give"]
+    return [*other, PROCESS]
 
 
 def engine_answer(
@@ -134,15 +167,16 @@ def engine_report(answer: Mapping[str, Any], seq_len: int, sessions: int, memory
             nbytes = [
                 answer["kv"][d]["buffers"][i]["k_nbytes"] + answer["kv"][d]["buffers"][i]["v_nbytes"] for d in dtypes
             ]
-            rows.append((f"  {where}", *map(_size, nbytes)))
-        rows.append(("  cache and state", *(_size(_reserved(answer["kv"][d])) for d in dtypes)))
+            rows.append((f"  {where}", *map(size_of, nbytes)))
+        rows.append(("  cache and state", *(size_of(_reserved(answer["kv"][d])) for d in dtypes)))
         if first["compute_nbytes"]:
-            rows.append(("  compute buffer, about", *(_size(answer["kv"][d]["compute_nbytes"]) for d in dtypes)))
-        rows.append(("  with the weights", *(_size(answer["kv"][d]["total_nbytes"]) for d in dtypes)))
+            rows.append(("  compute buffer, about", *(size_of(answer["kv"][d]["compute_nbytes"]) for d in dtypes)))
+        rows.append(("  with the weights", *(size_of(answer["kv"][d]["total_nbytes"]) for d in dtypes)))
         if memory is not None:
             fits = [answer["kv"][d]["fits"] for d in dtypes]
             rows.append((f"  sessions of {seq_len:,} tokens in {memory}", *(_count(f["sessions"]) for f in fits)))
-            rows.append((f"  longest context in {memory}", *(_count(f["longest_seq_len"]) for f in fits)))
+            of = f" of each of {sessions:,}" if sessions > 1 else ""
+            rows.append((f"  longest context{of} in {memory}", *(_count(f["longest_seq_len"]) for f in fits)))
         lines += table(rows)
     for dtype, reason in answer["why_not"].items():
         lines += textwrap.wrap(f"{dtype}: {reason}.", width, subsequent_indent="  ")
@@ -199,5 +233,6 @@ def _count(n: int | None) -> str:
     return "any" if n is None else f"{n:,}"
 
 
-def _size(nbytes: int) -> str:
+def size_of(nbytes: int) -> str:
+    """Bytes to the last one, and from a million on in MB, GB and so on."""
     return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from teachllama.cli.generate import decoded
 from teachllama.cli.terminal import STEERING, is_terminal
+from teachllama.files import replacing
 
 if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
@@ -149,7 +150,5 @@ def _shorten(path: Path) -> None:
     with open(path, "rb") as file:
         file.seek(-MAX_HISTORY_NBYTES // 2, os.SEEK_END)
         kept = file.read()
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(os.open(draft, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(kept[kept.find(b"\n# ") + 1 :])
-    draft.replace(path)
+    with replacing(path, private=True) as part:
+        part.write_bytes(kept[kept.find(b"\n# ") + 1 :])

@@ -8,8 +8,9 @@ from typing import Any
 
 from teachllama import hub
 from teachllama.errors import FetchError, GGUFError
-from teachllama.gguf_file import split_paths
+from teachllama.gguf_file import TensorInfo, split_paths
 from teachllama.gguf_remote import read_header
+from teachllama.whole_numbers import is_whole
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,15 @@ class RemoteModel:
     """What the headers of a model say."""
 
     metadata: dict[str, Any]
-    weights_nbytes: int  # of the tensors of all parts
+    tensors: list[TensorInfo]  # of all parts
     nbytes: int  # of all files
     fetched_nbytes: int
     n_files: int
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of the tensors, as they are in the files."""
+        return sum(t.nbytes for t in self.tensors)
 
 
 def is_remote(name: str) -> bool:
@@ -45,18 +51,16 @@ def read_remote(spec: str) -> RemoteModel:
     folder, _, name = first.rpartition("/")
     names = [os.path.basename(p) for p in split_paths(name) or [name]]
     spec = f"{folder}/{names[0]}" + (f"@{revision}" if revision else "")
-    metadata, weights, nbytes, fetched = _header(spec, None)
+    metadata, found, nbytes, fetched = _header(spec, None)
     count = metadata.get("split.count", 1)
-    if not isinstance(count, int) or isinstance(count, bool) or (count > 1) != (len(names) > 1):
-        says = f"part of a model in {count} parts" if isinstance(count, int) and count > 1 else "a whole model"
+    if not is_whole(count, 0) or (count > 1) != (len(names) > 1):
+        says = f"part of a model in {count} parts" if is_whole(count, 2) else "a whole model"
         raise GGUFError(
             f"{spec}: the file says that it is {says}; expected the name of such a file (of a split model: "
             "NAME-00001-of-0000N.gguf)"
         )
     if count > 1 and count != len(names):
         raise GGUFError(f"{spec}: the name says {len(names)} parts, and the file {count}; the repository mixes models")
-    seen = set(weights)
-    total = sum(weights.values())
     for no, other in enumerate(names[1:], 1):
         more, tensors, n, f = _header(spec, other)
         if more.get("split.no") != no or more.get("split.count") != count:
@@ -64,15 +68,15 @@ def read_remote(spec: str) -> RemoteModel:
                 f"{folder}/{other}: expected part {no + 1} of {count}, found split.no {more.get('split.no')!r} of "
                 f"{more.get('split.count')!r}; the repository mixes models"
             )
-        if twice := seen & set(tensors):
+        if twice := found.keys() & tensors.keys():
             raise GGUFError(f"{folder}/{other}: tensor {min(twice)!r} is in an earlier part too")
-        seen |= set(tensors)
-        total, nbytes, fetched = total + sum(tensors.values()), nbytes + n, fetched + f
-    return RemoteModel(metadata, total, nbytes, fetched, len(names))
+        found |= tensors
+        nbytes, fetched = nbytes + n, fetched + f
+    return RemoteModel(metadata, list(found.values()), nbytes, fetched, len(names))
 
 
-def _header(spec: str, name: str | None) -> tuple[dict[str, Any], dict[str, int], int, int]:
-    """(metadata, bytes of each tensor, bytes of the file, bytes fetched)."""
+def _header(spec: str, name: str | None) -> tuple[dict[str, Any], dict[str, TensorInfo], int, int]:
+    """(metadata, tensors, bytes of the file, bytes fetched)."""
     fetched = 0
     with hub.remote_file(spec, name) as (nbytes, fetch):
 
@@ -82,4 +86,4 @@ def _header(spec: str, name: str | None) -> tuple[dict[str, Any], dict[str, int]
             return fetch(start, end)
 
         metadata, tensors = read_header(name or spec, nbytes, counted)
-    return metadata, {t.name: t.nbytes for t in tensors.values()}, nbytes, fetched
+    return metadata, tensors, nbytes, fetched

@@ -19,7 +19,7 @@ from teachllama.kernels.fields import CHUNK, FEW, WIDTH
 from teachllama.kernels.program import Instructions, lower
 from teachllama.kernels.record import record
 from teachllama.kernels.team import team
-from teachllama.pages import Pages
+from teachllama.kv.pages import Pages
 from teachllama.weights import F32Matrix, Linear
 
 if TYPE_CHECKING:

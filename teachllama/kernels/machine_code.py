@@ -23,6 +23,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from teachllama.files import replacing
 from teachllama.folders import user_cache_dir
 from teachllama.kernels import symbols
 from teachllama.kernels.shapes import shape_for, with_shape
@@ -74,16 +75,11 @@ def _read(path: Path) -> bytes | None:
 
 def _keep_file(path: Path, code: bytes) -> None:
     """Writes the file whole or not at all; without a place for it the kernels are compiled at each start."""
-    part = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(hashlib.sha256(code).digest() + code)
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(hashlib.sha256(code).digest() + code)
     except OSError as e:
-        try:
-            part.unlink()
-        except OSError:
-            pass
         warnings.warn(
             f"compiled kernels cannot be kept in {path.parent} ({e.strerror or e}), so each start will compile them "
             "again; set TEACHLLAMA_KERNEL_CACHE to a folder that can be written",

@@ -1,7 +1,8 @@
-"""How large a KV cache is.
+"""How large a KV cache is, and where a session's own is.
 
 `formula` has the rule, `catalogue` what each architecture changes about it, `engines` what each engine adds, and
-`explain` the mistakes that give other people's numbers.
+`explain` the mistakes that give other people's numbers. `pages` is memory that goes back to the system when told,
+`cache` a session's keys and values in it.
 """
 
 from teachllama.kv.catalogue import kv_layout_from_metadata

@@ -142,9 +142,13 @@ def _language_model(metadata: Mapping[str, Any]) -> str:
             f"metadata 'general.architecture' is {reprlib.repr(arch)}; expected an architecture's name, such as 'llama'"
         )
     if arch == "deepseek4" or f"{arch}.attention.compress_ratios" in metadata:
+        # llama.cpp's src/models/deepseek4.cpp and src/llama-kv-cache-dsv4.cpp. What it reserves could not be asked: the
+        # version that the corpus is compared with does not load it. A layout has one row per position; this needs two.
         raise UnsupportedModelError(
-            f"{arch} compresses older positions by a different ratio in each layer, a rule not known here; run "
-            "llama.cpp and read the KV buffer sizes that it prints"
+            f"{arch} compresses older positions by a ratio per layer (attention.compress_ratios). DeepSeek V4 keeps a "
+            "window of keys in every layer, one compressed key for each 4 or 128 older positions, index keys, and the "
+            "compression's state. None of it is counted here, because it could not be compared with an engine: run a "
+            "llama.cpp that loads the file, and read the cache sizes that it prints"
         )
     return arch
 

@@ -5,8 +5,8 @@ each with the place it was read from. Knows nothing of files, and of weights onl
 
 - llama.cpp: read from llama.cpp commit 0c1e57098 (vendored in llama-cpp-python 0.3.36) and compared with its log for
   every model of `tests/kv_corpus/`.
-- vLLM: read from vLLM commit 001cabc1be (V1 engine, 2026), not run here.
-- teachllama: this package, whose own cache the tests compare.
+- vLLM: read from vLLM commit 001cabc1be (V1 engine, 2026), its share of memory from 002f10e0cf; not run here.
+- teachllama: this package, whose own cache and workspace the tests compare.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from teachllama.kv.formula import KV_DTYPES, MAX_SEQ_LEN, KVLayout, LayerKV, pos
 PAD = 256  # llama.cpp: contexts, and caches of sliding windows, are multiples of this
 LLAMA_CPP = "llama.cpp 0c1e57098"
 VLLM = "vLLM 001cabc1be"
+GPU_SHARE = 0.92  # of vLLM's gpu_memory_utilization; it was 0.9 in 0.10
+GPU_SHARE_SOURCE = "vLLM 002f10e0cf vllm/config/cache.py, CacheConfig"
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,8 +272,8 @@ class Vllm:
     """vLLM's settings that decide about its cache, with its defaults."""
 
     block_size: int = 16
-    gpu_memory_utilization: float = 0.9
-    max_num_batched_tokens: int = 2048
+    gpu_memory_utilization: float = GPU_SHARE
+    max_num_batched_tokens: int = 2048  # vllm/config/scheduler.py; a server may set more. It matters to windows alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,7 +332,14 @@ def _vllm_groups(
     width = {"f32": 4, "f16": 2, "bf16": 2, "q8_0": 1}[kv_dtype]
     positive("block_size", o.block_size)
     file = f"{VLLM} vllm/v1/core/kv_cache_utils.py"
-    rules = [Rule(f"each layer's cache is cut into blocks of {o.block_size} tokens; a started block is whole", file)]
+    rules = [
+        Rule(f"each layer's cache is cut into blocks of {o.block_size} tokens; a started block is whole", file),
+        Rule(
+            f"weights, activations and cache share {o.gpu_memory_utilization:g} of the GPU's memory "
+            "(gpu_memory_utilization), and the cache takes all that is left of it",
+            GPU_SHARE_SOURCE,
+        ),
+    ]
     notes: list[str] = []
     if kv_dtype == "q8_0":
         notes.append("vLLM's 8-bit type is fp8, one byte a number, without q8_0's scales")
@@ -390,7 +399,8 @@ def _vllm_groups(
         if s.window is not None:
             rules.append(
                 Rule(
-                    f"a window of {s.window:,} keeps the tokens of one step besides, and one block more",
+                    f"a window of {s.window:,} keeps the tokens of one step besides ({o.max_num_batched_tokens:,}; a "
+                    "server may be started with more), and one block more",
                     f"{VLLM} vllm/v1/kv_cache_interface.py, SlidingWindowSpec",
                 )
             )
@@ -412,10 +422,17 @@ def vllm_blocks(model: Model, memory: int, weights: int, kv_dtype: str = "f16", 
 # teachllama -----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Teachllama:
+    """This package's settings that decide about its scratch memory."""
+
+    n_threads: int = 1
+
+
 def teachllama(
-    model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, options: Any = None
+    model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, options: Teachllama | None = None
 ) -> Reservation:
-    """What this package's sessions hold: the rule itself, and nothing besides."""
+    """What this package's sessions hold: the rule itself; and the scratch memory that all sessions of a model share."""
     layout = model.layout
     _check(layout, seq_len, n_sessions, kv_dtype, kv_dtype)
     groups: dict[int | None, list[LayerKV]] = {}
@@ -435,10 +452,29 @@ def teachllama(
             Buffer("recurrent state", 0, 1, n_sessions, n_sessions * layout.state_nbytes, 0, per_token=False)
         )
     rules = (
-        Rule("reserved whole when the session is created, resident as it fills", "teachllama/kv_cache.py"),
-        Rule("pages of positions that have left every window are given back", "teachllama/kv_cache.py"),
+        Rule("reserved whole when the session is created, resident as it fills", "teachllama/kv/cache.py"),
+        Rule("pages of positions that have left every window are given back", "teachllama/kv/cache.py"),
     )
-    return Reservation("teachllama", tuple(buffers), rules, 0, "a few MB, not estimated")
+    scratch = _teachllama_compute(model, seq_len, (options or Teachllama()).n_threads)
+    why = "estimated for a prompt that fills the context" if scratch else "the metadata does not give the dimensions"
+    return Reservation("teachllama", tuple(buffers), rules, scratch, why)
+
+
+def _teachllama_compute(model: Model, seq_len: int, n_threads: int) -> int:
+    """About what the compiled pass takes to evaluate a prompt of `seq_len` tokens, whatever the number of sessions.
+
+    Its workspace (`CompiledForward._reserve`: rows of up to 512 tokens, and tiles for each thread), which lives from
+    the first call to the model's end; the tables of RoPE angles; a row of logits. The tests compare the workspace.
+    """
+    if not model.dim:
+        return 0
+    hidden = max(model.hidden, model.experts_used * model.expert_hidden)
+    rows = pad(min(seq_len, 512), 32)
+    workspace = rows * (3 * model.dim + 2 * hidden) + n_threads * max(48 * max(hidden, model.dim), 32 * (seq_len + 64))
+    head = max((layer.key_length for layer in model.layout.layers if layer.n_kv_heads), default=0)
+    kinds = len({layer.window is None for layer in model.layout.layers if layer.n_kv_heads})
+    angles = kinds * head * pad(seq_len, 256)
+    return 5 * (workspace + angles) + 4 * model.vocab_size  # 4 bytes each, and a quarter to grow
 
 
 ENGINES: dict[str, Callable[..., Reservation]] = {"llama.cpp": llama_cpp, "teachllama": teachllama, "vllm": vllm}

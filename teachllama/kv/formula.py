@@ -7,8 +7,6 @@ arrays, files, sessions or architectures (`catalogue.py` finds a model's numbers
 from __future__ import annotations
 
 import bisect
-import operator
-import reprlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from functools import cached_property
 from typing import Protocol
 
 from teachllama.errors import ParameterError
+from teachllama.whole_numbers import whole
 
 # kv_dtype -> (numbers per block, bytes per block): what llama.cpp offers for its cache, of which the engine here runs
 # f32 and f16.
@@ -34,13 +33,19 @@ KV_DTYPES: dict[str, tuple[int, int]] = {
 MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer is called unlimited
 
 
-def format_nbytes(n: int) -> str:
-    """`n` bytes to four digits in decimal units (1 GB = 10^9 bytes): 377487360 -> '377.5 MB'."""
+def format_nbytes(n: float) -> str:
+    """`n` bytes in decimal units (1 MB = 10^6 bytes), to three digits or one decimal.
+
+    47185920 -> '47.2 MB', 377487360 -> '377.5 MB', 1756000000 -> '1.76 GB', 2 * 10**9 -> '2 GB'.
+    """
     value, units = float(n), iter(("B", "kB", "MB", "GB", "TB", "PB", "EB"))
     unit = next(units)
-    while float(f"{value:.4g}") >= 1000 and unit != "EB":
+    while abs(round(value, 1)) >= 1000 and unit != "EB":
         value, unit = value / 1000, next(units)
-    return f"{value:.4g} {unit}" if value < 1e4 else f"{value:.3e} {unit}"
+    if abs(value) >= 1e4:
+        return f"{value:.3e} {unit}"
+    text = f"{value:,.2f}" if abs(round(value, 2)) < 10 else f"{value:,.1f}"
+    return f"{text.rstrip('0').rstrip('.')} {unit}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,12 +165,7 @@ def longest_seq_len(layout: KVLayout, nbytes: int, kv_dtype: str = "f32", n_sess
 
 def positive(name: str, value: int) -> int:
     """`value` as an int from 1 to `MAX_SEQ_LEN`; ParameterError, which says `name`, otherwise."""
-    try:
-        if not isinstance(value, bool) and 1 <= operator.index(value) <= MAX_SEQ_LEN:
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise ParameterError(f"{name} is {reprlib.repr(value)}; expected a whole number from 1 to {MAX_SEQ_LEN}")
+    return whole(name, value, 1, MAX_SEQ_LEN)
 
 
 def _block(kv_dtype: str) -> tuple[int, int]:

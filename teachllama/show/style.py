@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import numpy as np
 
+from teachllama.kv import format_nbytes as format_bytes
+
 try:
     import matplotlib
     from matplotlib import font_manager
@@ -83,19 +85,6 @@ class Picture(Figure):
 def picture(height: float = 5.0) -> Picture:
     """An empty picture, `WIDTH` by `height` inches."""
     return Picture(figsize=(WIDTH, height), layout="constrained")
-
-
-def format_bytes(n: float) -> str:
-    """`n` bytes in decimal units (1 MB = 10^6 bytes), to three digits or one decimal.
-
-    47185920 -> '47.2 MB', 377487360 -> '377.5 MB', 1756000000 -> '1.76 GB', 2 * 10**9 -> '2 GB'.
-    """
-    value, units = float(n), iter(("B", "kB", "MB", "GB", "TB", "PB"))
-    unit = next(units)
-    while abs(round(value, 1)) >= 1000 and unit != "PB":
-        value, unit = value / 1000, next(units)
-    text = f"{value:,.2f}" if abs(round(value, 2)) < 10 else f"{value:,.1f}"
-    return f"{text.rstrip('0').rstrip('.')} {unit}"
 
 
 def bytes_axis(axis: Axis, label: str, log: bool = False) -> None:

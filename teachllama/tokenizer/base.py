@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import operator
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from teachllama.errors import GGUFError, TokenError
+from teachllama.metadata import Metadata
 from teachllama.tokenizer.merging import Rank, merge, merge_long
+from teachllama.whole_numbers import whole
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type of special tokens; any other is ordinary
 MAX_STRINGS = 2**20  # tokens, or merges; the largest vocabularies have a quarter of that
@@ -201,13 +202,7 @@ class Tokenizer(ABC):
         return ids
 
     def _index(self, token_id: int) -> int:
-        try:
-            i = -1 if isinstance(token_id, bool) else operator.index(token_id)
-        except TypeError:
-            i = -1
-        if not 0 <= i < self.vocab_size:
-            raise TokenError(f"token id {token_id!r}: expected an integer from 0 to {self.vocab_size - 1}")
-        return i
+        return whole("token id", token_id, 0, self.vocab_size - 1, error=TokenError)
 
     def piece_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token; they may be part of a character.
@@ -260,32 +255,22 @@ class StreamDecoder:
 
 
 def strings_of(metadata: Mapping[str, Any], name: str) -> Sequence[str]:
-    value = metadata.get(f"tokenizer.ggml.{name}")
-    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or (value and not isinstance(value[0], str)):
-        found = "nothing" if value is None else type(value).__name__
-        raise GGUFError(f"tokenizer.ggml.{name}: expected an array of strings, found {found}")
-    if len(value) > MAX_STRINGS:
-        raise GGUFError(f"tokenizer.ggml.{name} has {len(value)} strings; at most {MAX_STRINGS} are accepted")
-    return value
+    return _keys(metadata).strings(name, MAX_STRINGS)
 
 
 def numbers_of(metadata: Mapping[str, Any], name: str, n: int, kinds: str) -> np.ndarray | None:
-    value = metadata.get(f"tokenizer.ggml.{name}")
-    if value is None or (isinstance(value, np.ndarray) and value.dtype.kind in kinds and value.shape == (n,)):
-        return value
-    found = f"{value.size} of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-    raise GGUFError(f"tokenizer.ggml.{name}: expected {n} numbers, one a token, found {found}")
+    value: np.ndarray | None = _keys(metadata).array(name, n, kinds)
+    return value
 
 
 def token_id_of(metadata: Mapping[str, Any], name: str, n: int) -> int | None:
-    value = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n):
-        raise GGUFError(f"tokenizer.ggml.{name}_token_id is {value!r}; expected an id from 0 to {n - 1}")
-    return value
+    keys, name = _keys(metadata), f"{name}_token_id"
+    return keys.number(name, least=0, most=n - 1) if keys.has(name) else None
 
 
 def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = metadata.get(f"tokenizer.ggml.{name}", default)
-    if not isinstance(value, bool):
-        raise GGUFError(f"tokenizer.ggml.{name} is {value!r}; expected true or false")
-    return value
+    return _keys(metadata).flag(name, default)
+
+
+def _keys(metadata: Mapping[str, Any]) -> Metadata:
+    return Metadata(metadata, "tokenizer.ggml")

@@ -1,5 +1,8 @@
 """The models of the corpus: the metadata that decides about their caches, and where it was published.
 
+What entries say was written down from memory and then compared with what was at hand: `CHECKED` has the place where
+each was found to be right, and those that are in no such place are listed as not checked in docs/kv-corpus.md.
+
 An entry's `keys` are GGUF keys without the architecture's prefix, as llama.cpp's converters (`conversion/` in its
 repository) write them from the model's `config.json`. `source` names that file by its repository on the Hugging Face
 Hub. An entry whose source begins with "made" has no published model behind it: it is there for a kind of cache that no
@@ -166,7 +169,7 @@ add("gpt-oss-120b", "gpt-oss", "window and attention sinks, every 2nd layer full
     expert_feed_forward_length=2880)  # fmt: skip
 
 # Sliding windows: flags, and a period in the file --------------------------------------------------------------------
-MIMO = [bool(i % 6) and i != 47 for i in range(48)]
+MIMO = [i > 0 and i % 6 != 5 for i in range(48)]  # the first layer attends to all, then every 6th
 add("mimo-v2-flash", "mimo2", "window by flags, another head count in each layer, K and V of different length",
     "XiaomiMiMo/MiMo-V2-Flash", 48, 64, [8 if slides else 4 for slides in MIMO], 4096, 262144, 16384,
     **head(192, 128), att_sliding_window=128, att_sliding_window_pattern=MIMO, expert_count=256, expert_used_count=8,
@@ -284,3 +287,41 @@ add("flan-t5-base", "t5", "encoder-decoder", "google/flan-t5-base", 12, 12, 12, 
 add("unknown-ordinary", "unheard-of", "unknown: counted as ordinary attention", "made", 24, 16, 4, 2048, 65536, 8192)
 add("unknown-hybrid", "unheard-of-too", "unknown: the file says which layers attend", "made", 24, 16, 4, 2048, 65536,
     8192, **DELTA, ssm__inner_size=4096, full_attention_interval=4)  # fmt: skip
+
+# Where the numbers that decide about a cache (layers, KV heads, lengths of heads, windows, which layers have what, ranks,
+# state sizes) were compared, and agree. "Default" means the default values of a model's configuration class.
+_HF = "transformers 5.24.0, default of {}"
+_LIT = "litgpt 0.5.13, litgpt/config.py"
+_COPY = "a copy of its config.json in public source code"
+CHECKED: dict[str, str] = {
+    **dict.fromkeys(
+        ["pythia-1.4b", "llama-2-7b", "phi-2", "olmo-2-7b", "llama-3.1-8b", "llama-3.1-405b", "llama-3.2-1b",
+         "mistral-7b-v0.3", "mixtral-8x7b", "qwen2.5-0.5b", "qwen2.5-7b", "falcon-7b", "falcon-40b", "gemma-2b",
+         "qwen3-0.6b", "qwen3-235b-a22b", "gemma-2-9b", "gemma-2-27b", "gemma-3-1b", "gemma-3-27b", "phi-3-mini-4k"],
+        _LIT,
+    ),
+    "smollm2-135m": "the GGUF file that `teachllama fetch smollm2-135m` downloads",
+    "gemma-3-270m": "the GGUF file that `teachllama fetch gemma3-270m` downloads",
+    **{
+        name: _HF.format(cls)
+        for name, cls in {
+            "gpt-2": "GPT2Config", "qwen1.5-moe-a2.7b": "Qwen2MoeConfig", "dots.llm1": "Dots1Config",
+            "glm-4-9b": "GlmConfig", "glm-4-9b-0414": "Glm4Config", "starcoder2-3b": "Starcoder2Config",
+            "smollm3-3b": "SmolLM3Config", "ernie-4.5-0.3b": "Ernie4_5Config", "seed-oss-36b": "SeedOssConfig",
+            "minimax-m2": "MiniMaxM2Config", "glm-4.5-air": "Glm4MoeConfig (46 layers, and the one that drafts)",
+            "olmo-3-7b": "Olmo3Config", "gpt-oss-120b": "GptOssConfig", "gemma-3n-e4b": "Gemma3nTextConfig",
+            "llama-4-scout": "Llama4TextConfig", "deepseek-v3": "DeepseekV3Config", "deepseek-v3-old":
+            "DeepseekV3Config", "minicpm3-4b": "MiniCPM3Config", "deepseek-v3.2": "DeepseekV32Config",
+            "codestral-mamba-7b": "Mamba2Config", "jamba-v0.1": "JambaConfig", "qwen3-next-80b-a3b": "Qwen3NextConfig",
+            "bert-base": "BertConfig",
+        }.items()
+    },
+    **dict.fromkeys(
+        ["kimi-k2", "mimo-v2-flash", "falcon-h1-0.5b", "command-r7b", "qwen3.5-27b", "lfm2-1.2b", "lfm2-8b-a1b",
+         "nemotron-h-8b", "kimi-linear-48b-a3b", "gemma-3n-e2b", "granite-4.0-h-tiny", "openelm-270m", "dbrx",
+         "apertus-8b"],
+        _COPY,
+    ),
+    "gpt-oss-20b": _HF.format("GptOssConfig, with 24 layers"),
+    "exaone-4.0-32b": "its model card",
+}  # fmt: skip

@@ -1,56 +1,22 @@
-"""How much memory this process holds, how much of it is resident, and who still refers to an object.
-
-Knows nothing of models: a session is any object with `k_cache` and `v_cache`. Sizes are bytes; 1 MB is 1,000,000 bytes.
-Draws nothing: `Timeline.plot` hands over to `teachllama.show`.
-"""
+"""How much memory this process holds, and how much of it is resident. Sizes are bytes; 1 MB is 1,000,000 bytes."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
-import html
 import mmap
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import psutil
 
 from teachllama.errors import ParameterError
-from teachllama.holders import (
-    KINDS,
-    Holder,
-    Report,
-    Watch,
-    as_array,
-    forget_history,
-    watch,
-    who_refers_to,
-)
-
-__all__ = [
-    "KINDS",
-    "Holder",
-    "Report",
-    "Snapshot",
-    "Timeline",
-    "Usage",
-    "Watch",
-    "forget_history",
-    "machine_memory",
-    "resident_of",
-    "settle",
-    "usage",
-    "watch",
-    "who_refers_to",
-]
-
-# ---- how much ----
 
 
 @dataclass(frozen=True)
@@ -113,7 +79,7 @@ def _psutil_usage() -> Usage:
         import resource  # which Windows lacks
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    source = f"psutil on {sys.platform}: resident and private as the system counts them; the rest it does not tell"
+    source = f"psutil on {sys.platform}: resident and private as the system counts them; other fields unavailable"
     try:
         measure = (
             getattr(process, "memory_footprint", None) or process.memory_full_info
@@ -122,7 +88,7 @@ def _psutil_usage() -> Usage:
     except (psutil.AccessDenied, AttributeError):
         private, source = (
             basic.rss,
-            f"psutil on {sys.platform}: resident only; private is not told and shown as resident",
+            f"psutil on {sys.platform}: resident only; private is unavailable and shown as resident",
         )
     return Usage(basic.rss, private, None, None, None, max(peak, basic.rss), source)
 
@@ -251,73 +217,14 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
                     yield int(text)
 
 
-# ---- snapshots ----
-
-
-class Snapshot(NamedTuple):
-    """A name and what was measured under it."""
-
-    name: str
-    usage: Usage
-
-
-@dataclass(repr=False)
-class Timeline:
-    """Named snapshots of this process's memory, oldest first; shows itself as a table and plots as a staircase."""
-
-    entries: list[Snapshot] = field(default_factory=list)
-
-    def take(self, name: str, settled: bool = True) -> Usage:
-        """Measures now and keeps the result under `name`; prints nothing.
-
-        Args:
-            name: what has just happened: the label of the step.
-            settled: call `settle()` first, so that the step shows what is held. False shows memory as the program left
-                it: a reference cycle that waits for the collector is visible only so.
-        """
-        if settled:
-            settle()
-        self.entries.append(Snapshot(name, usage()))
-        return self.entries[-1].usage
-
-    def __getitem__(self, name: str) -> Usage:
-        """The last snapshot of that name; ParameterError if there is none."""
-        for entry in reversed(self.entries):
-            if entry.name == name:
-                return entry.usage
-        raise ParameterError(f"no snapshot is named {name!r}; those taken: {[entry.name for entry in self.entries]}")
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def since_first(self) -> dict[str, int]:
-        """Each snapshot's resident bytes less the first one's, by name (of equal names, the last)."""
-        return {name: now.resident - self.entries[0].usage.resident for name, now in self.entries}
-
-    def plot(self, ax: Any = None) -> Any:
-        """Draws the staircase with matplotlib (the `lab` extra); returns the figure, which shows itself."""
-        from teachllama.show.memory_plot import staircase
-
-        return staircase(self, ax)
-
-    def _rows(self) -> list[list[str]]:
-        rows = [["step", "resident MB", "change", "since first", "private MB", "file-backed MB"]]
-        for i, (name, now) in enumerate(self.entries):
-            earlier = [self.entries[j].usage.resident for j in (i - 1, 0)] if i else []
-            deltas = [f"{(now.resident - x) / 1e6:+,.1f}" for x in earlier] or ["", ""]
-            file_backed = "not told" if now.file_backed is None else f"{now.file_backed / 1e6:,.1f}"
-            rows.append([name, f"{now.resident / 1e6:,.1f}", *deltas, f"{now.private / 1e6:,.1f}", file_backed])
-        return rows
-
-    def __repr__(self) -> str:
-        rows = self._rows()
-        first, *widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
-            "  ".join([row[0].ljust(first), *(cell.rjust(w) for cell, w in zip(row[1:], widths, strict=True))]).rstrip()
-            for row in rows
-        )
-
-    def _repr_html_(self) -> str:
-        head, *body = [[html.escape(cell) for cell in row] for row in self._rows()]
-        lines = [f"<th style='text-align:left'>{name}</th><td>" + "</td><td>".join(cells) for name, *cells in body]
-        return f"<table><tr><th>{'</th><th>'.join(head)}</th></tr><tr>{'</td></tr><tr>'.join(lines)}</td></tr></table>"
+def as_array(buffer: Any) -> np.ndarray:
+    """An array of a buffer's bytes, or the array itself; ParameterError for what has no contiguous memory."""
+    if isinstance(buffer, np.ndarray):
+        return buffer
+    try:
+        view = memoryview(buffer)
+        return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
+    except (TypeError, ValueError, BufferError) as e:
+        raise ParameterError(
+            f"found {type(buffer).__name__} ({e}); expected a NumPy array, or a contiguous buffer such as an mmap"
+        ) from None

@@ -7,14 +7,16 @@ Knows nothing of tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, ParameterError, TeachLlamaError, UnsupportedModelError
-from teachllama.kv import kv_cache_bytes
-from teachllama.pages import Pages
+from teachllama.kv.formula import kv_cache_bytes
+from teachllama.kv.pages import Pages
+
+if TYPE_CHECKING:
+    from teachllama.config import ModelConfig
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 SLACK = 64  # positions that a session can always go back: windows keep as many more than attention needs

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import html
-import inspect
 import mmap
 import re
 import sys
@@ -19,14 +18,15 @@ import traceback
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from teachllama.errors import ParameterError
+from teachllama.memory.measuring import as_array
+from teachllama.memory.words import GENERATORS, Step, chain_words, describe, is_function, locals_of, names_of, referents
 
 KINDS = (
     "variable", "local", "output", "traceback", "generator", "item", "attribute", "closure", "view", "cycle", "other",
@@ -179,8 +179,6 @@ def forget_history() -> None:
 
 
 _RESULT = re.compile(r"_{1,3}|_\d+")  # the names under which results are kept
-_GENERATORS = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
-_CACHED_FUNCTION: type = type(lru_cache(len))
 
 
 def _ipython() -> Any:
@@ -295,16 +293,6 @@ class _Root(NamedTuple):
         return self.name if " " in self.name else f"`{self.name}`"
 
 
-class _Step(NamedTuple):
-    """One reference on the way from the object to a root: it is `phrase` of a `noun`."""
-
-    phrase: str  # "item 2"
-    noun: str  # "list"
-    access: str = ""  # "[2]": how code gets from the noun to it, where that is one place
-    kind: str = "attribute"
-    release: str = ""  # ".close()": how the noun lets go of it
-
-
 class _Places:
     """The places people know: namespaces of modules and of the notebook, variables of running calls, kept errors."""
 
@@ -359,14 +347,14 @@ class _Places:
         # A running call's variables are not yet in its frame object (Python 3.11 on): the collector does not see them.
         for frame, where in _running():
             of = f" of the running function `{frame.f_code.co_qualname}`{where}"
-            if not _is_function(frame):
+            if not is_function(frame):
                 self.namespaces.setdefault(id(frame.f_locals), lambda name, of=of: _Root(name, "variable", "local", of))  # type: ignore[misc]
                 continue
-            for name, value in _locals(frame).items():
+            for name, value in locals_of(frame).items():
                 self.roots.setdefault(id(value), []).append(_Root(name, "local variable", "local", of))
             if sys.version_info < (3, 13):  # where locals() was called, its result stays until the call ends
                 self.roots[id(frame.f_locals)] = [_Root("locals()", "result", "local", of)]
-                _locals(frame)
+                locals_of(frame)
 
 
 def _global_of(module: str) -> Callable[[str], _Root | None]:
@@ -376,9 +364,9 @@ def _global_of(module: str) -> Callable[[str], _Root | None]:
 
 
 def _running() -> Iterator[tuple[types.FrameType, str]]:
-    """Every running call of Python code outside this module, and in which thread, if that is another.
+    """Every running call of Python code outside this folder, and in which thread, if that is another.
 
-    Keeps no frame of this module, not even its own: when it returned, such a frame would live on, in a cycle with its
+    Keeps no frame of this folder, not even its own: when it returned, such a frame would live on, in a cycle with its
     own variables, and hold what they hold.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
@@ -388,25 +376,9 @@ def _running() -> Iterator[tuple[types.FrameType, str]]:
         where = "" if ident == threading.get_ident() else f" in thread {names.get(ident, 'without a name')}"
         frame: types.FrameType | None = tops.pop(ident)
         while frame is not None:
-            if frame.f_globals is not globals():
+            if frame.f_globals.get("__package__") != __package__:
                 yield frame, where
             frame = frame.f_back
-
-
-def _is_function(frame: types.FrameType) -> bool:
-    """Else it runs a module or a class body, whose f_locals is a real dictionary."""
-    return bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
-
-
-def _locals(frame: types.FrameType) -> dict[str, Any]:
-    """A frame's variables, without leaving in the frame the copy that before Python 3.13 would keep them alive."""
-    values = frame.f_locals
-    copy = dict(values)
-    # 3 references: the frame's, `values`, and getrefcount's argument. More: somebody called locals(). A traced frame's
-    # copy is written back after the trace function, so it must stay.
-    if sys.version_info < (3, 13) and _is_function(frame) and frame.f_trace is None and sys.getrefcount(values) <= 3:
-        values.clear()
-    return copy
 
 
 class _Scan:
@@ -428,8 +400,8 @@ class _Scan:
             self.over[id(owner)] = _Node(owner)
         self.wanted: set[type] = {np.ndarray, dict, tuple}
         for frame, _ in _running():
-            if _is_function(frame):
-                self._sweep([_locals(frame)], 0)
+            if is_function(frame):
+                self._sweep([locals_of(frame)], 0)
         everything = gc.get_objects()
         try:
             for i in range(0, len(everything), 4096):
@@ -506,7 +478,7 @@ class _Search:
             for referrer in referrers:
                 if id(referrer) in skip or self._is_noise(referrer):
                     continue
-                below = list(dict.fromkeys(here[id(x)] for x in _referents(referrer) if id(x) in here))
+                below = list(dict.fromkeys(here[id(x)] for x in referents(referrer) if id(x) in here))
                 if self._is_namespace(referrer, below):
                     continue
                 j = seen.get(id(referrer), len(nodes))
@@ -527,8 +499,8 @@ class _Search:
     def _is_noise(self, referrer: Any) -> bool:
         """This search itself; and a generator that runs now, whose variables are known already."""
         kind = type(referrer)
-        if kind in _GENERATORS:
-            return bool(getattr(referrer, f"{_GENERATORS[kind]}_running"))
+        if kind in GENERATORS:
+            return bool(getattr(referrer, f"{GENERATORS[kind]}_running"))
         # a session's finalizer refers to its mapping, as the session does, and goes with it
         return kind in (_Node, types.ModuleType) or (bool(self.noun) and kind.__qualname__ == "finalize._Info")
 
@@ -544,7 +516,7 @@ class _Search:
             words = _global_of("__main__")  # code that exec ran, or a module that is no longer listed
         if words is not None:
             for i in below:
-                for name in _names(referrer, self.nodes[i].obj):
+                for name in names_of(referrer, self.nodes[i].obj):
                     self._add_root(i, words(name))
             return True
         if issubclass(type(referrer), type):
@@ -552,7 +524,7 @@ class _Search:
                 self._add_root(i, None)
                 namespace, child = self.nodes[i].obj, self.nodes[i].child
                 if type(namespace) is dict and child >= 0:
-                    for name in _names(namespace, self.nodes[child].obj):
+                    for name in names_of(namespace, self.nodes[child].obj):
                         self._add_root(child, _Root(f"{referrer.__qualname__}.{name}", "class attribute"))
             return True
         return False
@@ -576,7 +548,7 @@ class _Search:
         for i in dict.fromkeys(self.cycles):
             path = self._path(i)
             explained |= set(path)
-            text = f"a reference cycle: it is {_chain(self._steps([*path, path[0]]), 'this')}"
+            text = f"a reference cycle: it is {chain_words(self._steps([*path, path[0]]), 'this')}"
             found.append(Holder("cycle", text, "break one link, or `gc.collect()` once no name is left"))
         if self.complete:
             for i in range(self.n_starts, len(self.nodes)):
@@ -591,17 +563,17 @@ class _Search:
             path.append(i)
         return path[::-1]
 
-    def _steps(self, path: list[int]) -> list[_Step]:
-        return _describe([self.nodes[i].obj for i in path], self.places.errors)
+    def _steps(self, path: list[int]) -> list[Step]:
+        return describe([self.nodes[i].obj for i in path], self.places.errors)
 
-    def _holder(self, i: int, steps: list[_Step], roots: list[_Root]) -> Holder:
+    def _holder(self, i: int, steps: list[Step], roots: list[_Root]) -> Holder:
         root, *others = roots
         shown = [f"{other}{other.of}" for other in others[:4]] + [f"{len(others) - 4} more"] * (len(others) > 4)
         also = f"also {', '.join(shown)}" if others else ""
         if steps:
             role = f"{'the' if root.kind in ('output', 'traceback') else 'a'} {root.role}{root.of}"
             joint = ", held by" if "`" in steps[-1].noun else ""  # the noun has a name of its own
-            text = f"{_chain(steps, 'the')}{joint} {root} ({'; '.join(filter(None, [role, also]))})"
+            text = f"{chain_words(steps, 'the')}{joint} {root} ({'; '.join(filter(None, [role, also]))})"
         elif root.kind == "output":
             text = f"{root}, the {root.role}{root.of}" + (f" ({also})" if also else "")
         else:
@@ -618,7 +590,7 @@ class _Search:
             return ""
         return f": {self.noun}, shape {array.shape}" if isinstance(array, np.ndarray) else ": the mapping itself"
 
-    def _advice(self, i: int, steps: list[_Step], roots: list[_Root]) -> str:
+    def _advice(self, i: int, steps: list[Step], roots: list[_Root]) -> str:
         name, kinds = roots[0].name, {root.kind for root in roots}
         own = [root.name for root in roots if root.kind == roots[0].kind in ("variable", "local")]
         names = dict.fromkeys(own) if name != "locals()" else {}
@@ -649,7 +621,7 @@ class _Search:
                 while (j := came.get(j, -1)) >= 0:
                     path.append(j)
                 steps = self._steps(path[::-1])
-                text = f"{_chain(steps)}, which only running code (a loop, a call) or an extension module holds"
+                text = f"{chain_words(steps)}, which only running code (a loop, a call) or an extension module holds"
                 return [
                     Holder(min((s.kind for s in steps), key=KINDS.index, default="other"), text, "let that code finish")
                 ]
@@ -660,151 +632,5 @@ class _Search:
         path = self._path(i)
         while len(path) < 4:  # as far as one step's words may reach
             path.append(self.nodes[path[-1]].up[0])
-        text = f"a reference cycle that nothing else refers to: it is {_chain(self._steps(path)[:1])}"
+        text = f"a reference cycle that nothing else refers to: it is {chain_words(self._steps(path)[:1])}"
         return [Holder("cycle", text + self._what(i), "`gc.collect()`")]
-
-
-# ---- words: what an object is of the object that refers to it ----
-
-
-def _referents(x: Any) -> list[Any]:
-    return list(x.flat) if isinstance(x, np.ndarray) and x.dtype.hasobject else gc.get_referents(x)
-
-
-def _dict_of(x: Any) -> Any:
-    try:
-        return object.__getattribute__(x, "__dict__")
-    except AttributeError:
-        return None
-
-
-def _names(x: Any, child: Any) -> list[str]:
-    """The keys or attributes under which x holds the child. Runs no property and no other code of x."""
-    pairs = x if isinstance(x, dict) else _dict_of(x)
-    names = [str(key) for key, value in list(dict.items(pairs)) if value is child] if isinstance(pairs, dict) else []
-    for cls in type(x).__mro__:
-        for name, member in list(vars(cls).items()):
-            if type(member) is types.MemberDescriptorType:  # __slots__, and fields of built-in types
-                try:
-                    names += [name] if member.__get__(x) is child else []
-                except AttributeError:  # an empty slot
-                    continue
-    return names
-
-
-def _describe(chain: list[Any], errors: Mapping[int, str]) -> list[_Step]:
-    """Words for a chain of objects, each referred to by the next."""
-    steps = []
-    i = 0
-    while i + 1 < len(chain):
-        step, used = _step(chain[i], chain[i + 1], chain[i + 2 : i + 4])
-        i += used
-        if type(chain[i]) is types.FrameType:  # up its traceback to the error, as one step
-            while i + 1 < len(chain) and type(chain[i + 1]) in (types.FrameType, types.TracebackType):
-                i += 1
-            error = errors.get(id(chain[i]))
-            if i + 1 < len(chain) and isinstance(chain[i + 1], BaseException):
-                i += 1
-                error = type(chain[i]).__name__
-            if error:
-                step = step._replace(noun=f"{step.noun}, in the traceback of {_a(error)} {error}")
-        steps.append(step)
-    return [step for step in steps if step.phrase]
-
-
-def _step(child: Any, parent: Any, above: list[Any]) -> tuple[_Step, int]:
-    """Words for "the child is ... of the parent", and how many links of the chain they cover."""
-    kind, up = type(parent), above[0] if above else None
-    name = kind.__name__
-    if kind in (dict, types.CellType) and type(up) in (types.FrameType, _CACHED_FUNCTION, *_GENERATORS):
-        return _step(child, up, above[1:])[0], 2  # the frame's copy of its variables; a variable that it shares
-    if kind is types.CellType and len(above) == 2 and type(above[1]) is types.FunctionType:  # cell <- tuple <- function
-        code = above[1].__code__
-        names = [n for n, cell in zip(code.co_freevars, above[1].__closure__ or (), strict=False) if cell is parent]
-        return _Step(f"the variable {_ticks(names)} in the closure", f"function `{code.co_qualname}`", "", "closure"), 3
-    if kind is dict and _dict_of(up) is parent:
-        return _attribute(up, _names(parent, child)), 2
-    if kind in (dict, tuple) and type(up) is types.FunctionType:
-        return _Step("a default argument", f"function `{up.__qualname__}`", "", "closure"), 2
-    if kind is types.FrameType or kind in _GENERATORS:
-        frame = parent if kind is types.FrameType else getattr(parent, f"{_GENERATORS[kind]}_frame")
-        names = [n for n, value in _locals(frame).items() if value is child] if frame is not None else []
-        phrase = f"the local variable {_ticks(names)}" if names else "a value in use"
-        if kind is types.FrameType:
-            return _Step(phrase, f"function `{frame.f_code.co_qualname}`", "", "traceback"), 1
-        noun = "coroutine" if kind is types.CoroutineType else "generator"
-        return _Step(phrase, f"suspended {noun} `{parent.__qualname__}`", "", "generator", ".close()"), 1
-    if kind is types.MethodType:
-        return _Step("the `self`", f"bound method `{parent.__func__.__qualname__}`"), 1
-    if kind is _CACHED_FUNCTION:
-        noun = f"cached function `{parent.__wrapped__.__qualname__}`"
-        return _Step("a remembered call", noun, "", "item", ".cache_clear()"), 1
-    if name in ("managedbuffer", "traceback", "_lru_list_elem"):  # plumbing
-        return _Step("", ""), 1
-    if kind is memoryview:
-        return _Step("the memory", "memoryview", "", "view"), 1
-    if issubclass(kind, np.ndarray):
-        return _Step("an element", "NumPy array", "", "item"), 1
-    if issubclass(kind, dict):
-        keys = [_key(key) for key, value in list(dict.items(parent)) if value is child]
-        access = f"[{keys[0]}]" if len(keys) == 1 and keys[0][0] != "<" else ""
-        phrase = f"the value at {_listed('key', keys)}" if keys else "a key"
-        return _Step(phrase, "dictionary" if kind is dict else name, access, "item"), 1
-    if issubclass(kind, (list, tuple, deque)):
-        at = [str(n) for n, x in enumerate(list(parent)) if x is child]
-        return _Step(_listed("item", at), name, f"[{at[0]}]" if len(at) == 1 else "", "item"), 1
-    if issubclass(kind, (set, frozenset)):
-        return _Step("a member", name, "", "item"), 1
-    return _attribute(parent, _names(parent, child)), 1
-
-
-def _attribute(x: Any, names: list[str]) -> _Step:
-    noun = f"function `{x.__qualname__}`" if type(x) is types.FunctionType else f"{type(x).__name__} object"
-    if not names:
-        return _Step("a part", noun, "", "other")
-    return _Step(f"attribute {_ticks(['.' + name for name in names])}", noun, f".{names[0]}")
-
-
-def _key(key: Any) -> str:
-    """A key as code; keys but of Python's plainest types by type only, because their repr is anybody's code."""
-    text = repr(key) if type(key) in (str, int, float, bool, bytes, type(None)) else f"<{type(key).__name__}>"
-    return text if len(text) <= 40 else f"<{type(key).__name__} {text[:30]}...>"
-
-
-def _listed(word: str, items: list[str]) -> str:
-    if len(items) < 2:
-        return f"{word} {''.join(items)}"
-    shown, last = (items[:3], f"{len(items) - 3} more") if len(items) > 4 else (items[:-1], items[-1])
-    return f"{word}s {', '.join(shown)} and {last}"
-
-
-def _ticks(names: list[str]) -> str:
-    return " and ".join(f"`{name}`" for name in names)
-
-
-def _a(noun: str) -> str:
-    return "an" if noun[:1].lower() in tuple("aeiou") else "a"
-
-
-def _chain(steps: list[_Step], article: str = "") -> str:
-    """ "item 0 of a list, which is attribute `.x` of a Story object"; the article is the last noun's."""
-    if not steps:
-        return "a part of the interpreter's own objects"
-    parts = [f"{step.phrase} of {'the' if '`' in step.noun else _a(step.noun)} {step.noun}" for step in steps[:-1]]
-    if len(parts) > 4:
-        parts[2:-1] = [f"held through {len(parts) - 3} more objects"]
-    last = steps[-1]
-    article = article or ("the" if "`" in last.noun else _a(last.noun))
-    return ", which is ".join([*parts, f"{last.phrase} of {article} {last.noun}"])
-
-
-def as_array(buffer: Any) -> np.ndarray:
-    if isinstance(buffer, np.ndarray):
-        return buffer
-    try:
-        view = memoryview(buffer)
-        return np.frombuffer(view, np.uint8) if view.nbytes else np.empty(0, np.uint8)
-    except (TypeError, ValueError, BufferError) as e:
-        raise ParameterError(
-            f"found {type(buffer).__name__} ({e}); expected a NumPy array, or a contiguous buffer such as an mmap"
-        ) from None

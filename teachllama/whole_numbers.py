@@ -1,0 +1,35 @@
+"""Is it a whole number, and in range? A bool is none, though Python counts it as an int; NumPy's integers are."""
+
+from __future__ import annotations
+
+import operator
+import reprlib
+from typing import Any
+
+from teachllama.errors import ParameterError, TeachLlamaError
+
+
+def is_whole(value: Any, least: int, most: int | None = None) -> bool:
+    """Whether `value` is an integer, and no bool, from `least` to `most` (None: without end)."""
+    if isinstance(value, bool):
+        return False
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return False
+    return least <= number and (most is None or number <= most)
+
+
+def whole(
+    name: str, value: Any, least: int, most: int | None = None, *, error: type[TeachLlamaError] = ParameterError
+) -> int:
+    """`value` as an int from `least` to `most`.
+
+    Raises:
+        error: it is none; the message says `name`, what was found and what was expected.
+    """
+    if not is_whole(value, least, most):
+        end = "or more" if most is None else f"to {most}"
+        begin = f", {least}" if most is None else f" from {least}"
+        raise error(f"{name} is {reprlib.repr(value)}; expected a whole number{begin} {end}")
+    return operator.index(value)
