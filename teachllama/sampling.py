@@ -68,9 +68,31 @@ def penalize(logits: np.ndarray, seen: Sequence[int], params: SamplingParams) ->
     last_n = params.penalty_last_n
     ids, counts = np.unique(np.asarray(seen[-last_n:] if last_n > 0 else seen, np.intp), return_counts=True)
     out = logits.copy()
-    out[ids] = np.where(out[ids] > 0, out[ids] / params.repeat_penalty, out[ids] * params.repeat_penalty)
+    with np.errstate(over="ignore"):  # sample() refuses what is no longer finite
+        out[ids] = np.where(out[ids] > 0, out[ids] / params.repeat_penalty, out[ids] * params.repeat_penalty)
     out[ids] -= counts * params.frequency_penalty + params.presence_penalty
     return out
+
+
+def n_kept(ranked: np.ndarray, params: SamplingParams) -> int:
+    """How many of the logits (n,), largest first, top-p and min-p keep: 1 at least."""
+    kept = ranked.astype(np.float64)
+    likelihood = np.exp(kept - kept[0])  # relative to the likeliest
+    n = len(ranked)
+    if params.top_p < 1:
+        reached = np.cumsum(likelihood / likelihood.sum()) >= params.top_p
+        n = min(n, int(np.argmax(reached)) + 1 if reached.any() else n)
+    if params.min_p > 0:
+        n = min(n, max(1, int(np.count_nonzero(likelihood >= params.min_p))))
+    return n
+
+
+def probabilities(ranked: np.ndarray, temperature: float) -> np.ndarray:
+    """The logits (n,), largest first -> their probabilities, float64 (n,), at a temperature above 0."""
+    kept = ranked.astype(np.float64)
+    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) is 0, and the likeliest remain
+        weights = np.exp((kept - kept[0]) / temperature)
+    return weights / weights.sum()
 
 
 def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
@@ -83,31 +105,33 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
         # The k-th largest, with everything that ties with it: then the stable sort below keeps the lowest ids.
         ids = np.flatnonzero(logits >= np.partition(logits, -params.top_k)[-params.top_k])
     ids = ids[np.argsort(-logits[ids], kind="stable")][: params.top_k or None]
-    kept = logits[ids].astype(np.float64)
-    likelihood = np.exp(kept - kept[0])  # relative to the likeliest
-    n = len(ids)
-    if params.top_p < 1:
-        reached = np.cumsum(likelihood / likelihood.sum()) >= params.top_p
-        n = min(n, int(np.argmax(reached)) + 1 if reached.any() else n)
-    if params.min_p > 0:
-        n = min(n, max(1, int(np.count_nonzero(likelihood >= params.min_p))))
-    weights = np.exp((kept[:n] - kept[0]) / params.temperature)
-    return ids[:n], weights / weights.sum()
+    ids = ids[: n_kept(logits[ids], params)]
+    return ids, probabilities(logits[ids], params.temperature)
+
+
+def drawn(probabilities: np.ndarray, fraction: float) -> int:
+    """The index at which the cumulative probability passes `fraction`, a random number from 0 to below 1."""
+    upto = np.cumsum(probabilities)
+    return min(int(np.searchsorted(upto, fraction * upto[-1], side="right")), len(upto) - 1)
 
 
 def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng: np.random.Generator) -> int:
     """Chooses the next token: logits (vocab_size,), the tokens seen so far, and a generator of random numbers."""
-    if not np.isfinite(logits.max()):
-        raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
+    from teachllama.quick_draw import Unsure, quick_draw  # here, because it imports this file
+
     if (
         params.penalty_last_n
         and seen
         and (params.repeat_penalty != 1 or params.presence_penalty or params.frequency_penalty)
     ):
         logits = penalize(logits, seen, params)
+    if not np.isfinite(logits.max()):
+        raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
     if params.temperature == 0:
         return int(np.argmax(logits))
-    ids, probabilities = candidates(logits, params)
-    upto = np.cumsum(probabilities)
-    drawn = np.searchsorted(upto, rng.random() * upto[-1], side="right")
-    return int(ids[min(drawn, len(ids) - 1)])
+    fraction = rng.random()
+    try:
+        return quick_draw(logits, params, fraction)  # what the two lines below give, without ranking all tokens
+    except Unsure:
+        ids, chances = candidates(logits, params)
+        return int(ids[drawn(chances, fraction)])

@@ -53,7 +53,10 @@ def run(args: argparse.Namespace) -> int:
                         return 0
                     print(printable(_command(chat, line)), flush=True)
                 elif line:
-                    stream(chat.say(line, params, max_new_tokens=args.max_new_tokens), lambda: session.stats)
+                    reply = chat.say(line, params, max_new_tokens=args.max_new_tokens)
+                    if chat.dropped:
+                        print(f"! {_dropped(chat.dropped)}", file=sys.stderr, flush=True)
+                    stream(reply, lambda: session.stats)
             except ClosedError:
                 raise
             except TeachLlamaError as e:
@@ -72,6 +75,11 @@ def _read() -> str | None:
             return None
         except KeyboardInterrupt:
             print("\n(Ctrl-D or /quit leaves)", flush=True)
+
+
+def _dropped(characters: str) -> str:
+    codes = " ".join(f"U+{ord(c):04X}" for c in characters[:8])
+    return f"this model has no token for a part of {codes}{' and others' if characters[8:] else ''}: left out"
 
 
 def _template(spec: str | None) -> str | None:
