@@ -1,4 +1,4 @@
-"""Writes what `compare.py`, `fidelity.py` and `sampling.py` measured as the tables and the picture of docs/speed.md. `make bench`."""
+"""Writes what the benchmarks measured as the tables and the picture of docs/speed.md. `make bench`."""
 
 from __future__ import annotations
 

@@ -125,7 +125,8 @@ def main() -> None:
     peer = subprocess.Popen([args.peer, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(task: dict[str, Any]) -> float:
-        assert peer.stdin is not None and peer.stdout is not None
+        assert peer.stdin is not None
+        assert peer.stdout is not None
         peer.stdin.write(json.dumps(task) + "\n")
         peer.stdin.flush()
         return json.loads(peer.stdout.readline())

@@ -47,8 +47,8 @@ def pick(options: Sequence, *seed: object) -> object:
 def texts(special: Sequence[str]) -> list[str]:
     """Texts of one to eight pieces: control characters, U+2581, special tokens' texts, and words between them."""
     kinds = [*KINDS, special, special]
-    made = [c for c in (*CONTROLS, *INVISIBLE, *RARE, *LITERALS)]
-    made += [f"a{c}b {c} {c}{c}" for c in (*CONTROLS, *INVISIBLE, *RARE, *LITERALS)]
+    made = [*CONTROLS, *INVISIBLE, *RARE, *LITERALS]
+    made += [f"a{c}b {c} {c}{c}" for c in made]
     for i in range(N_TEXTS):
         n = 1 + zlib.crc32(f"n {i}".encode()) % 8
         made.append("".join(str(pick(pick(kinds, i, j, "kind"), i, j)) for j in range(n)))  # type: ignore[arg-type]
@@ -57,8 +57,8 @@ def texts(special: Sequence[str]) -> list[str]:
 
 def chunks(special: Sequence[str]) -> list[list[str]]:
     """Every special token's text, alone and between words, some at a time."""
-    each = [[text, f"a{text} b {text}"] for text in special]
-    return [sum(each[i : i + CHUNK], []) for i in range(0, len(each), CHUNK)]
+    some = [special[i : i + CHUNK] for i in range(0, len(special), CHUNK)]
+    return [[*texts, *(f"a{text} b {text}" for text in texts)] for texts in some]
 
 
 def digest(many: Iterable[Sequence[int]]) -> str:
