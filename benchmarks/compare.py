@@ -60,6 +60,15 @@ class Engine:
         self.process.wait()
 
 
+def processor() -> str:
+    """The processor's name, as far as the system names it."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What this machine can do at most: bytes read a second, and float32 operations a second."""
     import numpy as np
@@ -107,13 +116,7 @@ def machine(threads: int) -> dict[str, Any]:
 
     bandwidth = rate(lambda i: [read(data.ctypes.data + i * nbytes, nbytes) for _ in range(4)], 4 * nbytes)
     flops = rate(product, 2000 * 2 * 48 * 256 * 32)
-    name = platform.processor() or platform.machine()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"processor": name, "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
+    return {"processor": processor(), "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
 
 
 def measure(ours: Engine, peer: Engine, pairs: int) -> dict[str, Any]:

@@ -109,6 +109,8 @@ def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) 
         reply = chat.say(message, params, max_new_tokens=max_new_tokens)
     except ContextFullError:
         raise _too_long(chat, [*chat.history, {"role": "user", "content": message}], _advice(chat)) from None
+    if chat.dropped:
+        print(f"! {_dropped(chat.dropped)}", file=sys.stderr, flush=True)
     reason = stream(reply, lambda: chat.session.stats)
     if reason == "context full":
         print(f"! the context is full: {_advice(chat)}", file=sys.stderr, flush=True)
@@ -139,6 +141,11 @@ def _advice(chat: Chat) -> str:
 def _larger(chat: Chat) -> str:
     native = chat.session.model.config.native_seq_len
     return "a larger --seq-len" + (f" (this model was trained for {native:,})" if chat.session.seq_len < native else "")
+
+
+def _dropped(characters: str) -> str:
+    codes = " ".join(f"U+{ord(c):04X}" for c in characters[:8])
+    return f"this model has no token for a part of {codes}{' and others' if characters[8:] else ''}: left out"
 
 
 def _template(spec: str | None) -> str | None:
