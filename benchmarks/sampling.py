@@ -51,13 +51,12 @@ def peer_main() -> None:
     quiet = api.llama_log_callback(lambda *_: None)  # kept: the library only points at it
     api.llama_log_set(quiet, None)
     token_data = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-    chains: dict[str, Any] = {}
-    for name, settings in SETTINGS.items():
-        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+
+    def chain_of(settings: dict[str, Any], n_vocab: int) -> Any:
         steps = []
         if "repeat_penalty" in settings:
             values = [settings[k] for k in ("repeat_penalty", "frequency_penalty", "presence_penalty")]
-            steps.append(api.llama_sampler_init_penalties(64, *values))
+            steps.append(api.llama_sampler_init_penalties(n_vocab, len(SEEN), *values))
         if "top_k" in settings:
             steps.append(api.llama_sampler_init_top_k(settings["top_k"]))
         if "top_p" in settings:
@@ -65,11 +64,14 @@ def peer_main() -> None:
         if "min_p" in settings:
             steps.append(api.llama_sampler_init_min_p(settings["min_p"], 1))
         steps += [api.llama_sampler_init_temp(settings["temperature"]), api.llama_sampler_init_dist(1)]
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         for step in steps:
             api.llama_sampler_chain_add(chain, step)
         for token in SEEN:
             api.llama_sampler_accept(chain, token)
-        chains[name] = chain
+        return chain
+
+    chains: dict[str, Any] = {}
     candidates = filled = np.zeros(0, token_data)
     for line in sys.stdin:
         task = json.loads(line)
@@ -78,6 +80,7 @@ def peer_main() -> None:
             filled = np.zeros(len(logits), token_data)
             filled["id"], filled["logit"] = np.arange(len(logits)), logits
             candidates = filled.copy()
+            chains = {name: chain_of(settings, len(logits)) for name, settings in SETTINGS.items()}
             print(json.dumps(0), flush=True)
             continue
         started = time.perf_counter()

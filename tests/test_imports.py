@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "teachllama"
 # From the bottom up. A room may import from itself, from rooms below it, and late or for types alone from nowhere else.
 ROOMS = (
-    ("errors",), ("folders", "threads", "pages", "metadata", "spec", "quick_draw"), ("gguf_file",), ("gguf_remote", "kv"),
+    ("errors",), ("folders", "threads", "pages", "metadata", "spec", "quick_draw"), ("gguf_file",),
+    ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"),
     ("kernels",), ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"),
