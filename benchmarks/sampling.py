@@ -30,6 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "top_p 0.95": {"temperature": 0.8, "top_p": 0.95},
     "top_p 0.999": {"temperature": 1.5, "top_p": 0.999},
     "min_p 0.05": {"temperature": 0.8, "min_p": 0.05},
+    "top_p 0.95, min_p 0.05": {"temperature": 0.8, "top_p": 0.95, "min_p": 0.05},
     "penalties": {"temperature": 0.8, **PENALTIES},
     "top_k 40, top_p 0.95, min_p 0.05, penalties": {
         "temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, **PENALTIES,

@@ -206,7 +206,7 @@ def quick_draw(logits: np.ndarray, params: SamplingParams, fraction: float, draw
         buckets = Buckets.likeliest(logits, best, params.temperature, 0.02)
     if likely is not None and (cut is None or likely.count(logits) < cut.count(logits)):
         cut = likely
-    if cut is not None and cut.count(logits) <= n // 2:
+    if cut is not None and cut.count(logits) <= n // 4:
         return among(cut.ids(logits), replace(params, top_k=0, top_p=1.0, min_p=0.0))
     return int(buckets.find(params.temperature, fraction, cut).tied(logits)[-1])
 

@@ -17,6 +17,7 @@ from teachllama.gguf_file import open_gguf
 from teachllama.tokenizer import PRE_TOKENIZERS, StreamDecoder, Tokenizer, tokenizer_from_metadata
 from teachllama.tokenizer.byte_level import BYTE_TO_LETTER
 from teachllama.tokenizer.merging import NEVER, merge, merge_long
+from tests import tokenizer_fuzz
 from tests.conftest import GOLDEN, golden
 
 MORE: dict[str, Any] = json.loads((GOLDEN / "tokenize_more.json").read_text(encoding="utf-8"))
@@ -80,6 +81,10 @@ SYNTHETIC: dict[str, Callable[[], dict[str, Any]]] = {
 TOKENIZERS = {name: tokenizer_from_metadata(metadata()) for name, metadata in SYNTHETIC.items()}
 
 
+# Vocabularies to fuzz; None: of the model of that name.
+FUZZED: dict[str, Callable[[], dict[str, Any]] | None] = {"smollm2-135m": None, "gemma3-270m": None, **SYNTHETIC}
+
+
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: str) -> Tokenizer:
     return tokenizer_from_metadata(open_gguf(smollm2_path, metadata_only=True).metadata)
@@ -123,6 +128,31 @@ def test_gemma3_ids_equal_those_of_llama_cpp(gemma3: Tokenizer) -> None:
 @pytest.mark.parametrize("name", SYNTHETIC)
 def test_ids_of_a_made_up_vocabulary_equal_those_of_llama_cpp(name: str) -> None:
     check_more(TOKENIZERS[name], name)
+
+
+def check_fuzzed(tokenizer: Tokenizer, name: str) -> None:
+    many, stored = tokenizer_fuzz.all_texts(tokenizer), golden("tokenize_fuzz")[name]
+    for parse_special in (False, True):
+        ids = [tokenizer.encode(text, parse_special=parse_special, errors="drop") for text in many]
+        found, expected = tokenizer_fuzz.digests(tokenizer, ids).split(" "), stored[parse_special].split(" ")
+        differ = [text for i, text in enumerate(many) if found[0][2 * i : 2 * i + 2] != expected[0][2 * i : 2 * i + 2]]
+        assert not differ, (parse_special, differ[:10])
+        assert found == expected, f"special tokens' texts, {parse_special=}"
+
+
+@pytest.mark.model
+def test_smollm2_ids_of_odd_texts_equal_those_of_llama_cpp(smollm2: Tokenizer) -> None:
+    check_fuzzed(smollm2, "smollm2-135m")
+
+
+@pytest.mark.model
+def test_gemma3_ids_of_odd_texts_equal_those_of_llama_cpp(gemma3: Tokenizer) -> None:
+    check_fuzzed(gemma3, "gemma3-270m")
+
+
+@pytest.mark.parametrize("name", SYNTHETIC)
+def test_a_made_up_vocabularys_ids_of_odd_texts_equal_those_of_llama_cpp(name: str) -> None:
+    check_fuzzed(TOKENIZERS[name], name)
 
 
 # What llama.cpp's regexes, and Hugging Face's of the same models (tokenizer.json, "pre_tokenizer"), cut apart.
