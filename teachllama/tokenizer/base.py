@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import operator
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -111,8 +112,9 @@ class Tokenizer(ABC):
         Args:
             text: any text; the empty one has no tokens.
             add_special: begin with bos and end with eos, each where the file asks for it (`add_bos`, `add_eos`) and the
-                text has not one there already: `<s>` at its start, with `parse_special`, is the bos. (NOTE: llama.cpp
-                adds a second one and warns. No model was trained with two.)
+                text has none there already: `<s>` at its start, with `parse_special`, is the bos. (NOTE: llama.cpp
+                adds a second one and warns. No model was trained with two.) A text that spells two is encoded as it
+                is, with a warning.
             parse_special: let `<|im_end|>` and the like in the text become the control tokens they spell. Leave it
                 False for text that others wrote. User-defined tokens are found either way.
             errors: what to do with a byte that no token stands for (SmolLM2's vocabulary lacks eight, all rare).
@@ -127,6 +129,7 @@ class Tokenizer(ABC):
         ids = self._encode(text, parse_special, _dropped_bytes(errors))
         if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
             ids.insert(0, self.bos_id)
+        self._warn_of_two(ids)
         if add_special and self.add_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
             ids.append(self.eos_id)
         return ids
@@ -179,7 +182,17 @@ class Tokenizer(ABC):
                 else:
                     ids += [*self._encode(run, False, dropped), part]
                     run = ""
-        return ids + self._encode(run, False, dropped)
+        ids += self._encode(run, False, dropped)
+        self._warn_of_two(ids)
+        return ids
+
+    def _warn_of_two(self, ids: list[int]) -> None:
+        if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            warnings.warn(
+                f"the text begins with two beginning-of-text tokens ({self._texts[self.bos_id]!r}); models are trained "
+                "with one: take one out of the text",
+                stacklevel=4,
+            )
 
     def _partition(self, text: str, skipped: set[int]) -> list[str | int]:
         """The text cut at special tokens, each replaced by its id: the longest first, as llama.cpp does it."""
