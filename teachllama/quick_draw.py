@@ -83,10 +83,12 @@ class Buckets:
     @classmethod
     def likeliest(cls, logits: np.ndarray, best: np.float64, temperature: float, rare: float) -> Buckets:
         """Of so many logits that few draws are below them, if that spares enough of them, else of all."""
-        some = np.sort(logits[:: max(1, len(logits) // 1024)])
-        sums = np.cumsum(np.exp((some - best) / max(temperature, 0.1)))
-        n_below = int(np.searchsorted(sums, rare * sums[-1]))
-        return cls(logits, best, some[n_below] if n_below > len(some) * 3 // 4 else -np.inf)
+        step = max(1, len(logits) // 1024)
+        some = np.sort(logits[::step])
+        sums = step * np.cumsum(np.exp((some - best) / max(temperature, 0.1)))
+        n_below = int(np.searchsorted(sums, rare * (1 + sums[-1])))  # 1: the best, which no sample need have
+        n_below = min(n_below, len(some) - 5)
+        return cls(logits, best, some[n_below] if n_below > len(some) * 2 // 3 else -np.inf)
 
     def _keys_of(self, values: np.ndarray) -> np.ndarray:
         """values (n,) -> their buckets, as floats: the larger the value, the lower. Rounding keeps that order."""
