@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SMALL = 2048  # so many tokens are ranked, more are searched
 BUCKETS = 4096
-BLOCK = 2**15  # numbers that stay in a core's cache from one step to the next
+BLOCK = 2**16  # numbers that stay in a core's cache from one step to the next
 EPS = np.finfo(np.float64).eps
 
 
@@ -73,8 +73,11 @@ class Buckets:
         self.logits, self.best, self.border = logits, best, border
         self.values = logits if border == -np.inf else logits[np.flatnonzero(logits >= border)]
         some = np.sort(self.values[:: max(1, len(self.values) // 256)])
+        some = some[np.searchsorted(some, -np.inf, side="right") :]
         # All but the smallest fiftieth share the buckets evenly. They may be far below, and go into the last.
-        self._scale = logits.dtype.type((BUCKETS - 2) / max(float(best - some[len(some) // 50]), 1e-3))
+        self._scale = logits.dtype.type(
+            (BUCKETS - 2) / max(float(best - some[len(some) // 50]) if len(some) else 0.0, 1e-3)
+        )
         self._known: dict[float, np.ndarray] = {}  # temperature -> sums
         self._keys = np.empty(len(self.values), np.uint16)
         for at in blocks(self.values):
@@ -194,21 +197,22 @@ def quick_draw(logits: np.ndarray, params: SamplingParams, fraction: float, draw
     if np.count_nonzero(logits > -np.inf) <= n // 2:
         return among(np.flatnonzero(logits > -np.inf), params)
     best, cut = np.float64(logits.max()), None  # cut: the last token that is kept, if not all are
-    likely = _at_least(logits, best, params.min_p) if params.min_p > 0 else None
-    if likely is not None and params.top_p == 1 and not 0 < params.top_k < n and likely.count(logits) <= n // 8:
-        return among(likely.ids(logits), replace(params, min_p=0.0))  # most are far below, and need no exponential
+    if params.min_p > 0 and params.top_p == 1 and not 0 < params.top_k < n:
+        cut, params = _at_least(logits, best, params.min_p), replace(params, min_p=0.0)
+        if cut.count(logits) <= n // 8:
+            return among(cut.ids(logits), params)  # the others are far below, and need no exponential
     if 0 < params.top_k < n:
         cut = _kth(logits, params.top_k)
         if params.top_k <= n // 8:
             return among(cut.ids(logits), replace(params, top_k=0))
     if params.top_p < 1:
-        buckets = Buckets.likeliest(logits, best, 1.0, (1 - params.top_p) / 8)
+        buckets = Buckets.likeliest(logits, best, 1.0, (1 - params.top_p) / 3)
         cut = buckets.find(1.0, params.top_p, cut)
     else:
         buckets = Buckets.likeliest(logits, best, params.temperature, 0.02)
-    if likely is not None and (cut is None or likely.count(logits) < cut.count(logits)):
-        cut = likely
-    if cut is not None and cut.count(logits) <= n // 4:
+    if params.min_p > 0 and (cut is None or np.exp(cut.value - best) < params.min_p):
+        cut = _at_least(logits, best, params.min_p)
+    if cut is not None and buckets.border == -np.inf and cut.count(logits) <= n // 4:
         return among(cut.ids(logits), replace(params, top_k=0, top_p=1.0, min_p=0.0))
     return int(buckets.find(params.temperature, fraction, cut).tied(logits)[-1])
 
