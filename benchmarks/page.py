@@ -29,14 +29,14 @@ def speed_table(result: dict[str, Any]) -> str:
                 f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f} |"
             )
             label = ""
-        load, memory = found["load"], found["resident"]
+        load = found["load"]
         lines.append(
             f"| | import and load | {load['ours']:.2f} s | {load['peer']:.2f} s | {load['peer'] / load['ours']:.2f} | |"
         )
-        lines.append(
-            f"| | resident memory | {memory['ours'] / 1e6:,.0f} MB | {memory['peer'] / 1e6:,.0f} MB | "
-            f"{memory['peer'] / memory['ours']:.2f} | |"
-        )
+        for kind in ("resident", "private"):
+            if kind in found:  # measurements of release 0.1 have resident memory alone
+                ours, peer = found[kind]["ours"], found[kind]["peer"]
+                lines.append(f"| | {kind} memory | {ours / 1e6:,.0f} MB | {peer / 1e6:,.0f} MB | {peer / ours:.2f} | |")
     return "\n".join(lines) + "\n"
 
 

@@ -152,8 +152,8 @@ def logit_rows(draw: st.DrawFn) -> np.ndarray:
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search among few values in several rounds."""
-    for name, value in {"SMALL": 12, "BUCKETS": 12}.items():
+    """A search among few values, in several blocks."""
+    for name, value in {"SMALL": 12, "BUCKETS": 12, "BLOCK": 16}.items():
         monkeypatch.setattr(quick_draw, name, value)
 
 
