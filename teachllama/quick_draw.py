@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,10 +41,12 @@ class Place:
     Args:
         value: its logit.
         ties: how many tokens of this logit there are up to it, itself included; 0: only the larger ones count.
+        doubtful: the logits of tokens at its end that rounding may or may not have counted.
     """
 
     value: np.floating
     ties: int
+    doubtful: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def count(self, logits: np.ndarray) -> int:
         return int(np.count_nonzero(logits > self.value)) + self.ties
@@ -110,13 +112,14 @@ class Buckets:
                 gaps /= temperature
         return np.exp(gaps, out=gaps)
 
-    def find(self, temperature: float, fraction: float, within: Place | None = None) -> Place:
+    def find(self, temperature: float, fraction: float, within: Place | None = None, tolerant: bool = False) -> Place:
         """Where the weights, added up from the largest value down, exceed a fraction of the sum of them all.
 
         Args:
             temperature: see `weights`.
             fraction: from 0 to 1.
             within: add up only the tokens to this place.
+            tolerant: rounding may decide between tokens of one bucket, which the place names as doubtful.
 
         Raises:
             Unsure: rounding decides.
@@ -131,18 +134,19 @@ class Buckets:
         elif self.border > -np.inf:
             total = self.total(temperature, within)
             if fraction * total >= sums[-1]:
-                return Buckets(self.logits, self.best).find(temperature, fraction, within)
+                return Buckets(self.logits, self.best).find(temperature, fraction, within, tolerant)
         target = fraction * total
         bucket = min(int(np.searchsorted(sums, target, side="right")) - 1, BUCKETS - 1)
         values = self._values(bucket)
         ranked = sums[bucket] + np.cumsum(self.weights(values, temperature))
-        i = int(np.searchsorted(ranked, target, side="right"))
-        below = ranked[i - 1] if i else sums[bucket]
         # Adding n numbers in turn errs by n / 2 units in the last place of the sum at most.
-        slack = 4 * len(self.logits) * EPS * max(total, float(sums[-1]))
-        if i == len(ranked) or ranked[i] - target <= slack or (below and target - below <= slack):
+        slack = 2 * len(self.logits) * EPS * max(total, float(sums[-1]))
+        if within is not None:
+            slack += float(self.weights(within.doubtful, temperature).sum())
+        first, i = np.searchsorted(ranked, [target - slack, target + slack], side="right").tolist()
+        if i == len(ranked) or (sums[bucket] and target - sums[bucket] <= slack) or (i > first and not tolerant):
             raise Unsure
-        return Place(values[i], i + 1 - int(np.argmax(values == values[i])))
+        return Place(values[i], i + 1 - int(np.argmax(values == values[i])), values[first:i])
 
     def _sums(self, temperature: float) -> np.ndarray:
         """The weights of all values before each bucket, (BUCKETS + 1,)."""
@@ -207,12 +211,12 @@ def quick_draw(logits: np.ndarray, params: SamplingParams, fraction: float, draw
             return among(cut.ids(logits), replace(params, top_k=0))
     if params.top_p < 1:
         buckets = Buckets.likeliest(logits, best, 1.0, (1 - params.top_p) / 3)
-        cut = buckets.find(1.0, params.top_p, cut)
+        cut = buckets.find(1.0, params.top_p, cut, tolerant=True)
     else:
         buckets = Buckets.likeliest(logits, best, params.temperature, 0.02)
     if params.min_p > 0 and (cut is None or np.exp(cut.value - best) < params.min_p):
-        cut = _at_least(logits, best, params.min_p)
-    if cut is not None and buckets.border == -np.inf and cut.count(logits) <= n // 4:
+        cut = replace(_at_least(logits, best, params.min_p), doubtful=np.zeros(0) if cut is None else cut.doubtful)
+    if cut is not None and not len(cut.doubtful) and buckets.border == -np.inf and cut.count(logits) <= n // 4:
         return among(cut.ids(logits), replace(params, top_k=0, top_p=1.0, min_p=0.0))
     return int(buckets.find(params.temperature, fraction, cut).tied(logits)[-1])
 
