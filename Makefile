@@ -94,6 +94,7 @@ bench: $(INSTALLED) $(PEER)
 	$(BIN)/teachllama warmup
 	$(BIN)/python benchmarks/compare.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/fidelity.py --peer .venv-peer/bin/python
+	$(BIN)/python benchmarks/sampling.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/page.py
 
 clean:

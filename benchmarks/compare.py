@@ -60,6 +60,15 @@ class Engine:
         self.process.wait()
 
 
+def processor() -> str:
+    """The processor's name, as far as the system names it."""
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What this machine can do at most: bytes read a second, and float32 operations a second."""
     import numpy as np
@@ -107,32 +116,27 @@ def machine(threads: int) -> dict[str, Any]:
 
     bandwidth = rate(lambda i: [read(data.ctypes.data + i * nbytes, nbytes) for _ in range(4)], 4 * nbytes)
     flops = rate(product, 2000 * 2 * 48 * 256 * 32)
-    name = platform.processor() or platform.machine()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        name = next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"processor": name, "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
+    return {"processor": processor(), "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
 
 
 def measure(ours: Engine, peer: Engine, pairs: int) -> dict[str, Any]:
     """All tasks on one model: for each, tokens a second of both and the ratios of the pairs."""
-    memory = {"ours": ours.ask({"task": "resident"})["resident"], "peer": peer.ask({"task": "resident"})["resident"]}
+    mine, theirs = (engine.ask({"task": "memory"}) for engine in (ours, peer))
+    memory = {kind: {"ours": mine[kind], "peer": theirs[kind]} for kind in ("resident", "private")}
     rows = {}
     for name, task in TASKS.items():
         for engine in (ours, peer):  # the first of anything is slow
             engine.ask({**task, "n": 8, "n_past": 8} if task["task"] == "decode" else task)
         found = [(ours.ask(task)["seconds"], peer.ask(task)["seconds"]) for _ in range(pairs)]
-        mine, theirs = ([task["n"] / seconds for seconds in column] for column in zip(*found, strict=True))
+        paces, others = ([task["n"] / seconds for seconds in column] for column in zip(*found, strict=True))
         rows[name] = {
-            "ours": statistics.median(mine),
-            "peer": statistics.median(theirs),
-            "ratio": statistics.median(a / b for a, b in zip(mine, theirs, strict=True)),
-            "ratios": sorted(a / b for a, b in zip(mine, theirs, strict=True)),
+            "ours": statistics.median(paces),
+            "peer": statistics.median(others),
+            "ratio": statistics.median(a / b for a, b in zip(paces, others, strict=True)),
+            "ratios": sorted(a / b for a, b in zip(paces, others, strict=True)),
         }
         print(row_of(name, rows[name]), flush=True)
-    return {"rows": rows, "resident": memory}
+    return {"rows": rows, **memory}
 
 
 def row_of(name: str, row: dict[str, Any]) -> str:
@@ -196,10 +200,11 @@ def main() -> None:
             found = measure(ours, peer, args.pairs)
             mine, theirs = (statistics.median(column) for column in zip(*loads, strict=True))
             found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path)}
-            memory = found["resident"]
             print(f"{'load':26} {mine:>11.2f} s {theirs:>11.2f} s {theirs / mine:>6.2f}x")
-            megabytes = f"{memory['ours'] / 1e6:>10.0f} MB {memory['peer'] / 1e6:>10.0f} MB"
-            print(f"{'resident, one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
+            for kind in ("resident", "private"):
+                memory = found[kind]
+                megabytes = f"{memory['ours'] / 1e6:>10.0f} MB {memory['peer'] / 1e6:>10.0f} MB"
+                print(f"{kind + ', one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
             ours.close()
             peer.close()
             result["models"][name] = found

@@ -1,4 +1,4 @@
-"""Writes what `compare.py` and `fidelity.py` measured as the tables and the picture of docs/speed.md. `make bench`."""
+"""Writes what the benchmarks measured as the tables and the picture of docs/speed.md. `make bench`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def speed_table(result: dict[str, Any]) -> str:
                 f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f} |"
             )
             label = ""
-        load, memory = found["load"], found["resident"]
+        load = found["load"]
         lines.append(
             f"| | import and load | {load['ours']:.2f} s | {load['peer']:.2f} s | {load['peer'] / load['ours']:.2f} | |"
         )
-        lines.append(
-            f"| | resident memory | {memory['ours'] / 1e6:,.0f} MB | {memory['peer'] / 1e6:,.0f} MB | "
-            f"{memory['peer'] / memory['ours']:.2f} | |"
-        )
+        for kind in ("resident", "private"):
+            if kind in found:  # measurements of release 0.1 have resident memory alone
+                ours, peer = found[kind]["ours"], found[kind]["peer"]
+                lines.append(f"| | {kind} memory | {ours / 1e6:,.0f} MB | {peer / 1e6:,.0f} MB | {peer / ours:.2f} | |")
     return "\n".join(lines) + "\n"
 
 
@@ -69,6 +69,24 @@ def fidelity_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def sampling_table(result: dict[str, Any]) -> str:
+    """Milliseconds per draw, for each row of logits and each setting."""
+    lines = [
+        f"Measured on {result['date']}: {result['processor']}. Milliseconds per draw, the smallest and the median of "
+        f"{result['draws']}.",
+        "",
+        "| logits | settings | teachllama | llama.cpp |",
+        "|---|---|---:|---:|",
+    ]
+    for name, found in result["rows"].items():
+        label = name
+        for settings, row in found.items():
+            cells = [f"{row[who]['min']:.2f}, {row[who]['median']:.2f}" for who in ("ours", "peer")]
+            lines.append(f"| {label} | {settings} | {cells[0]} | {cells[1]} |")
+            label = ""
+    return "\n".join(lines) + "\n"
+
+
 def picture(result: dict[str, Any], to: Path) -> None:
     """Ratios as bars with their spread, a group for each model, and the line where both are equal."""
     import matplotlib
@@ -97,10 +115,12 @@ def picture(result: dict[str, Any], to: Path) -> None:
 
 
 def main() -> None:
-    """Reads both JSON files and writes three tables and a picture."""
+    """Reads the JSON files and writes four tables and a picture."""
     measured = DOCS / "measured"
     speed = json.loads((measured / "speed.json").read_text(encoding="utf-8"))
     fidelity = json.loads((measured / "fidelity.json").read_text(encoding="utf-8"))
+    sampling = json.loads((measured / "sampling.json").read_text(encoding="utf-8"))
+    (measured / "sampling.inc").write_text(sampling_table(sampling), encoding="utf-8")
     (measured / "speed.inc").write_text(speed_table(speed), encoding="utf-8")
     (measured / "bandwidth.inc").write_text(bandwidth_table(speed), encoding="utf-8")
     (measured / "fidelity.inc").write_text(fidelity_table(fidelity), encoding="utf-8")

@@ -6,7 +6,8 @@
 Tasks and answers:
     {"task": "decode", "n": 128, "n_past": 4}    -> {"seconds": ...}
     {"task": "prefill", "n": 512}                -> {"seconds": ...}
-    {"task": "resident"}                         -> {"resident": bytes}: loaded, a context of 1024, one token
+    {"task": "memory"}                           -> {"resident": bytes, "private": bytes}: loaded, a context of 1024,
+                                                    one token evaluated
     {"task": "logits", "ids": [...], "to": FILE} -> {}: saves float32 (n, vocab_size) with NumPy
     {"task": "greedy", "ids": [...], "n": 48}    -> {"ids": [...]}
 """
@@ -109,10 +110,11 @@ class LlamaCpp:
         return np.array(rows)
 
 
-def resident() -> int:
-    """Bytes resident in this process, mapped files included."""
-    found = re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024 if found else 0
+def memory() -> dict[str, int]:
+    """Bytes resident in this process, mapped files included, and those that no other process shares."""
+    found = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), flags=re.M))
+    private = int(found["Private_Clean"]) + int(found["Private_Dirty"])
+    return {"resident": int(found["Rss"]) * 1024, "private": private * 1024}
 
 
 def main() -> None:
@@ -126,9 +128,9 @@ def main() -> None:
     for line in sys.stdin:
         task = json.loads(line)
         engine.reset()
-        if task["task"] == "resident":
+        if task["task"] == "memory":
             engine.evaluate([1])
-            print(json.dumps({"resident": resident()}), flush=True)
+            print(json.dumps(memory()), flush=True)
             continue
         if seq_len != SEQ_LEN:
             seq_len = SEQ_LEN

@@ -12,7 +12,7 @@ import numpy as np
 
 from teachllama.batch import Batch
 from teachllama.errors import ContextFullError, ParameterError
-from teachllama.model import MAX_SCORES, Model
+from teachllama.model import Model
 
 POOLINGS = ("mean", "last")
 
@@ -49,12 +49,17 @@ def embed(model: Model, texts: str | Iterable[str], *, pooling: str = "mean", no
 
 def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
     """The final hidden state of every token, after the output norm: float32 (n, dim)."""
-    ids, c = list(token_ids), model.config
-    most = min(c.seq_len, int((MAX_SCORES / c.n_heads) ** 0.5))
+    ids, most = list(token_ids), model.config.seq_len
     if len(ids) > most:
         raise ContextFullError(
-            f"a text of {len(ids)} tokens is {len(ids) - most} longer than the {most} that are embedded at once; "
+            f"a text of {len(ids)} tokens is {len(ids) - most} longer than the {most} that this model's context holds; "
             "cut it into pieces, and embed or average those"
         )
+    rows: list[np.ndarray] = []
     with model.create_session(seq_len=max(1, len(ids))) as session, np.errstate(over="ignore", invalid="ignore"):
-        return model.hidden_states(Batch.of_one(session._checked_ids(ids), 0, session._cache, all_logits=True))
+        checked, done = session._checked_ids(ids), 0
+        while done < len(ids) or not rows:
+            part = checked[done : done + model.max_batch(done)]
+            rows.append(model.hidden_states(Batch.of_one(part, done, session._cache, all_logits=True)))
+            done += len(part)
+    return np.concatenate(rows)

@@ -84,15 +84,18 @@ class Model:
         """True after `close`."""
         return self._weights is None
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False, errors: str = "strict"
+    ) -> list[int]:
         """Text -> token ids.
 
         Args:
-            add_special: put the beginning-of-text token before it, where this model wants one.
+            add_special: put the beginning-of-text token before it, where this model wants one and it is not there yet.
             parse_special: read texts like `<|im_start|>` as the special tokens they name; leave it off for text from
                 users, who could otherwise end their own turn.
+            errors: "strict" raises `TokenError` for a byte that the vocabulary lacks; "drop" leaves it out.
         """
-        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special, errors=errors)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Token ids -> text. Raises `TokenError` for an id outside the vocabulary."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from teachllama.errors import ParameterError, TeachLlamaError
+from teachllama.quick_draw import Unsure, quick_draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ def penalize(logits: np.ndarray, seen: Sequence[int], params: SamplingParams) ->
     last_n = params.penalty_last_n
     ids, counts = np.unique(np.asarray(seen[-last_n:] if last_n > 0 else seen, np.intp), return_counts=True)
     out = logits.copy()
-    out[ids] = np.where(out[ids] > 0, out[ids] / params.repeat_penalty, out[ids] * params.repeat_penalty)
+    with np.errstate(over="ignore"):  # sample() refuses what is no longer finite
+        out[ids] = np.where(out[ids] > 0, out[ids] / params.repeat_penalty, out[ids] * params.repeat_penalty)
     out[ids] -= counts * params.frequency_penalty + params.presence_penalty
     return out
 
@@ -91,23 +93,32 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
         n = min(n, int(np.argmax(reached)) + 1 if reached.any() else n)
     if params.min_p > 0:
         n = min(n, max(1, int(np.count_nonzero(likelihood >= params.min_p))))
-    weights = np.exp((kept[:n] - kept[0]) / params.temperature)
+    with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) is 0, and the likeliest remain
+        weights = np.exp((kept[:n] - kept[0]) / params.temperature)
     return ids[:n], weights / weights.sum()
+
+
+def drawn(logits: np.ndarray, params: SamplingParams, fraction: float) -> int:
+    """The id of the candidate at which the cumulative probability passes `fraction`, from 0 to below 1."""
+    ids, chances = candidates(logits, params)
+    upto = np.cumsum(chances)
+    return int(ids[min(int(np.searchsorted(upto, fraction * upto[-1], side="right")), len(ids) - 1)])
 
 
 def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng: np.random.Generator) -> int:
     """Chooses the next token: logits (vocab_size,), the tokens seen so far, and a generator of random numbers."""
-    if not np.isfinite(logits.max()):
-        raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
     if (
         params.penalty_last_n
         and seen
         and (params.repeat_penalty != 1 or params.presence_penalty or params.frequency_penalty)
     ):
         logits = penalize(logits, seen, params)
+    if not np.isfinite(logits.max()):
+        raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
     if params.temperature == 0:
         return int(np.argmax(logits))
-    ids, probabilities = candidates(logits, params)
-    upto = np.cumsum(probabilities)
-    drawn = np.searchsorted(upto, rng.random() * upto[-1], side="right")
-    return int(ids[min(drawn, len(ids) - 1)])
+    fraction = rng.random()
+    try:
+        return quick_draw(logits, params, fraction, drawn)  # the same token, without ranking them all
+    except Unsure:
+        return drawn(logits, params, fraction)

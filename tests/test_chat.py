@@ -24,6 +24,7 @@ from teachllama.chat import FORMATS, Chat, Limits, sandbox
 from teachllama.chat.sandbox import render
 from teachllama.errors import ChatError, ContextFullError, ParameterError, TemplateError, TokenError
 from teachllama.model import Model
+from teachllama.tokenizer.byte_level import BYTE_TO_LETTER
 from tests.conftest import golden
 from tests.tools import tiny_metadata, tiny_model
 
@@ -295,6 +296,44 @@ def test_a_bos_token_comes_first_once_whether_or_not_the_template_writes_it(tmp_
         with tiny_chat_model(tmp_path, template=template, **more) as model:
             ids = Chat(model.create_session()).encode([{"role": "user", "content": "the"}])
             assert ids == [model.tokenizer.bos_id, *model.encode("the")]
+
+
+def test_a_prompt_that_begins_with_the_bos_tokens_text_has_one_of_them(tmp_path: Path) -> None:
+    with tiny_chat_model(tmp_path, **{"tokenizer.ggml.add_bos_token": True}) as model:
+        ids = [model.tokenizer.bos_id, *model.encode("the")]
+        for prompt in ("the", "<|bos|>the"):
+            assert model.encode(prompt, add_special=True, parse_special=True) == ids
+            with model.create_session() as session:
+                list(session.generate(prompt, max_new_tokens=0))
+                assert session.tokens == ids
+                list(session.generate("the", max_new_tokens=0))  # later in a session there is none
+                assert session.tokens == ids + model.encode("the")
+
+
+# ---- characters that the vocabulary lacks ----
+
+LACKING: dict[str, Any] = {
+    "tokenizer.ggml.tokens": [
+        "\u2020" if t == BYTE_TO_LETTER[4] else t
+        for t in [t for t in tiny_metadata()["tokenizer.ggml.tokens"] if t not in SPECIAL] + SPECIAL
+    ]
+}
+
+
+def test_a_chat_drops_a_byte_that_the_vocabulary_lacks_and_says_which_character_it_was(tmp_path: Path) -> None:
+    with tiny_chat_model(tmp_path, **LACKING) as model:
+        with pytest.raises(TokenError, match="no token for byte 0x04"):
+            model.encode("a\x04b")
+        chat = Chat(model.create_session(), system="\x04!")
+        assert chat.dropped == "\x04"
+        chat.ask("the", max_new_tokens=1)
+        assert chat.dropped == ""
+        chat.ask("a\x04b", max_new_tokens=1)
+        assert chat.dropped == "\x04"
+        assert chat.history[-2]["content"] == "a\x04b", "the history keeps what was said"
+        assert chat.session.tokens[: len(ids := chat.encode())] == ids
+        chat.replay(chat.history[1:3])
+        assert chat.dropped == ""
 
 
 # ---- turns ----

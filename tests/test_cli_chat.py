@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -14,8 +15,8 @@ import pytest
 
 from teachllama import cli
 from teachllama.chat import FORMATS
-from teachllama.cli.terminal import visible
-from tests.test_chat import tiny_chat_model
+from teachllama.cli.terminal import named_as_options, visible
+from tests.test_chat import LACKING, tiny_chat_model
 from tests.tools import tiny_model
 
 COMMAND = [sys.executable, "-m", "teachllama"]
@@ -252,3 +253,73 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
         assert terminal.exitstatus == 0
     finally:
         terminal.close(force=True)
+
+
+# ---- characters that the vocabulary lacks, text that is not UTF-8, and advice for a shell ----
+
+
+@pytest.fixture
+def lacking(tmp_path: Path) -> str:
+    with tiny_chat_model(tmp_path, **LACKING) as model:
+        return str(model.path)
+
+
+def test_chat_and_generate_say_what_they_left_out(lacking: str, tmp_path: Path) -> None:
+    note = "! this model has no token for a byte of U+0004: left out"
+    saved = tmp_path / "saved.json"
+    done = talk(lacking, f"one\x04two\n/save {saved}\n", "--system", "be\x04")
+    assert done.returncode == 0
+    assert done.stderr.count(note) == 2  # of the system message, and of the first
+    assert talk(lacking, "", "--load", str(saved)).stderr.count(note) == 1
+    argv = [*COMMAND, "generate", lacking, "-", "--max-new-tokens", "1"]
+    done = subprocess.run(argv, input="a\x04b", capture_output=True, text=True)
+    assert done.returncode == 0
+    assert note in done.stderr
+    assert talk(lacking, "one\n").stderr.count("left out") == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (
+            "The model is licensed. Run `fetch X --accept-licence`, or pass accept_licence=True",
+            "fetch X --accept-licence`",
+        ),
+        ("it is not valid Jinja: x. Give another with template=...", "Give another with --template"),
+        ("no token for byte 0x04; leave it out, or encode with errors='drop'", "byte 0x04; leave it out"),
+    ],
+)
+def test_advice_to_callers_in_python_is_not_given_in_a_shell(message: str, words: str) -> None:
+    said = named_as_options(message)
+    assert said.endswith(words)
+    assert "=" not in said
+
+
+def test_messages_of_a_conversation_speak_of_options_and_not_of_python(path: str, tmp_path: Path) -> None:
+    saved = tmp_path / "saved.json"
+    saved.write_text('{"teachllama_chat": 1, "messages": [{"role": "user", "content": "\\ud800"}]}', encoding="utf-8")
+    template = tmp_path / "bad.jinja"
+    template.write_text("{% if %}", encoding="utf-8")
+    for flags in (["--load", str(saved)], ["--template", str(template)]):
+        done = talk(path, "hi\n", *flags)
+        assert done.stderr.startswith(("teachllama chat: ", "! "))
+        assert not re.search(r"[a-z_]+=|\(\)|encode", done.stderr), done.stderr
+
+
+@pytest.mark.parametrize("raw", [b"caf\xe9\n", b"\xff\xfea\x00\n\x00", b"ok \xf0\x9f\n"])
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_standard_input_that_is_not_utf_8_gets_advice_for_a_shell(path: str, command: str, raw: bytes) -> None:
+    argv = [*COMMAND, command, path, *(["-"] if command == "generate" else []), "--max-new-tokens", "1"]
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(argv, input=raw, capture_output=True, env=environment)
+    assert done.returncode == (command == "generate")
+    assert b"is not UTF-8 text (byte 0x" in done.stderr
+    assert b"iconv" in done.stderr
+    assert b"decode" not in done.stderr
+
+
+def test_a_system_message_that_is_not_utf_8_is_refused_without_a_traceback(path: str) -> None:
+    done = subprocess.run([*COMMAND, "chat", path, "--system", b"caf\xe9"], input=b"", capture_output=True)
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr
+    assert b"decode" not in done.stderr

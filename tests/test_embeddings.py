@@ -99,6 +99,19 @@ def test_what_cannot_be_embedded_is_refused(tmp_path: Path) -> None:
         embed(model, TEXTS)
 
 
+@pytest.mark.parametrize("backend", ["numba", "numpy"])
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_a_long_text_is_embedded_in_as_many_parts_as_the_backend_asks_for(
+    arch: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = {f"{arch}.embedding_length": 64, f"{arch}.feed_forward_length": 96} if backend == "numba" else {}
+    with tl.load_model(tiny_model(tmp_path / "t.gguf", arch, **size), backend=backend) as model:
+        ids = np.random.default_rng(0).integers(0, 256, 50)
+        whole = hidden_states(model, ids)
+        monkeypatch.setattr(model, "max_batch", lambda start: 7)
+        np.testing.assert_allclose(hidden_states(model, ids), whole, atol=2e-5)
+
+
 def test_attention_ops_split_in_two_still_agree(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     n, heads, groups, ahead, d = 5, 4, 2, 7, 8

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
+import struct
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -14,7 +17,7 @@ from gguf import GGMLQuantizationType
 
 import teachllama as tl
 from teachllama.kernels import machine_code as cache
-from teachllama.kernels import team
+from teachllama.kernels import symbols, team
 from teachllama.kernels.shapes import shape_for
 from tests.tools import copy_as, tiny_model
 
@@ -118,6 +121,40 @@ def test_the_sums_of_a_tile_stay_in_registers_on_every_kind_of_processor(ir: str
         spilled = [line for line in block if re.search(r"[xyz]mm\d|\b[qv]\d", line) and re.search(r"%rsp|\bsp\b", line)]
         assert not spilled, (len(block), spilled)
         assert not [line for line in block if re.match(r"vmulps|fmul\s", line)], "not fused"
+
+
+def undefined_in(elf: bytes) -> set[str]:
+    """The names that an ELF object file leaves to the linker."""
+    sections = {section.name(): section.data() for section in llvm.ObjectFileRef.from_data(elf).sections()}
+    entries = struct.iter_unpack("<IBBHQQ", sections[b".symtab"])  # name, kind, visibility, section, value, size
+    names = {
+        sections[b".strtab"][at:].split(b"\0", 1)[0].decode() for at, _, _, section, _, _ in entries if not section
+    }
+    return names - {""}
+
+
+@pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v4"])
+def test_on_windows_the_kernels_need_nothing_but_our_two_symbols(ir: str, processor: str) -> None:
+    triple = "x86_64-pc-windows-msvc-elf"  # with -elf, as llvmlite makes it on Windows: its linker reads no other files
+    machine = cache.machine_of(triple, processor)
+    head = f'target datalayout = "{machine.target_data}"\ntarget triple = "{triple}"\n'
+    code = cache.object_code(head + re.sub(r"^target (?:triple|datalayout).*\n", "", ir, flags=re.M), machine)
+    # Neither sched_yield, which Windows lacks, nor __chkstk, expf or memcpy, which a process there need not export.
+    assert undefined_in(code) == {symbols.YIELD, symbols.F16_TABLE}
+
+
+def test_on_windows_another_thread_is_let_run_by_switch_to_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    switch, added = ctypes.CFUNCTYPE(ctypes.c_int)(lambda: 1), {}
+    kernel32 = types.SimpleNamespace(SwitchToThread=switch)
+    monkeypatch.setattr(symbols.sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "windll", types.SimpleNamespace(kernel32=kernel32), raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", None)  # Windows has no sched_yield to ask for
+    monkeypatch.setattr(llvm, "add_symbol", added.__setitem__)
+    symbols.add_symbols()
+    assert added == {
+        symbols.YIELD: ctypes.cast(switch, ctypes.c_void_p).value,
+        symbols.F16_TABLE: symbols.TABLE.ctypes.data,
+    }
 
 
 @pytest.mark.model

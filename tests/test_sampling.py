@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
+from typing import Any
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import teachllama as tl
-from teachllama import sampling
+from teachllama import quick_draw, sampling
+from tests.conftest import golden
+from tests.sampling_rows import made_up, rows
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03], np.float32))
 shuffled = hnp.arrays(np.float32, st.integers(1, 60), elements=st.floats(-20, 20, width=32))
@@ -108,3 +113,116 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(tl.TeachLlamaError, match="finite"):
             sampling.sample(np.array([0, bad], np.float32), tl.SamplingParams(), [], np.random.default_rng(0))
+
+
+# ---- the quick way draws what ranking draws ----
+
+
+ROWS = rows()
+
+
+def seen_of(logits: np.ndarray) -> list[int]:
+    likely = np.argsort(-logits, kind="stable")[:90].tolist()
+    return [*likely, *likely[:30], 5, 6, 7]
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_draws_equal_those_of_the_release_that_ranked_the_whole_vocabulary(name: str) -> None:
+    stored, logits = golden("sampling"), ROWS[name]
+    seen = seen_of(logits)
+    for i, (knobs, drawn) in enumerate(zip(stored["combos"], stored["draws"][name], strict=True)):
+        rng, params = np.random.default_rng(1000 + i), tl.SamplingParams(**knobs)
+        assert [sampling.sample(logits, params, seen, rng) for _ in range(4)] == drawn, knobs
+
+
+@st.composite
+def logit_rows(draw: st.DrawFn) -> np.ndarray:
+    """Rows as models have them and as they do not: flat, peaked, of few values, with tokens ruled out."""
+    n, rng = draw(st.integers(1, 400)), np.random.default_rng(draw(st.integers(0, 2**32)))
+    logits = rng.normal(size=n) * draw(st.sampled_from([0.0, 1e-6, 0.3, 3.0, 30.0]))
+    if draw(st.booleans()):
+        logits = np.round(logits)
+    if draw(st.booleans()):
+        logits[rng.random(n) < 0.7] = -np.inf
+    for at in draw(st.lists(st.integers(0, n - 1), max_size=3)):
+        logits[at] += draw(st.sampled_from([5.0, 20.0, 50.0]))
+    logits[draw(st.integers(0, n - 1))] = 1.5
+    return logits.astype(draw(st.sampled_from([np.float32, np.float64])))
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search among few values, in several blocks."""
+    for name, value in {"SMALL": 12, "BUCKETS": 12, "BLOCK": 16}.items():
+        monkeypatch.setattr(quick_draw, name, value)
+
+
+@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    logit_rows(),
+    st.sampled_from([0, 0, 1, 7, 100, 300]),
+    st.sampled_from([1, 1, 0, 0.3, 0.5, 0.9, 0.999, 1 - 1e-12]),
+    st.sampled_from([0, 0, 1, 0.5, 0.05, 1e-5, 1e-12]),
+    st.sampled_from([5e-324, 1e-3, 0.5, 1, 1.7, 1000]),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_the_quick_way_draws_what_ranking_draws_or_is_unsure(
+    small_steps: None, logits: np.ndarray, k: int, p: float, m: float, t: float, fraction: float
+) -> None:
+    params = tl.SamplingParams(temperature=t, top_k=k, top_p=p, min_p=m)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        try:
+            found = quick_draw.quick_draw(logits, params, fraction, sampling.drawn)
+        except quick_draw.Unsure:
+            return
+    assert found == sampling.drawn(logits, params, fraction)
+
+
+def test_the_quick_way_is_hardly_ever_unsure() -> None:
+    knobs: list[dict[str, Any]] = [
+        {},
+        {"top_p": 0.95},
+        {"top_k": 20000},
+        {"min_p": 1e-4},
+        {"top_p": 0.9, "top_k": 9000},
+    ]
+    for logits in (*made_up(20_000).values(), made_up()["flat"]):
+        if (logits == logits[0]).all():
+            continue  # every border is where a share of equal weights may fall
+        for more in knobs:
+            for fraction in np.linspace(0.001, 0.999, 20):
+                quick_draw.quick_draw(logits, tl.SamplingParams(temperature=0.8, **more), fraction, sampling.drawn)
+
+
+def test_a_target_at_a_border_is_left_to_ranking() -> None:
+    logits = np.zeros(2**16, np.float32)
+    half = tl.SamplingParams(temperature=1.0, top_p=0.5)
+    with pytest.raises(quick_draw.Unsure):
+        quick_draw.quick_draw(logits, half, 0.7, sampling.drawn)
+    for seed in range(5):
+        drawn = sampling.sample(logits, half, [], np.random.default_rng(seed))
+        assert drawn == sampling.drawn(logits, half, np.random.default_rng(seed).random()) < 2**15
+
+
+@pytest.mark.parametrize("n", [5, 20_000])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-40])
+def test_a_tiny_temperature_takes_the_likeliest_without_a_warning(n: int, temperature: float) -> None:
+    logits = np.linspace(-3, 3, n, dtype=np.float32)
+    logits[0] = logits[-1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = {
+            sampling.sample(logits, tl.SamplingParams(temperature=temperature, **more), [], np.random.default_rng(seed))
+            for seed in range(20)
+            for more in ({}, {"top_p": 0.9}, {"min_p": 0.1}, {"top_k": 3})
+        }
+    assert drawn == {0, n - 1}, "equally likely ones stay equally likely"
+
+
+def test_a_penalty_that_leaves_the_range_of_float32_is_refused_without_a_warning() -> None:
+    logits = np.array([1e38, 2.0], np.float32)
+    strong = tl.SamplingParams(temperature=1.0, repeat_penalty=0.001)
+    warnings.simplefilter("error")  # pytest takes it back after the test
+    with pytest.raises(tl.TeachLlamaError, match="finite"):
+        sampling.sample(logits, strong, [0], np.random.default_rng(0))

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teachllama.errors import GGUFError, TokenError, UnsupportedModelError
+from teachllama.errors import GGUFError, ParameterError, TokenError, UnsupportedModelError
 from teachllama.gguf_file import open_gguf
-from teachllama.tokenizer import PRE_TOKENIZERS, StreamDecoder, Tokenizer, tokenizer_from_metadata
+from teachllama.tokenizer import PRE_TOKENIZERS, BytePairTokenizer, StreamDecoder, Tokenizer, tokenizer_from_metadata
 from teachllama.tokenizer.byte_level import BYTE_TO_LETTER
 from teachllama.tokenizer.merging import NEVER, merge, merge_long
+from tests import tokenizer_fuzz
 from tests.conftest import GOLDEN, golden
 
 MORE: dict[str, Any] = json.loads((GOLDEN / "tokenize_more.json").read_text(encoding="utf-8"))
@@ -80,6 +81,15 @@ SYNTHETIC: dict[str, Callable[[], dict[str, Any]]] = {
 TOKENIZERS = {name: tokenizer_from_metadata(metadata()) for name, metadata in SYNTHETIC.items()}
 
 
+# Vocabularies to fuzz; None: of the model of that name.
+FUZZED: dict[str, Callable[[], dict[str, Any]] | None] = {
+    "smollm2-135m": None,
+    "gemma3-270m": None,
+    **SYNTHETIC,
+    **{f"bpe {pre}": lambda pre=pre: bpe_metadata(pre) for pre in ("dbrx", "default")},
+}
+
+
 @pytest.fixture(scope="module")
 def smollm2(smollm2_path: str) -> Tokenizer:
     return tokenizer_from_metadata(open_gguf(smollm2_path, metadata_only=True).metadata)
@@ -125,6 +135,33 @@ def test_ids_of_a_made_up_vocabulary_equal_those_of_llama_cpp(name: str) -> None
     check_more(TOKENIZERS[name], name)
 
 
+def check_fuzzed(tokenizer: Tokenizer, name: str) -> None:
+    many, stored = tokenizer_fuzz.all_texts(tokenizer), golden("tokenize_fuzz")[name]
+    for parse_special in (False, True):
+        ids = [tokenizer.encode(text, parse_special=parse_special, errors="drop") for text in many]
+        found, expected = tokenizer_fuzz.digests(tokenizer, ids).split(" "), stored[parse_special].split(" ")
+        differ = [text for i, text in enumerate(many) if found[0][2 * i : 2 * i + 2] != expected[0][2 * i : 2 * i + 2]]
+        assert not differ, (parse_special, differ[:10])
+        assert found == expected, f"special tokens' texts, {parse_special=}"
+
+
+@pytest.mark.model
+def test_smollm2_ids_of_odd_texts_equal_those_of_llama_cpp(smollm2: Tokenizer) -> None:
+    check_fuzzed(smollm2, "smollm2-135m")
+
+
+@pytest.mark.model
+def test_gemma3_ids_of_odd_texts_equal_those_of_llama_cpp(gemma3: Tokenizer) -> None:
+    check_fuzzed(gemma3, "gemma3-270m")
+
+
+@pytest.mark.parametrize("name", [name for name, metadata in FUZZED.items() if metadata])
+def test_a_made_up_vocabularys_ids_of_odd_texts_equal_those_of_llama_cpp(name: str) -> None:
+    metadata = FUZZED[name]
+    assert metadata is not None
+    check_fuzzed(tokenizer_from_metadata(metadata()), name)
+
+
 # What llama.cpp's regexes, and Hugging Face's of the same models (tokenizer.json, "pre_tokenizer"), cut apart.
 WORDS = [
     ("gpt-2", "don't can't WE'LL", ["don", "'t", " can", "'t", " WE", "'", "LL"]),
@@ -147,11 +184,16 @@ def test_a_pre_tokenizer_cuts_a_text_into_words(pre: str, text: str, words: list
 # ---- the round trip ----
 
 
+def given_back(tokenizer: Tokenizer, text: str) -> str:
+    """What decoding gives: SentencePiece has one token for a space and U+2581."""
+    return text if isinstance(tokenizer, BytePairTokenizer) else text.replace("▁", " ")
+
+
 @given(TEXT, st.booleans())
 @settings(max_examples=300, deadline=None)
 def test_decoding_gives_back_any_text(text: str, parse_special: bool) -> None:
     for tokenizer in TOKENIZERS.values():
-        assert tokenizer.decode(tokenizer.encode(text, parse_special=parse_special)) == text
+        assert tokenizer.decode(tokenizer.encode(text, parse_special=parse_special)) == given_back(tokenizer, text)
 
 
 @given(
@@ -164,7 +206,7 @@ def test_decoding_gives_back_any_text(text: str, parse_special: bool) -> None:
 @settings(max_examples=300, deadline=None)
 def test_decoding_gives_back_texts_of_the_vocabularys_own_characters(text: str, parse_special: bool) -> None:
     for tokenizer in TOKENIZERS.values():
-        assert tokenizer.decode(tokenizer.encode(text, parse_special=parse_special)) == text
+        assert tokenizer.decode(tokenizer.encode(text, parse_special=parse_special)) == given_back(tokenizer, text)
 
 
 @pytest.mark.model
@@ -182,7 +224,7 @@ def test_smollm2_gives_back_any_text_or_names_the_byte_it_lacks(smollm2: Tokeniz
 @given(TEXT | st.text("▁ <>/ab\n\t"))
 @settings(max_examples=200, deadline=None)
 def test_gemma3_gives_back_any_text(gemma3: Tokenizer, text: str) -> None:
-    assert gemma3.decode(gemma3.encode(text)) == text
+    assert gemma3.decode(gemma3.encode(text)) == text.replace("▁", " ")
 
 
 def test_a_lone_surrogate_is_refused_by_name() -> None:
@@ -272,6 +314,72 @@ def test_bos_and_eos_are_added_where_the_file_or_its_kind_says() -> None:
     assert both.encode("a") == both.encode("a", add_special=True)[1:-1]
     assert TOKENIZERS["bpe llama-bpe"].encode("", add_special=True) == [7]
     assert TOKENIZERS["bpe gpt-2"].encode("", add_special=True) == []
+
+
+def test_a_text_that_begins_with_the_bos_tokens_text_gets_no_second_bos() -> None:
+    spm, both = TOKENIZERS["spm"], TOKENIZERS["spm without space prefix"]
+    options: dict[str, Any] = {"add_special": True, "parse_special": True}
+    assert spm.encode("<s>a", **options) == spm.encode("a", add_special=True) == [1, *spm.encode("a")]
+    assert both.encode("<s>a</s>", **options) == both.encode("a", add_special=True) == [1, *both.encode("a"), 2]
+    assert both.encode("<s>", **options) == [1, 2]
+    # Where special tokens are not parsed, it is only text; and elsewhere in the text it is what it says.
+    assert spm.encode("<s>a", add_special=True) == [1, *spm.encode("<s>a")]
+    assert spm.encode("a<s>", **options) == [1, *spm.encode("a"), 1]
+
+
+@pytest.mark.parametrize("add_special", [False, True])
+def test_a_text_that_spells_two_bos_tokens_is_encoded_as_it_is_with_a_warning(add_special: bool) -> None:
+    spm = TOKENIZERS["spm"]
+    with pytest.warns(UserWarning, match=r"two beginning-of-text tokens \('<s>'\)"):
+        assert spm.encode("<s><s>a", add_special=add_special, parse_special=True)[:2] == [1, 1]
+    with pytest.warns(UserWarning, match="two beginning-of-text tokens"):
+        assert spm.encode_parts([("<s>", True), ("", False), ("<s>a", True)])[:2] == [1, 1]
+
+
+# ---- bytes that a vocabulary lacks ----
+
+
+def lacking(*bytes_: int) -> Tokenizer:
+    """A SentencePiece vocabulary without the tokens of these bytes."""
+    metadata = spm_metadata()
+    names = {f"<0x{b:02X}>": f"unused {b}" for b in bytes_}
+    metadata["tokenizer.ggml.tokens"] = [names.get(t, t) for t in metadata["tokenizer.ggml.tokens"]]
+    return tokenizer_from_metadata(metadata)
+
+
+def test_a_byte_that_no_token_stands_for_is_refused_or_dropped_as_asked() -> None:
+    whole, tokenizer = TOKENIZERS["spm"], lacking(0xB8, 0x04)  # 中 is E4 B8 AD
+    for text in ("a中b", "\x04", "中中 \x04中", "a" * 50 + "中"):
+        with pytest.raises(TokenError, match=r"no token for byte 0x(B8|04)"):
+            tokenizer.encode(text)
+        kept = [i for i in whole.encode(text) if i not in (3 + 0xB8, 3 + 0x04)]
+        assert tokenizer.encode(text, errors="drop") == kept
+        assert tokenizer.encode_parts([(text, False)], errors="drop") == kept
+        with pytest.raises(TokenError, match="no token for byte"):
+            tokenizer.encode(text)  # what was dropped is not remembered as the word's ids
+    assert tokenizer.encode("abé", errors="drop") == tokenizer.encode("abé") == whole.encode("abé")
+
+
+def test_the_characters_that_lose_a_byte_are_named_once_each() -> None:
+    tokenizer = lacking(0xB8, 0x04)
+    assert tokenizer.unwritable("a中b \x04 中") == "中\x04"
+    assert tokenizer.unwritable("abc é") == tokenizer.unwritable("") == ""
+    assert lacking(0xE4, 0xB8).unwritable("x中") == "中"
+
+
+def test_dropping_is_no_answer_to_half_a_character_or_a_word_that_is_none() -> None:
+    tokenizer = TOKENIZERS["spm"]
+    with pytest.raises(TokenError, match="surrogate"):
+        tokenizer.encode("a\udc80", errors="drop")
+    for errors in ("ignore", "", None):
+        with pytest.raises(ParameterError, match="expected 'strict' or 'drop'"):
+            tokenizer.encode("a", errors=errors)  # type: ignore[arg-type]
+
+
+@pytest.mark.model
+def test_smollm2_drops_the_bytes_it_lacks_as_llama_cpp_does(smollm2: Tokenizer) -> None:
+    assert smollm2.encode("a\x04b", errors="drop") == smollm2.encode("a") + smollm2.encode("b")
+    assert smollm2.unwritable("a\x04b\x14") == "\x04\x14"
 
 
 @pytest.mark.parametrize("kind", [1, 3, 4])

@@ -43,6 +43,10 @@ class Chat:
             the file's own template.
         limits: what rendering the template may use.
 
+    Attributes:
+        dropped: characters of the last message said, or of all that were replayed, that this vocabulary cannot write
+            whole, each once: encoding left a byte of each out (`Tokenizer.encode(..., errors="drop")`). Usually "".
+
     Raises:
         TemplateError: the model's file has no template, and none was given.
         ChatError: `system` is not a text.
@@ -61,6 +65,7 @@ class Chat:
         self.template: str = FORMATS.get(template, template) if template is not None else str(model.chat_template)
         self.limits = limits
         self._messages = checked([] if system is None else [{"role": "system", "content": system}])
+        self.dropped = self._unwritable(self._messages)
 
     @property
     def history(self) -> list[Message]:
@@ -89,6 +94,7 @@ class Chat:
         before = self._messages
         said = [*before, *checked([{"role": "user", "content": text}])]
         ids = self._fitting(self.encode(said))
+        self.dropped = self._unwritable(said[-1:])
         self.session.generate(ids, params, max_new_tokens=max_new_tokens, stop=stop)  # not begun: for its checks alone
         return self._reply(before, said, ids, params, max_new_tokens, stop)
 
@@ -140,7 +146,7 @@ class Chat:
         Raises:
             ChatError: a message is malformed; the template refuses it; or it holds the text of a special token, and the
                 template changes messages in ways that make it impossible to keep the two apart.
-            TemplateError: the template fails. TokenError: a character that this vocabulary cannot write.
+            TemplateError: the template fails.
         """
         checked_messages = self._messages if messages is None else checked(messages)
         tokenizer, to_reply = self.session.model.tokenizer, _last_role(checked_messages) != "assistant"
@@ -156,7 +162,7 @@ class Chat:
         if parts is None or "".join(text for text, _ in parts) != plain_text:
             parts = [(plain_text, True)]
             for i, text in enumerate(texts):
-                if tokenizer.encode(text, parse_special=True) != tokenizer.encode(text):
+                if tokenizer.encode(text, parse_special=True, errors="drop") != tokenizer.encode(text, errors="drop"):
                     raise ChatError(
                         f"message {i} holds the text of a special token, {text[:60]!r}, and this template changes "
                         "messages so that it cannot be told from the template's own; take it out of the message"
@@ -165,7 +171,7 @@ class Chat:
             # What closes the reply is written when the next turn comes. Spaces that are its own stay.
             spaces = texts[-1][len(texts[-1].rstrip()) :]
             parts[-1] = (spaces if parts[-1][0].startswith(spaces) else "", False)
-        ids = tokenizer.encode_parts(parts)
+        ids = tokenizer.encode_parts(parts, errors="drop")
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
             ids = [tokenizer.bos_id, *ids]  # some templates write it, some leave it to the tokenizer
         return ids
@@ -181,6 +187,9 @@ class Chat:
             "tools": None,
             "documents": None,
         }
+
+    def _unwritable(self, messages: Iterable[Message]) -> str:
+        return self.session.model.tokenizer.unwritable("\n".join(message["content"] for message in messages))
 
     def _fitting(self, ids: list[int]) -> list[int]:
         most = self.session.seq_len - 1  # a position for the reply
@@ -224,7 +233,7 @@ class Chat:
         A chat into which another's history is replayed is where that one is: the same tokens, the same next token.
 
         Raises:
-            ChatError, TemplateError, TokenError, ContextFullError: nothing was changed.
+            ChatError, TemplateError, ContextFullError: nothing was changed.
         """
         taken = checked(messages)
         with self.session.lock:
@@ -233,7 +242,7 @@ class Chat:
                 self._fitting(ids)
                 if ids != self.session.tokens:
                     self.session.eval(self._rewind_to(ids))
-            self._messages = taken
+            self._messages, self.dropped = taken, self._unwritable(taken)
 
     def reset(self) -> None:
         """Forgets all but a system message; the session is as it was created."""

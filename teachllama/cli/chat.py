@@ -15,6 +15,7 @@ from teachllama.cli.generate import (
     params_of,
     seq_len_of,
     stream,
+    tell_dropped,
 )
 from teachllama.cli.prompt import Stdin, Terminal, reader
 from teachllama.cli.terminal import named_as_options, path_of, printable, visible
@@ -61,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
             )
         with model.create_session(seq_len=seq_len_of(args, model.config.seq_len), seed=args.seed) as session:
             chat = Chat(session, system=args.system, template=template)
+            tell_dropped(chat.dropped)
             if args.load:
                 _load(chat, args.load)
             messages = reader(history=not args.no_history)
@@ -109,6 +111,7 @@ def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) 
         reply = chat.say(message, params, max_new_tokens=max_new_tokens)
     except ContextFullError:
         raise _too_long(chat, [*chat.history, {"role": "user", "content": message}], _advice(chat)) from None
+    tell_dropped(chat.dropped)
     reason = stream(reply, lambda: chat.session.stats)
     if reason == "context full":
         print(f"! the context is full: {_advice(chat)}", file=sys.stderr, flush=True)
@@ -119,6 +122,7 @@ def _load(chat: Chat, name: str) -> None:
     path = path_of(name)
     try:
         chat.load(path)
+        tell_dropped(chat.dropped)
     except ContextFullError:
         messages = json.loads(path.read_bytes())["messages"]
         raise _too_long(chat, messages, f"start with {_larger(chat)}") from None

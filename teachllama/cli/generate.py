@@ -146,6 +146,14 @@ def prompt_of(text: str) -> str:
     return text
 
 
+def tell_dropped(characters: str) -> None:
+    """Says on stderr which characters of a text the vocabulary cannot write, if there are any."""
+    if characters:
+        codes = " ".join(f"U+{ord(c):04X}" for c in characters[:8])
+        others = f" and {len(characters) - 8} others" if characters[8:] else ""
+        print(f"! this model has no token for a byte of {codes}{others}: left out", file=sys.stderr, flush=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Generates; 0 if it began, 130 if Ctrl-C ended it."""
     params = params_of(args)
@@ -153,7 +161,8 @@ def run(args: argparse.Namespace) -> int:
     with open_model(args.model) as model:
         native = model.config.native_seq_len
         seq_len = seq_len_of(args, model.config.seq_len)
-        ids = model.encode(prompt, add_special=True, parse_special=True)
+        ids = model.encode(prompt, add_special=True, parse_special=True, errors="drop")
+        tell_dropped(model.tokenizer.unwritable(prompt))
         if len(ids) > seq_len:
             more = f"--seq-len (this model was trained for {native:,})" if seq_len < native else "--seq-len"
             raise ContextFullError(

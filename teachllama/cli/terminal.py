@@ -93,8 +93,20 @@ def guarded(command: str) -> Iterator[None]:
 OPTIONS = "temperature|top_k|top_p|min_p|repeat_penalty|seq_len|kv_dtype|seed|max_new_tokens|template"
 
 
+# Advice to callers in Python, in messages of the engine, and what to say of it in a shell.
+FOR_CALLERS = {
+    ", or pass accept_licence=True": "",
+    "; text.encode('utf-8', 'replace').decode() puts '?' in its place": "",
+    ", or encode with errors='drop'": "",
+    "with template=...": "with --template",
+    "Give one: template= Jinja source, or a name": "Choose one: --template with a Jinja file, or a name",
+}
+
+
 def named_as_options(message: str) -> str:
     """A message of the engine with options' names for parameters': at its beginning, and for seq_len anywhere."""
+    for advice, in_a_shell in FOR_CALLERS.items():
+        message = message.replace(advice, in_a_shell)
     option = rf"^(?:{OPTIONS})(?= )|(?<![\w/\\.='\"-])seq_len(?![\w/\\.='\"-])"
     return re.sub(option, lambda match: f"--{match[0].replace('_', '-')}", message)
 

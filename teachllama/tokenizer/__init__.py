@@ -11,7 +11,8 @@ again, until no neighbours are left that may be joined. They differ in three way
     ranks neighbours by     their line in the merges list    the score of the token that they would make
 
 Two promises: the ids are llama.cpp's (rules from its src/llama-vocab.cpp and src/unicode.cpp), and
-`decode(encode(text)) == text` for every text that can be encoded. Where they conflict the second wins; see each NOTE.
+`decode(encode(text)) == text` for every text that can be encoded; only that a SentencePiece vocabulary has one token
+for a space and U+2581, and gives back a space. Where we differ from llama.cpp, a NOTE says so.
 """
 
 from __future__ import annotations

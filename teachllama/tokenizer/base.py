@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from teachllama.errors import GGUFError, TokenError
+from teachllama.errors import GGUFError, ParameterError, TokenError
 from teachllama.metadata import Metadata
 from teachllama.tokenizer.merging import Rank, merge, merge_long
 from teachllama.whole_numbers import whole
@@ -104,19 +105,50 @@ class Tokenizer(ABC):
     def _unspell(self, symbols: str) -> bytes:
         """The other way, as UTF-8: the exact bytes that a token's text stands for."""
 
-    def encode(self, text: str, *, add_special: bool = False, parse_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special: bool = False, parse_special: bool = False, errors: str = "strict"
+    ) -> list[int]:
         """The token ids of a text.
 
         Args:
             text: any text; the empty one has no tokens.
-            add_special: begin with bos and end with eos, each where the file asks for it (`add_bos`, `add_eos`).
+            add_special: begin with bos and end with eos, each where the file asks for it (`add_bos`, `add_eos`) and the
+                text has none there already: `<s>` at its start, with `parse_special`, is the bos. (NOTE: llama.cpp
+                adds a second one and warns. No model was trained with two.) A text that spells two is encoded as it
+                is, with a warning.
             parse_special: let `<|im_end|>` and the like in the text become the control tokens they spell. Leave it
                 False for text that others wrote. User-defined tokens are found either way.
+            errors: what to do with a byte that no token stands for (SmolLM2's vocabulary lacks eight, all rare).
+                "strict" raises `TokenError`, so that decoding gives back every text. "drop" leaves the byte out, as
+                llama.cpp does; `unwritable` lists the characters this touches.
 
         Raises:
-            TokenError: `text` is not a str; or holds a lone surrogate (U+D800 to U+DFFF: half a character); or holds
-                a byte that no token stands for (NOTE: llama.cpp drops it. SmolLM2 lacks eight, all rare).
+            TokenError: `text` is not a str; or holds a lone surrogate (U+D800 to U+DFFF: half a character, whatever
+                `errors` is); or holds a byte that no token stands for.
+            ParameterError: `errors` is neither "strict" nor "drop".
         """
+        ids = self._encode(text, parse_special, _dropped_bytes(errors))
+        if add_special and self.add_bos and self.bos_id is not None and ids[:1] != [self.bos_id]:
+            ids.insert(0, self.bos_id)
+        self._warn_of_two(ids)
+        if add_special and self.add_eos and self.eos_id is not None and ids[-1:] != [self.eos_id]:
+            ids.append(self.eos_id)
+        return ids
+
+    def unwritable(self, text: str) -> str:
+        """The characters of a text that hold a byte no token stands for, each once, in the order of the text.
+
+        `encode(text)` raises for them, and `encode(text, errors="drop")` loses that byte of each.
+
+        Raises:
+            TokenError: `text` is not a str, or holds a lone surrogate.
+        """
+        found: list[str] = []
+        self._encode(text, False, found)
+        return "".join(dict.fromkeys(found))
+
+    def _encode(self, text: str, parse_special: bool, dropped: list[str] | None) -> list[int]:
+        """`encode` without bos and eos. dropped: collects characters of which a byte was left out; None: raise."""
         if not isinstance(text, str):
             raise TokenError(f"expected text to encode (str), found {type(text).__name__}")
         try:
@@ -126,32 +158,42 @@ class Tokenizer(ABC):
                 f"character {e.start} of the text is {text[e.start]!r}, a lone surrogate, which is no character; "
                 "text.encode('utf-8', 'replace').decode() puts '?' in its place"
             ) from None
-        ids = [self.bos_id] if add_special and self.add_bos and self.bos_id is not None else []
+        ids: list[int] = []
         after_special = True
         for part in self._partition(text, set() if parse_special else self._control):
             if isinstance(part, str):
-                ids += self._encode_part(" " + part if self.add_space_prefix and after_special else part)
+                ids += self._encode_part(" " + part if self.add_space_prefix and after_special else part, dropped)
             else:
                 ids.append(part)
             after_special = not isinstance(part, str)
-        return ids + ([self.eos_id] if add_special and self.add_eos and self.eos_id is not None else [])
+        return ids
 
-    def encode_parts(self, parts: Iterable[tuple[str, bool]]) -> list[int]:
+    def encode_parts(self, parts: Iterable[tuple[str, bool]], *, errors: str = "strict") -> list[int]:
         """The ids of a text put together from parts, each (text, parse_special).
 
         The same as `encode` of the whole, but control tokens are read only where a part allows it, and never across the
-        border of two. Ordinary text merges across borders.
+        border of two. Ordinary text merges across borders. For `errors` see `encode`.
         """
         ids: list[int] = []
-        run = ""  # ordinary text between two control tokens
+        run, dropped = "", _dropped_bytes(errors)  # run: ordinary text between two control tokens
         for text, parse_special in parts:
             for part in self._partition(text, self._special - self._control) if parse_special else [text]:
                 if isinstance(part, str):
                     run += part
                 else:
-                    ids += [*self.encode(run), part]
+                    ids += [*self._encode(run, False, dropped), part]
                     run = ""
-        return ids + self.encode(run)
+        ids += self._encode(run, False, dropped)
+        self._warn_of_two(ids)
+        return ids
+
+    def _warn_of_two(self, ids: list[int]) -> None:
+        if self.bos_id is not None and ids[:2] == [self.bos_id] * 2:
+            warnings.warn(
+                f"the text begins with two beginning-of-text tokens ({self._texts[self.bos_id]!r}); models are trained "
+                "with one: take one out of the text",
+                stacklevel=4,
+            )
 
     def _partition(self, text: str, skipped: set[int]) -> list[str | int]:
         """The text cut at special tokens, each replaced by its id: the longest first, as llama.cpp does it."""
@@ -169,37 +211,55 @@ class Tokenizer(ABC):
             parts = cut
         return parts
 
-    def _encode_part(self, text: str) -> list[int]:
+    def _encode_part(self, text: str, dropped: list[str] | None) -> list[int]:
         """The ids of a text between special tokens. Words repeat, so their ids are kept until the cache is full."""
         ids: list[int] = []
         for word in self._split(text):
             known = self._cache.get(word)
             if known is None:
-                known = self._encode_word(word)
-                if len(word) <= CACHE_CHARS:
+                known, lost = self._encode_word(word, dropped)
+                if len(word) <= CACHE_CHARS and not lost:
                     if len(self._cache) >= CACHE_WORDS:
                         self._cache.clear()
                     self._cache[word] = known
             ids += known
         return ids
 
-    def _encode_word(self, word: str) -> list[int]:
+    def _encode_word(self, word: str, dropped: list[str] | None) -> tuple[list[int], bool]:
+        """The ids of a word, and whether a byte of it was left out."""
         spelled = self._spell(word)
         if self._whole_words and spelled in self._ids:
-            return [self._ids[spelled]]
+            return [self._ids[spelled]], False
         ids: list[int] = []
-        for symbol in (merge if len(spelled) < LONG else merge_long)(list(spelled), self._rank):
+        lost = False
+        symbols = (merge if len(spelled) < LONG else merge_long)(list(spelled), self._rank)
+        for symbol in symbols:
             if (token_id := self._ids.get(symbol)) is not None:
                 ids.append(token_id)
                 continue
             raw = self._unspell(symbol)
-            if missing := [byte for byte in raw if byte not in self._byte_ids]:
+            here = [self._byte_ids[byte] for byte in raw if byte in self._byte_ids]
+            lost = lost or len(here) < len(raw)
+            ids += here
+        if lost:
+            missing = self._missing(word, symbols)
+            if dropped is None:
                 raise TokenError(
-                    f"this vocabulary has no token for byte 0x{missing[0]:02X}, which is in {word[:40]!r}; "
-                    "leave out the character it belongs to"
+                    f"this vocabulary has no token for byte 0x{missing[0][0]:02X}, which is in {word[:40]!r}; "
+                    "leave out the character it belongs to, or encode with errors='drop'"
                 )
-            ids += [self._byte_ids[byte] for byte in raw]
-        return ids
+            dropped += [character for _, character in missing]
+        return ids, lost
+
+    def _missing(self, word: str, symbols: Iterable[str]) -> list[tuple[int, str]]:
+        """The bytes of a word, cut into symbols, that no token stands for, each with its character."""
+        owners = iter([character for character in word for _ in character.encode()])
+        return [
+            (byte, owner)
+            for symbol in symbols
+            for byte, owner in zip(self._unspell(symbol), owners)
+            if symbol not in self._ids and byte not in self._byte_ids
+        ]
 
     def _index(self, token_id: int) -> int:
         return whole("token id", token_id, 0, self.vocab_size - 1, error=TokenError)
@@ -252,6 +312,13 @@ class StreamDecoder:
                 pieces.append(piece)
             self._at_start = special
         return self._utf8.decode(b"".join(pieces), final)
+
+
+def _dropped_bytes(errors: str) -> list[str] | None:
+    """Where to collect characters that lose a byte; None where that is an error."""
+    if errors not in ("strict", "drop"):
+        raise ParameterError(f"errors is {errors!r}; expected 'strict' or 'drop'")
+    return [] if errors == "drop" else None
 
 
 def strings_of(metadata: Mapping[str, Any], name: str) -> Sequence[str]:

@@ -14,13 +14,14 @@ from teachllama.tokenizer.base import Tokenizer, flag_of, numbers_of
 from teachllama.tokenizer.merging import NEVER
 
 SPACE = "▁"  # U+2581, how SentencePiece writes a space
-UNDERLINE = "\ud800"  # how we write a U+2581 of the text itself: as a character that no token can hold
+BORDER = "\ud800"  # between the texts of two tokens: half a character, which none can hold
 
 
 class SentencePieceTokenizer(Tokenizer):
     """SentencePiece of the BPE kind with byte fallback: Llama 2, Mistral, TinyLlama, Gemma. It lacks the unigram kind.
 
-    NOTE: a U+2581 in the text becomes byte tokens. In llama.cpp it becomes a space, and is lost.
+    A U+2581 in the text is read as a space, as SentencePiece and llama.cpp do: the two have the same tokens, so
+    decoding gives a space for either.
     """
 
     _add_bos_default = True
@@ -41,11 +42,12 @@ class SentencePieceTokenizer(Tokenizer):
         self._rank = lambda left, right: NEVER if (i := ids.get(left + right)) is None else costs[i]
         # Before a space a new word begins, since no token reaches across; except after a character that some token has
         # before a space (Gemma has ">▁</").
-        glue = set(re.findall(f"([^{SPACE}{UNDERLINE}]){SPACE}", UNDERLINE.join(self._texts)))
-        self._split = re.compile(f"(?<=[^ {re.escape(''.join(glue))}])(?= )").split
+        glue = set(re.findall(f"([^{SPACE}{BORDER}]){SPACE}", BORDER.join(self._texts)))
+        words = re.compile(f"(?<=[^ {re.escape(''.join(glue))}])(?= )").split
+        self._split = lambda text: words(text.replace(SPACE, " "))
 
     def _spell(self, word: str) -> str:
-        return word.replace(SPACE, UNDERLINE).replace(" ", SPACE)
+        return word.replace(" ", SPACE)
 
     def _unspell(self, symbols: str) -> bytes:
-        return symbols.replace(SPACE, " ").replace(UNDERLINE, SPACE).encode("utf-8", "surrogateescape")
+        return symbols.replace(SPACE, " ").encode("utf-8", "surrogateescape")
