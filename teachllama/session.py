@@ -20,6 +20,7 @@ import numpy as np
 from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
+from teachllama.kv.formula import KVDtype
 from teachllama.kv_cache import KVCache
 from teachllama.sampling import GREEDY, SamplingParams
 
@@ -45,7 +46,7 @@ class Session:
         lock: held during each call. A thread that holds it can call the session as usual.
     """
 
-    def __init__(self, model: Model, seq_len: int, kv_dtype: str, seed: int | None, swa_full: bool):
+    def __init__(self, model: Model, seq_len: int, kv_dtype: KVDtype, seed: int | None, swa_full: bool):
         if isinstance(seq_len, bool) or not isinstance(seq_len, (int, np.integer)) or seq_len < 1:
             raise ParameterError(f"seq_len is {seq_len!r}; expected a whole number of positions, at least 1")
         if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
@@ -97,8 +98,8 @@ class Session:
         return self._cache.can_rewind_to
 
     @property
-    def kv_dtype(self) -> str:
-        """The cache's element type, "f32" or "f16"."""
+    def kv_dtype(self) -> KVDtype:
+        """The cache's type, such as "f16", or a pair: the keys' and the values'."""
         return self._cache.kv_dtype
 
     @property
@@ -111,12 +112,15 @@ class Session:
 
     @property
     def k_cache(self) -> np.ndarray:
-        """The keys, a read-only view (n_layers, seq_len, n_kv_heads, head_dim); it keeps memory: see `close`."""
+        """The keys, read-only (n_layers, seq_len, n_kv_heads, head_dim).
+
+        Of f32 and f16 a view; it keeps memory: see `close`. Of other types a copy in float32, made by each look.
+        """
         return _looking_at(self._cache.arrays()[0])
 
     @property
     def v_cache(self) -> np.ndarray:
-        """The values, a read-only view (n_layers, seq_len, n_kv_heads, value_dim)."""
+        """The values, read-only (n_layers, seq_len, n_kv_heads, value_dim); a view or a copy, as `k_cache`."""
         return _looking_at(self._cache.arrays()[1])
 
     @property

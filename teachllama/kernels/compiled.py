@@ -41,6 +41,7 @@ def why_not(spec: ModelSpec) -> str | None:
         sizes.append(("feed_forward_length", ffn.hidden_dim, 32))
         sizes.append(("expert_shared_feed_forward_length", ffn.shared_hidden_dim, 32))
         sizes.append(("attention.key_length", a.head_dim, 16))
+        sizes.append(("attention.kv_lora_rank", a.value_dim if a.latent else 0, 32))
         sizes.append(("attention.value_length", a.value_dim, 16))
         sizes.append(("attention.head_count times value_length", a.n_heads * a.value_dim, 32))
     for name, size, unit in sizes:
@@ -92,7 +93,7 @@ class CompiledForward:
             for begin in range(run.begin, run.end, step):
                 end = min(begin + step, run.end)
                 start = int(batch.positions[begin])
-                if start < 0 or start + end - begin > run.cache.seq_len:
+                if start < 0 or start + end - begin > run.cache.ready_to:
                     raise ValueError("positions out of range")  # caller bug
                 rows = np.flatnonzero((batch.wanted >= begin) & (batch.wanted < end))
                 wanted = np.ascontiguousarray(batch.wanted[rows] - begin, np.int64)
@@ -116,7 +117,7 @@ class CompiledForward:
                 self._tables[i] = table.ctypes.data
             self._job[()] = (
                 program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, keys.ctypes.data,
-                values.ctypes.data, cache.seq_len, cache.kv_dtype == "f16", self._tables.ctypes.data,
+                values.ctypes.data, cache.seq_len, self._tables.ctypes.data,
                 wanted.ctypes.data, len(wanted), out.ctypes.data, *self._reserve(program, n, start, n_threads),
             )  # fmt: skip
             crew.run(self._job, n_threads)

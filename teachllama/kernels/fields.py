@@ -14,7 +14,8 @@ ROWS = 8  # rows of weights whose sums are held in registers at a time: 8 * 32 f
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
 CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends
-BLOCK = 64  # positions whose float16 keys are made float32 at a time
+BLOCK = 64  # positions of a page of the cache, which are made float32 at a time
+KV_HEADER = 2  # numbers in a layer's table of pages before the first page's address
 
 
 class Op(IntEnum):
@@ -77,8 +78,8 @@ INSTRUCTION = np.dtype(
 JOB = np.dtype(
     [
         *((name, np.int64) for name in ("program", "n_instructions", "n_tokens", "start", "tokens")),
-        *((name, np.int64) for name in ("keys", "values")),  # addresses of tables: an address for each layer
-        *((name, np.int64) for name in ("seq_len", "kv_f16", "angles")),  # angles: a table of tables' addresses
+        *((name, np.int64) for name in ("keys", "values")),  # addresses of the layers' tables, one after another
+        *((name, np.int64) for name in ("seq_len", "angles")),  # angles: a table of tables' addresses
         *((name, np.int64) for name in ("wanted", "n_wanted", "logits")),
         *((name, np.int64) for name in ("shared", "parts", "private", "private_nbytes", "scratch")),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from teachllama.kernels import experts
-from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, store_kv
+from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, kv_address, store_kv
 from teachllama.kernels.blocks import matvec, row_nbytes, unpack
 from teachllama.kernels.elementwise import (
     add,
@@ -28,11 +28,13 @@ from teachllama.kernels.elementwise import (
 )  # fmt: skip
 from teachllama.kernels.fields import (
     ARRIVED,
+    BLOCK,
     CHUNK,
     GENERATION,
     INSTRUCTION,
     JOB,
     JOB_AT,
+    KV_HEADER,
     MAX_THREADS,
     PANEL,
     PHASE,
@@ -104,10 +106,16 @@ def final_norm_and_logits(i: Any, x: int, scratch: int, logits: int, thread: int
 
 
 @jit
-def kv_address(table: int, job: Any, layer: int, head: int, kv_heads: int, length: int, position: int) -> int:
-    """Where the cache has one head's numbers of a position: layers may differ, heads of a layer follow each other."""
-    size = 2 if job.kv_f16 else 4
-    return i64_at(table + 8 * layer) + size * length * (head * job.seq_len + position)
+def pages_of(tables: int, layer: int, seq_len: int) -> int:
+    """A layer's table: see `attention.py`."""
+    return tables + 8 * layer * (KV_HEADER + (seq_len + BLOCK - 1) // BLOCK)
+
+
+@jit
+def visible(position: int, window: int) -> tuple[int, int]:
+    """The first position that one sees, and where its first chunk would begin: at a page's first position."""
+    first = max(0, position + 1 - window) if window else 0
+    return first, first // BLOCK * BLOCK
 
 
 @jit
@@ -115,21 +123,19 @@ def attend_vector(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread
     """One token's attention, split by KV heads and chunks of positions. Its own position belongs to the last chunk:
     the thread that has it stores keys and values first."""
     group, position, stride = i.heads // i.kv_heads, job.start, i.head_dim if i.latent else i.value_dim
-    f16, first = job.kv_f16 != 0, max(0, job.start + 1 - i.window) if i.window else 0
-    size = 2 if f16 else 4
-    chunks, part_nbytes = (position + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
+    keys, values = pages_of(job.keys, i.layer, job.seq_len), pages_of(job.values, i.layer, job.seq_len)
+    first, origin = visible(position, i.window)
+    chunks, part_nbytes = (position + 1 - origin + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
     for task in range(thread, i.kv_heads * chunks, n_threads):
         g, c = task // chunks, task % chunks
-        at = first + c * CHUNK
-        keys = kv_address(job.keys, job, i.layer, g, i.kv_heads, i.head_dim, at)
-        values = kv_address(job.values, job, i.layer, g, i.kv_heads, stride, at)
         if c == chunks - 1:
-            store_kv(k + 4 * g * i.head_dim, 4, i.head_dim, keys + size * i.head_dim * (position - at), f16)
+            to = kv_address(keys, g, i.head_dim, position)
+            store_kv(k + 4 * g * i.head_dim, 4, i.head_dim, to, i64_at(keys))
             if not i.latent:
-                store_kv(v + 4 * g * stride, 4, stride, values + size * stride * (position - at), f16)
+                store_kv(v + 4 * g * stride, 4, stride, kv_address(values, g, stride, position), i64_at(values))
         attend_chunk(
-            q + 4 * g * group * i.head_dim, group, i.head_dim, keys, values, i.value_dim, stride,
-            min(CHUNK, position + 1 - at), f16, i.scale, i.softcap,
+            q + 4 * g * group * i.head_dim, group, i.head_dim, keys, values, g, i.value_dim, stride,
+            max(first, origin + c * CHUNK), min(position + 1, origin + (c + 1) * CHUNK), i.scale, i.softcap,
             job.parts + (g * group * chunks + c) * part_nbytes, chunks * part_nbytes, scratch,
         )  # fmt: skip
 
@@ -137,8 +143,8 @@ def attend_vector(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread
 @jit
 def join_vector(i: Any, job: Any, out: int) -> None:
     """Puts the chunks of every head together."""
-    first = max(0, job.start + 1 - i.window) if i.window else 0
-    chunks, part_nbytes = (job.start + 1 - first + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
+    _, origin = visible(job.start, i.window)
+    chunks, part_nbytes = (job.start + 1 - origin + CHUNK - 1) // CHUNK, 4 * (i.value_dim + 16)
     for h in range(i.heads):
         sink = f32_at(i.w + 4 * h) if i.w else NONE
         parts = job.parts + h * chunks * part_nbytes
@@ -272,33 +278,30 @@ def embed_tiles(i: Any, job: Any, out: int, scratch: int, thread: int, n_threads
 @jit
 def store_tiles(i: Any, job: Any, x: int, thread: int, n_threads: int) -> None:
     """Keys, or values (`latent` says which here), into the cache."""
-    n, table = job.n_tokens, job.values if i.latent else job.keys
-    tiles, f16 = (n + WIDTH - 1) // WIDTH, job.kv_f16 != 0
-    size = 2 if f16 else 4
+    n, table = job.n_tokens, pages_of(job.values if i.latent else job.keys, i.layer, job.seq_len)
+    tiles = (n + WIDTH - 1) // WIDTH
     for task in range(thread, tiles * i.heads, n_threads):
         t, g = task // i.heads, task % i.heads
         width = width_of(t, n)
         at = x + 4 * (WIDTH * t * i.heads + g * width) * i.head_dim
-        to = kv_address(table, job, i.layer, g, i.heads, i.head_dim, job.start + WIDTH * t)
         for lane in range(min(width, n - WIDTH * t)):
-            store_kv(at + 4 * lane, 4 * width, i.head_dim, to + size * i.head_dim * lane, f16)
+            to = kv_address(table, g, i.head_dim, job.start + WIDTH * t + lane)
+            store_kv(at + 4 * lane, 4 * width, i.head_dim, to, i64_at(table))
 
 
 @jit
 def attend_tiles(i: Any, job: Any, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
     """Attention, split by tiles and query heads."""
     n, group, stride = job.n_tokens, i.heads // i.kv_heads, i.head_dim if i.latent else i.value_dim
+    keys, values = pages_of(job.keys, i.layer, job.seq_len), pages_of(job.values, i.layer, job.seq_len)
     for task in range(thread, (n + WIDTH - 1) // WIDTH * i.heads, n_threads):
         t, h = task // i.heads, task % i.heads
         width = width_of(t, n)
         own = job.start + WIDTH * t  # the position of the tile's first token
-        first = max(0, own + 1 - i.window) if i.window else 0
-        end = min(job.start + n, own + width)
+        first, _ = visible(own, i.window)
         attend_tile(
-            x + 4 * (WIDTH * t * i.heads + h * width) * i.head_dim, i.head_dim,
-            kv_address(job.keys, job, i.layer, h // group, i.kv_heads, i.head_dim, first),
-            kv_address(job.values, job, i.layer, h // group, i.kv_heads, stride, first),
-            i.value_dim, stride, end - first, own - first, i.window, job.kv_f16 != 0, i.scale, i.softcap,
+            x + 4 * (WIDTH * t * i.heads + h * width) * i.head_dim, i.head_dim, keys, values, h // group,
+            i.value_dim, stride, first, min(job.start + n, own + width), own, i.window, i.scale, i.softcap,
             f32_at(i.w + 4 * h) if i.w else NONE, out + 4 * (WIDTH * t * i.heads + h * width) * i.value_dim, width,
             scratch,
         )  # fmt: skip
