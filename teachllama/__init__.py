@@ -17,6 +17,7 @@ from teachllama.errors import (
     FetchError,
     GGUFError,
     ParameterError,
+    PoolFullError,
     TeachLlamaError,
     TemplateError,
     TokenError,
@@ -28,6 +29,7 @@ from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
+from teachllama.pool import Pool
 from teachllama.sampling import SamplingParams
 from teachllama.session import Session
 from teachllama.spec import ModelSpec
@@ -51,6 +53,8 @@ __all__ = [
     "ModelConfig",
     "ModelSpec",
     "ParameterError",
+    "Pool",
+    "PoolFullError",
     "SamplingParams",
     "Session",
     "TeachLlamaError",

@@ -55,7 +55,8 @@ class KVCache:
         # the next, and the addresses of pages of 64 positions.
         size = (len(self.shapes), 2 + -(-seq_len // PAGE))
         self._tables = [np.full(size, ENGINE_DTYPES[t], np.int64) for t in self.types]
-        self._closed = False
+        self.ready_to = seq_len  # positions before this one can be written
+        self.closed = False
         self._reserve()
 
     def _reserve(self) -> None:
@@ -74,11 +75,6 @@ class KVCache:
             for layer, array in enumerate(self._stored[which]):
                 pages = np.arange(table.shape[1] - 2) * PAGE * self.rows[layer][which]
                 table[layer, 1:] = [self.seq_len * self.rows[layer][which], *(array.ctypes.data + pages)]
-
-    @property
-    def ready_to(self) -> int:
-        """Positions before this one can be written."""
-        return self.seq_len
 
     def prepare(self, start: int, end: int) -> None:
         """Makes positions start to end ready to be written: here they always are."""
@@ -99,18 +95,17 @@ class KVCache:
         self.check_open()
         if len({(s.n_kv_heads, s.key_length, s.value_length) for s in self.shapes}) > 1:
             raise UnsupportedModelError("this model's layers cache different shapes; look at them one by one")
-        out: list[np.ndarray] = []
-        for which, kind in enumerate(self.types):
-            if which == 1 and self.latent_dim:
-                out.append(out[0][..., : self.latent_dim])
-            elif kind in PLAIN and self.in_one_piece:
-                at = which * sum(array.nbytes for array in self._stored[0])
-                shape = (len(self.shapes), *self._stored[which][0].shape)
-                out.append(self._pages.array(at, shape, np.uint8).view(PLAIN[kind]))
-            else:
-                layers = [decode(self.read(i, which, 0, self.seq_len), kind) for i in range(len(self.shapes))]
-                out.append(np.stack(layers))
-        return out[0], out[1]
+        parts = [self._array(which, kind) for which, kind in enumerate(self.types[: 1 if self.latent_dim else 2])]
+        return parts[0], parts[-1][..., : self.latent_dim or None]
+
+    def _array(self, which: int, kind: str) -> np.ndarray:
+        if kind in PLAIN and self.in_one_piece:
+            at, shape = (
+                which * sum(a.nbytes for a in self._stored[0]),
+                (len(self.shapes), *self._stored[which][0].shape),
+            )
+            return self._pages.array(at, shape, np.uint8).view(PLAIN[kind])
+        return np.stack([decode(self.read(i, which, 0, self.seq_len), kind) for i in range(len(self.shapes))])
 
     def read(self, layer: int, which: int, begin: int, end: int) -> np.ndarray:
         """Positions begin to end of a layer's keys (which: 0) or values (1), as stored: uint8 (G, n, bytes a row)."""
@@ -199,15 +194,10 @@ class KVCache:
 
     def check_open(self) -> None:
         """Raises `ClosedError` after `close`."""
-        if self._closed:
+        if self.closed:
             raise ClosedError(
                 "this session was closed and its KV cache given back; create another with create_session()"
             )
-
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._closed
 
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
@@ -216,5 +206,5 @@ class KVCache:
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""
-        self._closed, self._stored = True, []
+        self.closed, self._stored = True, []
         self._pages.close()

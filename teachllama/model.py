@@ -25,6 +25,7 @@ from teachllama.weights import Weights
 if TYPE_CHECKING:
     from teachllama.kernels.compiled import CompiledForward
     from teachllama.kv_cache import KVCache
+    from teachllama.pool import Pool
     from teachllama.session import Session
 
 MAX_SCORES = 1 << 24  # attention scores of one batch in NumPy: 64 MB of float32
@@ -125,6 +126,16 @@ class Model:
         session = Session(self, self.config.seq_len if seq_len is None else seq_len, kv_dtype, seed, swa_full)
         self._sessions.add(session)
         return session
+
+    def create_pool(self, *, nbytes: int, kv_dtype: KVDtype = "f32") -> Pool:
+        """Memory for many sessions, which take pages of 64 positions from it as they grow: `pool.create_session()`.
+
+        Raises:
+            ParameterError: nbytes does not hold one page for each layer, or kv_dtype is one that no cache can be.
+        """
+        from teachllama.pool import Pool
+
+        return Pool(self, nbytes, kv_dtype)
 
     @property
     def sessions(self) -> list[Session]:

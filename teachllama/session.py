@@ -61,7 +61,7 @@ class Session:
             )
         self.model, self.seq_len, self.seed = model, int(seq_len), seed
         self.number = next(_numbers)  # tells sessions apart in messages
-        self._cache = KVCache(model.config, self.seq_len, kv_dtype, swa_full)
+        self._cache = self._new_cache(kv_dtype, swa_full)
         self._rng = np.random.default_rng(seed)
         self._logits: np.ndarray | None = None
         self.tokens: list[int] = []
@@ -69,6 +69,9 @@ class Session:
         self.lock = threading.RLock()
         self._running = ""  # the call in progress that no other call may interrupt: its name
         _sessions.add(self)
+
+    def _new_cache(self, kv_dtype: KVDtype, swa_full: bool) -> KVCache:
+        return KVCache(self.model.config, self.seq_len, kv_dtype, swa_full)
 
     # ---- looking ----
 
@@ -145,6 +148,7 @@ class Session:
         Raises:
             TokenError: no ids, or one that is not an integer in the vocabulary.
             ContextFullError: they do not fit in seq_len.
+            PoolFullError: the session is one of a pool, which has too few pages.
             ClosedError: the session or its model was closed, perhaps while this call waited or ran.
             TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
@@ -168,6 +172,7 @@ class Session:
                 f"{self.n_past + len(ids) - self.seq_len} too many. Nothing was changed; evaluate fewer, rewind(), "
                 "or create a session with a larger seq_len"
             )
+        self._cache.prepare(self.n_past, self.n_past + len(ids))
         rows: list[np.ndarray] = []
         done = 0
         # exp of a large number in silu is inf, and 1 / inf the right 0; sample() refuses logits that are not numbers
@@ -283,6 +288,7 @@ class Session:
             if n_past < self.n_past:
                 self._cache.check_rewind(int(n_past))
                 self._move_back(int(n_past))
+                self._cache.release_from(int(n_past))
 
     def _move_back(self, n_past: int) -> None:
         # No calls here: nothing can interrupt between these statements (see _eval).
@@ -316,9 +322,7 @@ class Session:
     def _fork(self, seed: int | None) -> Session:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when this one was made
-            other = self.model.create_session(
-                seq_len=self.seq_len, kv_dtype=self.kv_dtype, seed=seed, swa_full=self._cache.swa_full
-            )
+            other = self._twin(seed)
         other._cache.copy_from(self._cache, self.n_past)
         other.tokens = self.tokens.copy()
         other._logits = None if self._logits is None else self._logits.copy()
@@ -326,6 +330,10 @@ class Session:
             other.seed = self.seed
             other._rng.bit_generator.state = self._rng.bit_generator.state
         return other
+
+    def _twin(self, seed: int | None) -> Session:
+        kv_dtype, swa_full = self.kv_dtype, self._cache.swa_full
+        return self.model.create_session(seq_len=self.seq_len, kv_dtype=kv_dtype, seed=seed, swa_full=swa_full)
 
     def close(self) -> None:
         """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.

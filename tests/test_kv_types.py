@@ -152,7 +152,7 @@ def test_looking_at_blocks_gives_read_only_copies_and_at_plain_numbers_views(num
 
 @pytest.mark.parametrize("bad", ["q5_0", "Q8_0", None, 8, ("f16",), ("f16", "f16", "f16"), ("f16", "x"), [["f16"], 1]])
 def test_a_type_that_no_cache_here_can_be_is_refused_and_the_others_named(numpy_model: tl.Model, bad: Any) -> None:
-    with pytest.raises(tl.ParameterError, match="kv_dtype is .*'f32', 'f16', 'bf16', 'q8_0', 'q4_0'"):
+    with pytest.raises(tl.ParameterError, match=r"kv_dtype is .*'f32', 'f16', 'bf16', 'q8_0', 'q4_0'"):
         numpy_model.create_session(seq_len=8, kv_dtype=bad)
 
 
@@ -160,7 +160,7 @@ def test_a_type_that_no_cache_here_can_be_is_refused_and_the_others_named(numpy_
 def test_heads_that_do_not_divide_into_blocks_are_refused_by_name(tmp_path: Path, kv_dtype: Any) -> None:
     sizes = {"llama.attention.key_length": 16, "llama.attention.value_length": 48}
     with tl.load_model(tiny_model(tmp_path / "t.gguf", **sizes)) as model:
-        with pytest.raises(tl.ParameterError, match="q[48]_0' stores blocks of 32 numbers, and this model's rows of "):
+        with pytest.raises(tl.ParameterError, match=r"q[48]_0' stores blocks of 32 numbers, and this model's rows of "):
             model.create_session(seq_len=8, kv_dtype=kv_dtype)
         model.create_session(seq_len=8, kv_dtype=("f16", "bf16")).eval([1, 2])
 
