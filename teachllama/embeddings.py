@@ -13,6 +13,7 @@ import numpy as np
 from teachllama.batch import Batch
 from teachllama.errors import ContextFullError, ParameterError
 from teachllama.model import MAX_SCORES, Model
+from teachllama.session import checked_ids
 
 POOLINGS = ("mean", "last")
 
@@ -57,4 +58,5 @@ def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
             "cut it into pieces, and embed or average those"
         )
     with model.create_session(seq_len=max(1, len(ids))) as session, np.errstate(over="ignore", invalid="ignore"):
-        return model.hidden_states(Batch.of_one(session._checked_ids(ids), 0, session._cache, all_logits=True))
+        checked = checked_ids(ids, model.config.vocab_size)
+        return model.hidden_states(Batch.of_one(checked, 0, session._cache, all_logits=True))

@@ -100,11 +100,8 @@ class KVCache:
 
     def _array(self, which: int, kind: str) -> np.ndarray:
         if kind in PLAIN and self.in_one_piece:
-            at, shape = (
-                which * sum(a.nbytes for a in self._stored[0]),
-                (len(self.shapes), *self._stored[which][0].shape),
-            )
-            return self._pages.array(at, shape, np.uint8).view(PLAIN[kind])
+            at, shape = which * sum(a.nbytes for a in self._stored[0]), self._stored[which][0].shape
+            return self._pages.array(at, (len(self.shapes), *shape), np.uint8).view(PLAIN[kind])
         return np.stack([decode(self.read(i, which, 0, self.seq_len), kind) for i in range(len(self.shapes))])
 
     def read(self, layer: int, which: int, begin: int, end: int) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from teachllama.errors import ClosedError, ParameterError, PoolFullError
 from teachllama.kv.formula import KVDtype, positive
 from teachllama.kv.stored import PAGE
-from teachllama.kv_cache import KVCache
+from teachllama.kv_cache import SLACK, STEP, KVCache
 from teachllama.pages import Pages
 from teachllama.prefixes import Prefixes
 from teachllama.session import Session
@@ -202,11 +202,11 @@ class Pool:
         shape.close()
         self.page_nbytes = -(-max(sizes) // 64) * 64
         self.n_pages = nbytes // self.page_nbytes
-        self._n_layers = sum(size > 0 for size in sizes)
-        if self.n_pages < self._n_layers:
+        self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]  # of layers that cache
+        if self.n_pages < self.pages_for(1):
             raise ParameterError(
-                f"nbytes is {nbytes:,}; a session's first {PAGE} positions need {self._n_layers} pages of "
-                f"{self.page_nbytes:,} bytes: {self._n_layers * self.page_nbytes:,}"
+                f"nbytes is {nbytes:,}; a session's first {PAGE} positions need {self.pages_for(1)} pages of "
+                f"{self.page_nbytes:,} bytes: {self.pages_for(1) * self.page_nbytes:,}"
             )
         self.nbytes = self.n_pages * self.page_nbytes
         self._pages = Pages(self.nbytes, huge=True)
@@ -255,9 +255,17 @@ class Pool:
         with self.lock:
             return self.n_free + self.prefixes.n_idle_pages()
 
-    def pages_for(self, n: int) -> int:
-        """Pages that n positions of a new session take, if no window has let go of any."""
-        return self._n_layers * -(-n // PAGE)
+    def pages_for(self, n: int, step: int | None = None) -> int:
+        """The most pages that n positions of a session take.
+
+        Args:
+            step: tokens evaluated at a time, at most; windows let go of pages after each. None: all at once.
+        """
+        total = 0
+        for window in self._windows_cached:
+            most = n if window is None or step is None else min(n, window + SLACK + STEP + step + PAGE)
+            total += -(-most // PAGE)
+        return total
 
     def take(self, n: int) -> np.ndarray:
         """Numbers of n free pages; whoever asks holds the lock, and writes them into a table before letting go of it.

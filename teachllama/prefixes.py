@@ -187,10 +187,8 @@ class Prefixes:
         counts, idle = self._pool.counts(), set()
         order = list(self.nodes())[::-1]
         for node in order:
-            if (
-                all(child in idle for child in node.children.values())
-                and (counts[node.pages[node.pages >= 0]] < 2).all()
-            ):
+            alone = (counts[node.pages[node.pages >= 0]] < 2).all()
+            if alone and all(child in idle for child in node.children.values()):
                 idle.add(node)
         return [node for node in order if node in idle]
 

@@ -153,7 +153,9 @@ class Session:
             TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
         self._check_open()
-        ids = self._checked_ids(token_ids)  # before the lock: the caller's iterator may itself use this session
+        ids = checked_ids(
+            token_ids, self.model.config.vocab_size
+        )  # before the lock: the caller's iterator may itself use this session
         with self.lock:
             self._check_free()
             try:
@@ -379,25 +381,24 @@ class Session:
                 "signal handler?). Nothing was changed; call it when that has returned"
             )
 
-    def _checked_ids(self, token_ids: Iterable[int]) -> np.ndarray:
-        vocab_size = self.model.config.vocab_size
-        if isinstance(token_ids, str):
-            raise TokenError("expected token ids, found text; use model.encode(text)")
-        items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
-        try:
-            array = items if isinstance(items, np.ndarray) else np.array(list(items))
-        except (TypeError, ValueError, OverflowError):
-            raise TokenError(f"expected a sequence of token ids, found {type(token_ids).__name__}") from None
-        if array.size == 0:
-            raise TokenError("no token ids to evaluate; give at least one")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TokenError(
-                f"token ids must be a flat sequence of integers; found {array.dtype} of shape {array.shape}"
-            )
-        if int(array.min()) < 0 or int(array.max()) >= vocab_size:
-            bad = int(array[(array < 0) | (array >= vocab_size)][0])
-            raise TokenError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-        return array.astype(np.intp)
+
+def checked_ids(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    """Token ids as an array, (n,) intp; raises `TokenError` where they are none."""
+    if isinstance(token_ids, str):
+        raise TokenError("expected token ids, found text; use model.encode(text)")
+    items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
+    try:
+        array = items if isinstance(items, np.ndarray) else np.array(list(items))
+    except (TypeError, ValueError, OverflowError):
+        raise TokenError(f"expected a sequence of token ids, found {type(token_ids).__name__}") from None
+    if array.size == 0:
+        raise TokenError("no token ids to evaluate; give at least one")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TokenError(f"token ids must be a flat sequence of integers; found {array.dtype} of shape {array.shape}")
+    if int(array.min()) < 0 or int(array.max()) >= vocab_size:
+        bad = int(array[(array < 0) | (array >= vocab_size)][0])
+        raise TokenError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
+    return array.astype(np.intp)
 
 
 def _after_fork() -> None:

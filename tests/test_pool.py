@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import linecache
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -175,7 +176,7 @@ def test_a_full_pool_is_an_error_that_changes_nothing(model: tl.Model) -> None:
         a.eval(ids(100))
         logits, free = a.logits.copy(), pool.n_free
         with pytest.raises(
-            tl.PoolFullError, match=r"pages of .* bytes are needed, and .* can be had. Nothing was changed"
+            tl.PoolFullError, match=r"pages of .* bytes are needed, .* Nothing was changed"
         ):
             b.eval(ids(65))
         with pytest.raises(tl.PoolFullError):
@@ -312,7 +313,9 @@ def with_fault(after: int | None, call: Any) -> bool:
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE) or "kernels" in frame.f_code.co_filename:
             return None
-        if event == "line" and left[0] is not None:
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        # Python itself comes back to a `with` when its block ends, where no signal can; a fault there skips the end
+        if event == "line" and left[0] is not None and not line.lstrip().startswith("with "):
             left[0] -= 1
             if left[0] < 0:
                 left[0] = None

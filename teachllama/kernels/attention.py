@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from teachllama.kernels.blocks import row_nbytes, unpack
+from teachllama.kernels.blocks import AHEAD, row_nbytes, unpack
 from teachllama.kernels.elementwise import scale
 from teachllama.kernels.fields import BLOCK, CHUNK, KV_HEADER
 from teachllama.kernels.matmul import multiply_tile
@@ -39,6 +39,7 @@ from teachllama.kernels.simd import (
     load_f16,
     load_like,
     mask_lanes,
+    prefetch,
     put_f16,
     put_f32,
     put_i8,
@@ -76,6 +77,14 @@ def read_kv(table: int, head: int, length: int, position: int, n: int, wide: int
     else:
         unpack(kind, at, n * length, np.int64(0), wide)
     return wide
+
+
+@jit
+def announce_kv(table: int, head: int, length: int, position: int) -> None:
+    """Begins to load a page's first numbers: the processor cannot guess where the next page lies."""
+    at = kv_address(table, head, length, position)
+    for i in range(0, AHEAD, 64):
+        prefetch(at + i)
 
 
 @jit
@@ -203,6 +212,8 @@ def attend_chunk(
     wide, n, at = scratch + 4 * heads * CHUNK, end - begin, begin
     while at < end:
         count = min(end - at, BLOCK - at % BLOCK)
+        if at + count < end:
+            announce_kv(keys, kv_head, head_dim, at + count)
         k = read_kv(keys, kv_head, head_dim, at, count, wide)
         for h in range(heads):
             _scores(q + 4 * h * head_dim, k, head_dim, count, factor, scratch + 4 * (h * CHUNK + at - begin))
@@ -229,6 +240,8 @@ def attend_chunk(
     at = begin
     while at < end:
         count = min(end - at, BLOCK - at % BLOCK)
+        if at + count < end:
+            announce_kv(values, kv_head, value_stride, at + count)
         v = read_kv(values, kv_head, value_stride, at, count, wide)
         for h in range(heads):
             _mix(scratch + 4 * (h * CHUNK + at - begin), v, value_stride, value_dim, count, out + h * out_step + 64)
