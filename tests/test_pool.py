@@ -175,9 +175,7 @@ def test_a_full_pool_is_an_error_that_changes_nothing(model: tl.Model) -> None:
         a, b = pool.create_session(seq_len=500, seed=3), pool.create_session(seq_len=500)
         a.eval(ids(100))
         logits, free = a.logits.copy(), pool.n_free
-        with pytest.raises(
-            tl.PoolFullError, match=r"pages of .* bytes are needed, .* Nothing was changed"
-        ):
+        with pytest.raises(tl.PoolFullError, match=r"pages of .* bytes are needed, .* Nothing was changed"):
             b.eval(ids(65))
         with pytest.raises(tl.PoolFullError):
             a.eval(ids(100))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import scheduler as scheduling
-from tests.test_pool import Fault, assert_every_page_is_accounted_for, ids, pool_of, with_fault
+from teachllama.sampling import GREEDY
+from tests.test_pool import assert_every_page_is_accounted_for, ids, pool_of, with_fault
 from tests.test_pool import model as model  # a fixture: two families on both backends
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)
@@ -28,21 +28,14 @@ def same_logits(model: tl.Model, got: np.ndarray, expected: np.ndarray) -> None:
 
 
 def alone(
-    model: tl.Model, prompt: list[int], params: tl.SamplingParams = tl.sampling.GREEDY, seq_len: int = 400,
+    model: tl.Model, prompt: list[int], params: tl.SamplingParams = GREEDY, seq_len: int = 400,
     seed: int | None = None, **how: Any,
 ) -> tuple[list[int], str, str]:  # fmt: skip
     """What a session of its own gives: tokens, text, why it ended."""
     with model.create_session(seq_len=seq_len, seed=seed) as session:
-        n = session.n_past
         made = list(session.generate(prompt, params, **how))
-        del n
         tokens = [t.id for t in made]
         return tokens, "".join(t.piece for t in made), session.stats.stop_reason
-
-
-def all_tokens(model: tl.Model, prompt: list[int], **how: Any) -> tuple[str, str]:
-    _, text, why = alone(model, prompt, **how)
-    return text, why
 
 
 # ---- a batch of sessions ----
@@ -125,7 +118,7 @@ def requests_of(scheduler: tl.Scheduler, asked: list[dict[str, Any]]) -> list[tl
 
 def assert_as_alone(model: tl.Model, request: tl.Request, asked: dict[str, Any], seq_len: int = 400) -> None:
     how = {k: v for k, v in asked.items() if k not in ("prompt", "params")}
-    tokens, text, why = alone(model, asked["prompt"], asked.get("params", tl.sampling.GREEDY), seq_len, **how)
+    tokens, text, why = alone(model, asked["prompt"], asked.get("params", GREEDY), seq_len, **how)
     assert (request.text, request.stop_reason) == (text, why)
     if why in ("length", "end of text"):
         assert request.tokens == tokens
@@ -133,7 +126,12 @@ def assert_as_alone(model: tl.Model, request: tl.Request, asked: dict[str, Any],
 
 def test_every_request_gets_the_tokens_it_would_get_alone(model: tl.Model) -> None:
     asked = [
-        {"prompt": ids(n, seed=n), "params": WARM if n % 2 else tl.sampling.GREEDY, "seed": n, "max_new_tokens": 5 + n % 20}
+        {
+            "prompt": ids(n, seed=n),
+            "params": WARM if n % 2 else GREEDY,
+            "seed": n,
+            "max_new_tokens": 5 + n % 20,
+        }
         for n in (1, 200, 3, 64, 65, 129, 30, 17)
     ]
     with pool_of(model, 30) as pool:
@@ -157,7 +155,7 @@ def test_every_request_gets_the_tokens_it_would_get_alone(model: tl.Model) -> No
 
 def test_a_stop_string_ends_a_request_as_it_ends_a_session(model: tl.Model) -> None:
     prompt = ids(30, 4)
-    text, _ = all_tokens(model, prompt, max_new_tokens=30)
+    _, text, _ = alone(model, prompt, max_new_tokens=30)
     found = next(text[i : i + 2] for i in range(6, len(text)) if "\ufffd" not in text[i : i + 2])
     never = "\x00never\x00"
     with pool_of(model, 10) as pool:
@@ -269,7 +267,8 @@ def test_requests_can_be_cancelled_at_any_time_and_twice(model: tl.Model) -> Non
 
 
 BAD = [
-    ({"prompt": []}, tl.TokenError), ({"prompt": [-1]}, tl.TokenError), ({"prompt": [1], "max_new_tokens": -1}, tl.ParameterError),
+    ({"prompt": []}, tl.TokenError), ({"prompt": [-1]}, tl.TokenError),
+    ({"prompt": [1], "max_new_tokens": -1}, tl.ParameterError),
     ({"prompt": [1], "max_new_tokens": True}, tl.ParameterError), ({"prompt": [1], "seed": -1}, tl.ParameterError),
     ({"prompt": [1], "stop": ""}, tl.ParameterError), ({"prompt": [1], "stop": [1]}, tl.ParameterError),
     ({"prompt": [1], "params": {}}, tl.ParameterError), ({"prompt": [1] * 401}, tl.ContextFullError),
@@ -320,14 +319,18 @@ def test_events_that_nobody_reads_are_kept_up_to_a_bound(model: tl.Model, monkey
         assert (events[-1].what, events[-1].request, events[-1].n) == ("finished", request.number, 50)
 
 
-def test_a_model_that_gives_no_numbers_fails_its_request_alone(model: tl.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_gives_no_numbers_fails_its_request_alone(
+    model: tl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pool_of(model, 10) as pool:
         scheduler = tl.Scheduler(pool, seq_len=400)
         good, bad = scheduler.submit(ids(9), max_new_tokens=5), scheduler.submit(ids(8), max_new_tokens=5)
         sample = scheduling.sampling.sample
 
         def damaged(logits: np.ndarray, params: Any, seen: list[int], rng: Any) -> int:
-            return sample(logits * np.float32("nan") if seen[:8] == ids(8) and len(seen) == 8 else logits, params, seen, rng)
+            return sample(
+                logits * np.float32("nan") if seen[:8] == ids(8) and len(seen) == 8 else logits, params, seen, rng
+            )
 
         monkeypatch.setattr(scheduling.sampling, "sample", damaged)
         scheduler.run()
@@ -426,6 +429,3 @@ def test_whatever_comes_and_wherever_a_step_is_interrupted_each_request_ends_as_
                 assert request.stop_reason in ("length", "stop string", "end of text", "context full")
         pool.prefixes.clear()
         assert pool.n_free == pool.n_pages
-
-
-_: tuple[type, Callable[..., Any], type] = (Fault, pool_of, Iterator)
