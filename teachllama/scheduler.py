@@ -296,7 +296,8 @@ class Scheduler:
                 request.session = self.pool.create_session(seq_len=self.seq_len)
             if self.prefixes and not request.session.n_past:
                 reused = self.pool.prefixes.attach(request.session, tokens)
-                request.n_reused = max(request.n_reused, min(reused, len(request.prompt)))
+                if not request.n_preempted:  # later what it gave up itself may come back to it
+                    request.n_reused = reused
             request.timings.admitted = request.timings.admitted or time.perf_counter()
             with self._lock:
                 request.state = "running"

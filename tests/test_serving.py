@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 import teachllama as tl
 from teachllama import scheduler as scheduling
 from teachllama.sampling import GREEDY
-from tests.test_pool import assert_every_page_is_accounted_for, ids, pool_of, with_fault
+from tests.test_pool import Fault, assert_every_page_is_accounted_for, ids, pool_of, with_fault
 from tests.test_pool import model as model  # a fixture: two families on both backends
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)
@@ -372,6 +374,67 @@ def test_threads_may_submit_and_cancel_while_another_steps(model: tl.Model) -> N
             if request.state == "finished" and model.backend == "numba":
                 assert_as_alone(model, request, asked)
             assert request.state in ("finished", "cancelled")
+        pool.prefixes.clear()
+        assert pool.n_free == pool.n_pages
+
+
+@pytest.mark.slow
+def test_many_requests_one_after_another_lose_no_page_and_no_memory(
+    model: tl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TEACHLLAMA_SOAK says how many requests: 10,000 take some minutes."""
+    if model.backend == "numpy":
+        pytest.skip("the compiled backend is what serves")
+    n_requests, rng = int(os.environ.get("TEACHLLAMA_SOAK", "300")), np.random.default_rng(5)
+    batches, process, resident = scheduling.eval_batch, psutil.Process(), [0]
+
+    def faulty(work: Any) -> Any:  # before a batch, or after it
+        chance = rng.random()
+        if chance < 0.02:
+            raise Fault
+        logits = batches(work)
+        if chance > 0.98:
+            raise Fault
+        return logits
+
+    monkeypatch.setattr(scheduling, "eval_batch", faulty)
+    common = [ids(150, seed) for seed in (1, 2)]
+    with pool_of(model, 9) as pool:
+        scheduler = tl.Scheduler(pool, max_tokens_per_step=96, seq_len=250)
+        waiting: dict[tl.Request, tuple[dict[str, Any], bool]] = {}
+        forks: list[tl.Session] = []
+        n_submitted = n_compared = 0
+        while n_submitted < n_requests or waiting:
+            while n_submitted < n_requests and len(waiting) < 6:
+                prompt = common[rng.integers(2)][: rng.integers(1, 150)] + ids(int(rng.integers(1, 60)), n_submitted)
+                asked = {"prompt": prompt, "max_new_tokens": int(rng.integers(0, 30)), "seed": n_submitted}
+                asked |= {"params": WARM, "stop": ["e", ()][rng.integers(2)]}
+                waiting[scheduler.submit(**asked)] = (asked, rng.random() < 0.05)
+                n_submitted += 1
+            if rng.random() < 0.05:
+                list(waiting)[rng.integers(len(waiting))].cancel()
+            running = [r.session for r in scheduler.requests if r.session is not None and r.session.n_past]
+            if running and rng.random() < 0.02:  # someone else takes pages, for a while
+                forks.append(running[0].fork())
+            if forks and rng.random() < 0.1:
+                forks.pop().close()
+            try:
+                scheduler.step()
+            except Fault:
+                continue
+            for request in [r for r in waiting if r.done]:
+                asked, compared = waiting.pop(request)
+                if compared and request.state == "finished" and not request.n_preempted:
+                    assert_as_alone(model, request, asked, seq_len=250)
+                    n_compared += 1
+            if n_submitted > n_requests // 3 and not resident[0]:
+                resident[0] = process.memory_info().rss
+            del running
+        for session in forks:
+            session.close()
+        assert n_compared
+        assert process.memory_info().rss - resident[0] < 5_000_000
+        assert_every_page_is_accounted_for(pool, [])
         pool.prefixes.clear()
         assert pool.n_free == pool.n_pages
 
