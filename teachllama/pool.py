@@ -9,6 +9,7 @@ Knows nothing of arithmetic.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -25,6 +26,9 @@ from teachllama.session import Session
 
 if TYPE_CHECKING:
     from teachllama.model import Model
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # all of this process, for a fork
 
 
 class PagedCache(KVCache):
@@ -215,6 +219,7 @@ class Pool:
         self._counts: np.ndarray | None = None
         self.closed = False
         self.prefixes = Prefixes(self)
+        _pools.add(self)
 
     def create_session(
         self, *, seq_len: int | None = None, seed: int | None = None, swa_full: bool = False
@@ -311,3 +316,14 @@ class Pool:
         if self.closed:
             return "<Pool: closed>"
         return f"<Pool: {self.n_pages - self.n_free} of {self.n_pages} pages in use, {self.nbytes / 1e6:,.1f} MB>"
+
+
+def _after_fork() -> None:
+    """In a forked process: a lock that another thread held would never be released, as that thread is not here."""
+    for pool in list(_pools):
+        pool.lock = threading.RLock()
+        pool.changed()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

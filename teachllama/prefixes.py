@@ -83,6 +83,12 @@ class Prefixes:
         with self._pool.lock:
             return PAGE * len(self._path(tokens))
 
+    def n_idle_of(self, tokens: Sequence[int]) -> int:
+        """How many of the pages that `match` finds no session holds."""
+        with self._pool.lock:
+            counts, held = self._pool.counts(), [node.pages for node in self._path(tokens)]
+            return sum(int((counts[pages[pages >= 0]] < 2).sum()) for pages in held)
+
     def _path(self, tokens: Sequence[int]) -> list[Node]:
         path: list[Node] = []
         node: Node | None = self._root

@@ -289,8 +289,11 @@ class Scheduler:
         while self._waiting and len(self._running) < self.max_running:
             request = self._waiting[0]
             tokens = request._wanted()
-            reused = self.pool.prefixes.match(tokens) if self.prefixes else 0
-            if self._running and self._pages_for(len(tokens) + 1) - self._pages_for(reused) > self._spare():
+            needed = self._pages_for(len(tokens) + 1)
+            if self.prefixes:  # what is reused need not be free, but if it is idle, it is so no longer
+                matched = self._pages_for(self.pool.prefixes.match(tokens))
+                needed -= matched - self.pool.prefixes.n_idle_of(tokens)
+            if self._running and needed > self._spare():
                 return
             if request.session is None:
                 request.session = self.pool.create_session(seq_len=self.seq_len)
@@ -330,7 +333,7 @@ class Scheduler:
                     left -= n
             needed = sum(len(r.session._cache.lacking(r.session.n_past, r.session.n_past + len(ids))[0])  # type: ignore
                          for r, ids in plan)  # fmt: skip
-            if needed <= self.pool.n_available:
+            if not needed or needed <= self.pool.n_available:
                 return plan
             if len(self._running) == 1:
                 self._end(self._running[0], "finished", "pool full")

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import linecache
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -215,6 +218,39 @@ def test_closing_a_pool_closes_its_sessions(model: tl.Model) -> None:
     other = pool_of(model, 3)
     with pytest.raises(tl.ParameterError, match="not of this pool"):
         other.prefixes.donate(model.create_session(seq_len=10))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_forked_process_goes_on_with_its_pool_though_a_thread_held_the_lock(model: tl.Model) -> None:
+    if model.backend == "numba":
+        pytest.skip("forks with compiled kernels are tested in test_fork.py")
+    with pool_of(model, 5) as pool:
+        session = pool.create_session(seq_len=200)
+        session.eval(ids(60))
+        held, done = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with pool.lock:
+                held.set()
+                done.wait(60)
+
+        thread = threading.Thread(target=hold, daemon=True)
+        thread.start()
+        held.wait(60)
+        pid = os.fork()
+        if not pid:
+            try:
+                signal.alarm(60)
+                session.eval(ids(10))  # takes pages
+                os._exit(0 if pool.n_free == 3 * model.config.n_layers else 1)
+            finally:
+                os._exit(2)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        done.set()
+        thread.join(60)
+        assert status == 0
+        assert session.n_past == 60
 
 
 # ---- prefixes ----

@@ -237,6 +237,19 @@ def test_when_pages_run_out_the_youngest_gives_way_and_all_end_as_they_would_alo
             assert pool.n_free == pool.n_pages
 
 
+def test_a_request_that_gave_way_comes_back_when_it_can_go_on_and_not_before(model: tl.Model) -> None:
+    with pool_of(model, 5) as pool:
+        scheduler = tl.Scheduler(pool, seq_len=400)
+        for i in range(4):
+            scheduler.submit(ids(64, i), max_new_tokens=80)
+        admitted: dict[int, int] = {}
+        for event in scheduler.events():
+            if event.what == "admitted":
+                admitted[event.request] = scheduler.n_steps
+            if event.what == "preempted":
+                assert scheduler.n_steps > admitted[event.request], "it was taken in for nothing"
+
+
 def test_a_request_that_outgrows_the_whole_pool_ends_and_says_so(model: tl.Model) -> None:
     with pool_of(model, 2) as pool:
         scheduler = tl.Scheduler(pool, seq_len=900, prefixes=False)
