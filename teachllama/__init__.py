@@ -7,6 +7,7 @@ with tl.load_model("smollm2-135m") as model, model.create_session(seq_len=256) a
 """
 
 from teachllama import memory
+from teachllama.batching import eval_batch
 from teachllama.chat import Chat
 from teachllama.config import ModelConfig
 from teachllama.embeddings import embed
@@ -17,6 +18,7 @@ from teachllama.errors import (
     FetchError,
     GGUFError,
     ParameterError,
+    PoolFullError,
     TeachLlamaError,
     TemplateError,
     TokenError,
@@ -28,7 +30,10 @@ from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
+from teachllama.pool import Pool
+from teachllama.prefixes import Prefixes
 from teachllama.sampling import SamplingParams
+from teachllama.scheduler import Event, Request, Scheduler
 from teachllama.session import Session
 from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
@@ -41,6 +46,7 @@ __all__ = [
     "ChatError",
     "ClosedError",
     "ContextFullError",
+    "Event",
     "Family",
     "FetchError",
     "GGUFError",
@@ -51,7 +57,12 @@ __all__ = [
     "ModelConfig",
     "ModelSpec",
     "ParameterError",
+    "Pool",
+    "PoolFullError",
+    "Prefixes",
+    "Request",
     "SamplingParams",
+    "Scheduler",
     "Session",
     "TeachLlamaError",
     "TemplateError",
@@ -61,6 +72,7 @@ __all__ = [
     "alternatives",
     "attention_weights",
     "embed",
+    "eval_batch",
     "kv_cache_bytes",
     "kv_layout_from_metadata",
     "load_model",

@@ -13,6 +13,7 @@ import numpy as np
 from teachllama.batch import Batch
 from teachllama.errors import ContextFullError, ParameterError
 from teachllama.model import Model
+from teachllama.session import checked_ids
 
 POOLINGS = ("mean", "last")
 
@@ -57,7 +58,7 @@ def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
         )
     rows: list[np.ndarray] = []
     with model.create_session(seq_len=max(1, len(ids))) as session, np.errstate(over="ignore", invalid="ignore"):
-        checked, done = session._checked_ids(ids), 0
+        checked, done = checked_ids(ids, model.config.vocab_size), 0
         while done < len(ids) or not rows:
             part = checked[done : done + model.max_batch(done)]
             rows.append(model.hidden_states(Batch.of_one(part, done, session._cache, all_logits=True)))

@@ -20,6 +20,10 @@ class ContextFullError(TeachLlamaError):
     """Evaluating these tokens would go past the session's `seq_len`; nothing was changed."""
 
 
+class PoolFullError(TeachLlamaError):
+    """A pool has fewer free pages than were asked for; nothing was changed."""
+
+
 class TokenError(TeachLlamaError):
     """Token ids that are empty, not integers, or outside the vocabulary."""
 

@@ -15,6 +15,7 @@ from teachllama.forward import forward
 from teachllama.model import MAX_SCORES, Model
 from teachllama.ops import NumpyOps, softmax
 from teachllama.ops import attention_weights as attention_weights_of
+from teachllama.session import checked_ids
 from teachllama.spec import AttentionSpec, ModelSpec
 from teachllama.whole_numbers import whole
 
@@ -78,7 +79,7 @@ def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np
         raise TokenError(f"{len(ids)} tokens are too many for a picture of n x n numbers a head; at most {most}")
     watched = _Watched(model.spec, layer % n_layers)
     with model.create_session(seq_len=max(1, len(ids))) as session:
-        checked = session._checked_ids(ids)
+        checked = checked_ids(ids, model.config.vocab_size)
         with threads.products, np.errstate(over="ignore", invalid="ignore"):  # as in Session.eval
             forward(watched, model.spec, model.weights, Batch.of_one(checked, 0, session._cache))
     return watched.weights

@@ -15,6 +15,7 @@ from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
 from teachllama.forward import forward
 from teachllama.gguf_file import GGUFFile, open_gguf
+from teachllama.kv.formula import KVDtype
 from teachllama.loading import NATIVE, load_weights, spec_of
 from teachllama.ops import NumpyOps
 from teachllama.spec import ModelSpec
@@ -24,6 +25,7 @@ from teachllama.weights import Weights
 if TYPE_CHECKING:
     from teachllama.kernels.compiled import CompiledForward
     from teachllama.kv.cache import KVCache
+    from teachllama.pool import Pool
     from teachllama.session import Session
 
 MAX_SCORES = 1 << 24  # attention scores of one batch in NumPy: 64 MB of float32
@@ -106,25 +108,37 @@ class Model:
         return self.tokenizer.piece(token_id)
 
     def create_session(
-        self, *, seq_len: int | None = None, kv_dtype: str = "f32", seed: int | None = None, swa_full: bool = False
+        self, *, seq_len: int | None = None, kv_dtype: KVDtype = "f32", seed: int | None = None, swa_full: bool = False
     ) -> Session:
         """A new session: one generation's state.
 
         Args:
             seq_len: positions its KV cache holds; `config.seq_len` at this moment if not given. More than the model was
                 trained for is allowed, with a warning.
-            kv_dtype: "f32", or "f16" for half the memory.
+            kv_dtype: "f32"; "f16" or "bf16" for half the memory; "q8_0" or "q4_0" for about a quarter or a seventh, if
+                the heads' lengths are multiples of 32; or a pair, such as ("q8_0", "f16"): keys' and values'.
             seed: of its random numbers; None takes a fresh one.
             swa_full: keep all positions of sliding-window layers.
 
         Raises:
-            ParameterError: seq_len is not positive or too large to reserve, or kv_dtype is unknown.
+            ParameterError: seq_len is not positive or too large to reserve, or kv_dtype is unknown, or has blocks that
+                the model's heads do not divide into.
         """
         from teachllama.session import Session
 
         session = Session(self, self.config.seq_len if seq_len is None else seq_len, kv_dtype, seed, swa_full)
         self._sessions.add(session)
         return session
+
+    def create_pool(self, *, nbytes: int, kv_dtype: KVDtype = "f32") -> Pool:
+        """Memory for many sessions, which take pages of 64 positions from it as they grow: `pool.create_session()`.
+
+        Raises:
+            ParameterError: nbytes does not hold one page for each layer, or kv_dtype is one that no cache can be.
+        """
+        from teachllama.pool import Pool
+
+        return Pool(self, nbytes, kv_dtype)
 
     @property
     def sessions(self) -> list[Session]:

@@ -21,6 +21,7 @@ from teachllama import sampling, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
 from teachllama.kv.cache import KVCache
+from teachllama.kv.formula import KVDtype
 from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.whole_numbers import whole
 
@@ -46,7 +47,7 @@ class Session:
         lock: held during each call. A thread that holds it can call the session as usual.
     """
 
-    def __init__(self, model: Model, seq_len: int, kv_dtype: str, seed: int | None, swa_full: bool):
+    def __init__(self, model: Model, seq_len: int, kv_dtype: KVDtype, seed: int | None, swa_full: bool):
         if isinstance(seq_len, bool) or not isinstance(seq_len, (int, np.integer)) or seq_len < 1:
             raise ParameterError(f"seq_len is {seq_len!r}; expected a whole number of positions, at least 1")
         if seed is not None:
@@ -61,7 +62,7 @@ class Session:
             )
         self.model, self.seq_len, self.seed = model, int(seq_len), seed
         self.number = next(_numbers)  # tells sessions apart in messages
-        self._cache = KVCache(model.config, self.seq_len, kv_dtype, swa_full)
+        self._cache = self._new_cache(kv_dtype, swa_full)
         self._rng = np.random.default_rng(seed)
         self._logits: np.ndarray | None = None
         self.tokens: list[int] = []
@@ -69,6 +70,9 @@ class Session:
         self.lock = threading.RLock()
         self._running = ""  # the call in progress that no other call may interrupt: its name
         _sessions.add(self)
+
+    def _new_cache(self, kv_dtype: KVDtype, swa_full: bool) -> KVCache:
+        return KVCache(self.model.config, self.seq_len, kv_dtype, swa_full)
 
     # ---- looking ----
 
@@ -98,8 +102,8 @@ class Session:
         return self._cache.can_rewind_to
 
     @property
-    def kv_dtype(self) -> str:
-        """The cache's element type, "f32" or "f16"."""
+    def kv_dtype(self) -> KVDtype:
+        """The cache's type, such as "f16", or a pair: the keys' and the values'."""
         return self._cache.kv_dtype
 
     @property
@@ -112,12 +116,15 @@ class Session:
 
     @property
     def k_cache(self) -> np.ndarray:
-        """The keys, a read-only view (n_layers, seq_len, n_kv_heads, head_dim); it keeps memory: see `close`."""
+        """The keys, read-only (n_layers, seq_len, n_kv_heads, head_dim).
+
+        Of f32 and f16 a view; it keeps memory: see `close`. Of other types a copy in float32, made by each look.
+        """
         return _looking_at(self._cache.arrays()[0])
 
     @property
     def v_cache(self) -> np.ndarray:
-        """The values, a read-only view (n_layers, seq_len, n_kv_heads, value_dim)."""
+        """The values, read-only (n_layers, seq_len, n_kv_heads, value_dim); a view or a copy, as `k_cache`."""
         return _looking_at(self._cache.arrays()[1])
 
     @property
@@ -142,11 +149,14 @@ class Session:
         Raises:
             TokenError: no ids, or one that is not an integer in the vocabulary.
             ContextFullError: they do not fit in seq_len.
+            PoolFullError: the session is one of a pool, which has too few pages.
             ClosedError: the session or its model was closed, perhaps while this call waited or ran.
             TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
         self._check_open()
-        ids = self._checked_ids(token_ids)  # before the lock: the caller's iterator may itself use this session
+        ids = checked_ids(
+            token_ids, self.model.config.vocab_size
+        )  # before the lock: the caller's iterator may itself use this session
         with self.lock:
             self._check_free()
             try:
@@ -165,6 +175,7 @@ class Session:
                 f"{self.n_past + len(ids) - self.seq_len} too many. Nothing was changed; evaluate fewer, rewind(), "
                 "or create a session with a larger seq_len"
             )
+        self._cache.prepare(self.n_past, self.n_past + len(ids))
         rows: list[np.ndarray] = []
         done = 0
         # exp of a large number in silu is inf, and 1 / inf the right 0; sample() refuses logits that are not numbers
@@ -278,6 +289,7 @@ class Session:
             if n_past < self.n_past:
                 self._cache.check_rewind(int(n_past))
                 self._move_back(int(n_past))
+                self._cache.release_from(int(n_past))
 
     def _move_back(self, n_past: int) -> None:
         # No calls here: nothing can interrupt between these statements (see _eval).
@@ -311,9 +323,7 @@ class Session:
     def _fork(self, seed: int | None) -> Session:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when this one was made
-            other = self.model.create_session(
-                seq_len=self.seq_len, kv_dtype=self.kv_dtype, seed=seed, swa_full=self._cache.swa_full
-            )
+            other = self._twin(seed)
         other._cache.copy_from(self._cache, self.n_past)
         other.tokens = self.tokens.copy()
         other._logits = None if self._logits is None else self._logits.copy()
@@ -321,6 +331,10 @@ class Session:
             other.seed = self.seed
             other._rng.bit_generator.state = self._rng.bit_generator.state
         return other
+
+    def _twin(self, seed: int | None) -> Session:
+        kv_dtype, swa_full = self.kv_dtype, self._cache.swa_full
+        return self.model.create_session(seq_len=self.seq_len, kv_dtype=kv_dtype, seed=seed, swa_full=swa_full)
 
     def close(self) -> None:
         """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.
@@ -366,25 +380,24 @@ class Session:
                 "signal handler?). Nothing was changed; call it when that has returned"
             )
 
-    def _checked_ids(self, token_ids: Iterable[int]) -> np.ndarray:
-        vocab_size = self.model.config.vocab_size
-        if isinstance(token_ids, str):
-            raise TokenError("expected token ids, found text; use model.encode(text)")
-        items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
-        try:
-            array = items if isinstance(items, np.ndarray) else np.array(list(items))
-        except (TypeError, ValueError, OverflowError):
-            raise TokenError(f"expected a sequence of token ids, found {type(token_ids).__name__}") from None
-        if array.size == 0:
-            raise TokenError("no token ids to evaluate; give at least one")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            raise TokenError(
-                f"token ids must be a flat sequence of integers; found {array.dtype} of shape {array.shape}"
-            )
-        if int(array.min()) < 0 or int(array.max()) >= vocab_size:
-            bad = int(array[(array < 0) | (array >= vocab_size)][0])
-            raise TokenError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
-        return array.astype(np.intp)
+
+def checked_ids(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
+    """Token ids as an array, (n,) intp; raises `TokenError` where they are none."""
+    if isinstance(token_ids, str):
+        raise TokenError("expected token ids, found text; use model.encode(text)")
+    items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
+    try:
+        array = items if isinstance(items, np.ndarray) else np.array(list(items))
+    except (TypeError, ValueError, OverflowError):
+        raise TokenError(f"expected a sequence of token ids, found {type(token_ids).__name__}") from None
+    if array.size == 0:
+        raise TokenError("no token ids to evaluate; give at least one")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise TokenError(f"token ids must be a flat sequence of integers; found {array.dtype} of shape {array.shape}")
+    if int(array.min()) < 0 or int(array.max()) >= vocab_size:
+        bad = int(array[(array < 0) | (array >= vocab_size)][0])
+        raise TokenError(f"token id {bad} is outside the vocabulary, 0 to {vocab_size - 1}")
+    return array.astype(np.intp)
 
 
 def _after_fork() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import gguf
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType as T
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -28,25 +30,25 @@ def kernel() -> Kernel:
 
     @callable_from_python
     def run(
-        op: int, q: int, heads: int, head_dim: int, keys: int, values: int, value_dim: int, n: int, half: int,
+        op: int, q: int, heads: int, head_dim: int, keys: int, values: int, value_dim: int, begin: int, n: int,
         factor: float, out: int, parts: int, scratch: int, causal_from: int, window: int, width: int,
     ) -> int:  # fmt: skip
         if op == 2:
-            attention.store_kv(q, 4 * width, n, out, half != 0)
+            attention.store_kv(q, 4 * width, n, out, begin)
             return 0
         if op == 1:
             attention.attend_tile(
-                q, head_dim, keys, values, value_dim, value_dim, n, causal_from, window, half != 0, factor,
+                q, head_dim, keys, values, 0, value_dim, value_dim, begin, n, causal_from, window, factor,
                 np.float32(0), np.float32(-1e30), out, width, scratch,
             )  # fmt: skip
             return 0
-        chunks, size = (n + CHUNK - 1) // CHUNK, 2 if half else 4
+        chunks = (n + CHUNK - 1) // CHUNK
         step = 4 * (value_dim + 16)
         for c in range(chunks):
             at = c * CHUNK
             attention.attend_chunk(
-                q, heads, head_dim, keys + size * at * head_dim, values + size * at * value_dim, value_dim, value_dim,
-                min(CHUNK, n - at), half != 0, factor, np.float32(0), parts + c * step, chunks * step, scratch,
+                q, heads, head_dim, keys, values, 0, value_dim, value_dim, at, min(at + CHUNK, n), factor,
+                np.float32(0), parts + c * step, chunks * step, scratch,
             )  # fmt: skip
         for h in range(heads):
             attention.join_chunks(
@@ -57,13 +59,25 @@ def kernel() -> Kernel:
     return run
 
 
+def table(rows: np.ndarray, kind: int | None = None) -> np.ndarray:
+    """The table of a cache of one head, whose pages are not beside each other."""
+    kinds = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16}
+    pages = [rows[at : at + BLOCK].copy() for at in range(0, len(rows), BLOCK)]
+    kept.append(pages)
+    return np.array([kind or kinds[rows.dtype], 0, *(page.ctypes.data for page in pages)], np.int64)
+
+
+kept: list[object] = []  # an address keeps nothing alive
+
+
 def one_token(kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
     """q (heads, d), keys (n, d), values (n, dv) -> (heads, dv)."""
     (heads, d), (n, dv) = q.shape, values.shape
     out, parts = Guarded(heads * dv), Guarded(heads * -(-n // CHUNK) * (dv + 16))
     scratch, given_q = Guarded(heads * CHUNK + BLOCK * max(d, dv)), Guarded(q)  # named: an address keeps nothing alive
+    given_keys, given_values = table(keys), table(values)
     kernel(
-        CHUNKS, given_q.at, heads, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
+        CHUNKS, given_q.at, heads, d, given_keys.ctypes.data, given_values.ctypes.data, dv, 0, n,
         float(factor), out.at, parts.at, scratch.at, 0, 0, 0,
     )  # fmt: skip
     for buffer in (out, parts, scratch, given_q):
@@ -72,13 +86,15 @@ def one_token(kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarra
 
 
 def tile(
-    kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, own: int, window: int
-) -> np.ndarray:
-    """One head of `width` tokens: q (width, d), keys (n, d), values (n, dv) -> (width, dv)."""
+    kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, own: int, window: int,
+    begin: int = 0,
+) -> np.ndarray:  # fmt: skip
+    """One head of `width` tokens: q (width, d), keys (n, d), values (n, dv), seen from `begin` on -> (width, dv)."""
     (width, d), (n, dv) = q.shape, values.shape
     given_q, out, scratch = Guarded(q.T), Guarded(dv * width), Guarded(n * width + BLOCK * max(d, dv))
+    given_keys, given_values = table(keys), table(values)
     kernel(
-        TILE, given_q.at, 1, d, keys.ctypes.data, values.ctypes.data, dv, n, int(keys.dtype == np.float16),
+        TILE, given_q.at, 1, d, given_keys.ctypes.data, given_values.ctypes.data, dv, begin, n,
         float(factor), out.at, 0, scratch.at, own, window, width,
     )  # fmt: skip
     for buffer in (given_q, out, scratch):
@@ -154,7 +170,7 @@ def test_a_tile_of_tokens_sees_what_it_may_and_nothing_else(
     keys, values = cached(rng, ahead + n, d, half), cached(rng, ahead + n, dv, half)
     q = rng.standard_normal((width, d)).astype(np.float32)
     first = max(0, ahead + 1 - window) if window else 0  # as `step.prefill` leaves out what nobody sees
-    got = tile(kernel, q, keys[first:], values[first:], d**-0.5, ahead - first, window)
+    got = tile(kernel, q, keys, values, d**-0.5, ahead, window, first)
     expected = reference(q[:n, None], keys, values, d**-0.5, ahead, window or None)
     np.testing.assert_allclose(got[:n], expected, rtol=0, atol=1e-5)
     assert np.isfinite(got).all(), "lanes past the last token must not turn into NaN, which is slow"
@@ -170,14 +186,26 @@ def test_hidden_keys_have_no_influence_however_large_they_are(kernel: Kernel) ->
     np.testing.assert_array_equal(after[28:], before[28:])
 
 
-@given(n=st.integers(1, 80), step=st.sampled_from([1, 16, 32]), half=st.booleans())
+@given(
+    n=st.integers(1, 5),
+    step=st.sampled_from([1, 16, 32]),
+    kind=st.sampled_from([T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0]),
+    seed=st.integers(0, 2**32),
+)
 @few
-def test_a_heads_numbers_are_remembered_as_numpy_rounds_them(kernel: Kernel, n: int, step: int, half: bool) -> None:
-    x = np.random.default_rng(n).standard_normal((n, step)).astype(np.float32)
+def test_a_heads_numbers_are_stored_as_the_gguf_package_stores_them(
+    kernel: Kernel, n: int, step: int, kind: T, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((32 * n, step)).astype(np.float32) * np.float32(10.0) ** rng.integers(-6, 4)
     x[0] = 1e-7  # a subnormal float16
-    out = Guarded(-(-n // 2) if half else n)
-    given_x = Guarded(x)
-    kernel(REMEMBER, given_x.at, 0, 0, 0, 0, 0, n, int(half), 0.0, out.at, 0, 0, 0, 0, step)
+    if seed % 3 == 0:
+        x[:32] = 0
+    elif seed % 3 == 1:  # halves, and largest numbers of both signs
+        x[:32] = rng.integers(-8, 9, (32, step)) / 2
+        x[5:7] = [[127], [-127]]
+    expected = gguf.quants.quantize(np.ascontiguousarray(x[:, 0]), kind).view(np.uint8)
+    out, given_x = Guarded(-(-len(expected) // 4)), Guarded(x)
+    kernel(REMEMBER, given_x.at, 0, 0, 0, 0, 0, int(kind), 32 * n, 0.0, out.at, 0, 0, 0, 0, step)
     out.check()
-    dtype = np.float16 if half else np.float32
-    np.testing.assert_array_equal(out.data.view(dtype)[:n], x[:, 0].astype(dtype))
+    np.testing.assert_array_equal(out.data.view(np.uint8)[: len(expected)], expected)

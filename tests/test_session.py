@@ -146,7 +146,7 @@ def test_a_seq_len_above_the_native_context_warns_and_works(model: tl.Model) -> 
 
 
 def test_bad_kv_dtype_and_seed_are_refused(model: tl.Model) -> None:
-    for options in ({"kv_dtype": "q8_0"}, {"kv_dtype": None}, {"seed": -1}, {"seed": 1.5}, {"seed": "x"}):
+    for options in ({"kv_dtype": "q8_1"}, {"kv_dtype": None}, {"seed": -1}, {"seed": 1.5}, {"seed": "x"}):
         with pytest.raises(tl.ParameterError):
             model.create_session(seq_len=8, **options)
 

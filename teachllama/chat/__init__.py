@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from teachllama.chat.formats import FORMATS
+from teachllama.chat.reuse import Reuse, explain
 from teachllama.chat.sandbox import DEFAULT, Limits, render
 from teachllama.errors import ChatError, ContextFullError, TeachLlamaError, TemplateError
 from teachllama.files import replacing
@@ -25,7 +26,7 @@ from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.session import Session
 from teachllama.whole_numbers import whole
 
-__all__ = ["FORMATS", "Chat", "Limits"]
+__all__ = ["FORMATS", "Chat", "Limits", "Reuse"]
 
 Message = dict[str, str]  # {"role": "user", "content": "Hello"}
 
@@ -206,6 +207,10 @@ class Chat:
         held = self.session.tokens
         shared = next((i for i, (a, b) in enumerate(zip(held, ids)) if a != b), min(len(held), len(ids)))
         shared = min(shared, len(ids) - 1)
+        pool = getattr(self.session, "pool", None)  # other sessions may have had the same beginning
+        if pool is not None and pool.prefixes.match(ids) > shared:
+            self.session.rewind(0)
+            return ids[pool.prefixes.attach(self.session, ids) :]
         try:
             self.session.rewind(shared)
         except TeachLlamaError:
@@ -224,6 +229,27 @@ class Chat:
         ids = self.encode()
         if ids != self.session.tokens and len(ids) <= self.session.seq_len:
             self.session.eval(self._rewind_to(ids))
+        if (pool := getattr(self.session, "pool", None)) is not None:
+            pool.prefixes.donate(self.session)
+
+    def explain_reuse(self, messages: Iterable[Mapping[str, str]], *, template: str | None = None) -> Reuse:
+        """What of a conversation the session holds already; which token is the first to differ, where, and why.
+
+        Args:
+            messages: as for `replay`; nothing is evaluated.
+            template: write them by this template, as for `Chat`, in place of the chat's own.
+
+        Returns:
+            what it found; print it to read it.
+
+        Raises:
+            ChatError, TemplateError, TokenError: as `encode`.
+        """
+        new = checked(messages)
+        writer = self if template is None else Chat(self.session, template=template, limits=self.limits)
+        with self.session.lock:
+            same = writer.template == self.template
+            return explain(self.session, writer.encode(new), self._messages, new, same)
 
     # ---- beginning again, keeping, trimming ----
 

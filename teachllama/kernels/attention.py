@@ -1,9 +1,11 @@
 """Attention over a long cache, for one token and for a tile of tokens.
 
-The cache holds one layer's keys and values of one head as (positions, head_dim), float32 or float16. For one token the
-positions are taken in chunks that threads share out: each chunk gives its largest score, the sum of its exponentials
-and its weighted values, and the chunks are put together afterwards (https://arxiv.org/abs/1805.02867, and "flash
-decoding"). Chunks are the same whatever the number of threads, so the result is too.
+The cache holds a layer's keys, and its values, in pages of BLOCK positions, of which a table has the addresses: the
+number of the GGML type they are stored in, the bytes from one head of a page to the next, then page after page. For
+one token the positions are taken in chunks that threads share out: each chunk gives its largest score, the sum of its
+exponentials and its weighted values, and the chunks are put together afterwards (https://arxiv.org/abs/1805.02867, and
+"flash decoding"). Chunks and pages begin at the same positions whatever the number of threads and wherever the pages
+lie, so the result is the same too.
 
 Knows nothing of layers or threads.
 """
@@ -13,50 +15,132 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType as T
 
+from teachllama.kernels.blocks import AHEAD, row_nbytes, unpack
 from teachllama.kernels.elementwise import scale
-from teachllama.kernels.fields import BLOCK, CHUNK
+from teachllama.kernels.fields import BLOCK, CHUNK, KV_HEADER
 from teachllama.kernels.matmul import multiply_tile
 from teachllama.kernels.simd import (
     MASKED,
     exp,
     f32_at,
     fma,
+    fma_numbers,
     fma_scalar,
     hmax,
     hsum,
+    i64_at,
     jit,
     lanes,
     largest,
     load,
+    load_bf16,
     load_f16,
     load_like,
     mask_lanes,
+    prefetch,
     put_f16,
     put_f32,
+    put_i8,
+    put_i16,
     splat,
     splat_like,
     store,
+    u32_at,
     zeros16,
     zeros32,
 )  # fmt: skip
 
+F32, F16, BF16, Q8_0 = int(T.F32), int(T.F16), int(T.BF16), int(T.Q8_0)
+
 
 @jit
-def store_kv(x: int, step: int, n: int, to: int, f16: bool) -> None:
-    """Writes one head's n numbers of one position into the cache; they lie `step` bytes apart."""
-    for i in range(n):
-        if f16:
-            put_f16(to + 2 * i, f32_at(x + i * step))
-        else:
+def kv_address(table: int, head: int, length: int, position: int) -> int:
+    """Where one head's `length` numbers of a position lie."""
+    page = i64_at(table + 8 * (KV_HEADER + position // BLOCK)) + head * i64_at(table + 8)
+    return page + position % BLOCK * row_nbytes(i64_at(table), length)
+
+
+@jit
+def read_kv(table: int, head: int, length: int, position: int, n: int, wide: int) -> int:
+    """The address of n positions' numbers in float32: in the cache, or unpacked to `wide`. They are of one page."""
+    kind, at = i64_at(table), kv_address(table, head, length, position)
+    if kind == F32:
+        return at
+    if kind == F16:
+        for i in range(0, n * length, 16):
+            store(wide + 4 * i, load_f16(at + 2 * i))
+    elif kind == BF16:
+        for i in range(0, n * length, 16):
+            store(wide + 4 * i, load_bf16(at + 2 * i))
+    else:
+        unpack(kind, at, n * length, np.int64(0), wide)
+    return wide
+
+
+@jit
+def announce_kv(table: int, head: int, length: int, position: int) -> None:
+    """Begins to load a page's first numbers: the processor cannot guess where the next page lies."""
+    at = kv_address(table, head, length, position)
+    for i in range(0, AHEAD, 64):
+        prefetch(at + i)
+
+
+@jit
+def store_kv(x: int, step: int, n: int, to: int, kind: int) -> None:
+    """Writes one head's n numbers of one position into the cache, rounded as GGML does; they lie `step` bytes apart."""
+    if kind == F32:
+        for i in range(n):
             put_f32(to + 4 * i, f32_at(x + i * step))
+    elif kind == F16:
+        for i in range(n):
+            put_f16(to + 2 * i, f32_at(x + i * step))
+    elif kind == BF16:
+        for i in range(n):
+            bits = u32_at(x + i * step)
+            if bits & 0x7FFFFFFF > 0x7F800000:  # not a number: stays one
+                bits = bits & 0xFFFF0000 | 0x400000
+            put_i16(to + 2 * i, bits + 0x7FFF + (bits >> 16 & 1) >> 16)
+    else:
+        for i in range(0, n, 32):
+            if kind == Q8_0:
+                store_q8_0(x + i * step, step, to + i // 32 * 34)
+            else:
+                store_q4_0(x + i * step, step, to + i // 32 * 18)
 
 
 @jit
-def f16_to_f32(x: int, n: int, out: int) -> None:
-    """n float16 as float32, n a multiple of 16."""
-    for i in range(0, n, 16):
-        store(out + 4 * i, load_f16(x + 2 * i))
+def store_q8_0(x: int, step: int, to: int) -> None:
+    """32 numbers as a block of Q8_0: d, then each over d, halves away from 0."""
+    top = np.float32(0)
+    for i in range(32):
+        top = max(top, abs(f32_at(x + i * step)))
+    d = top / np.float32(127)
+    inverse = np.float32(1) / d if d > 0 else np.float32(0)
+    put_f16(to, d)
+    for i in range(32):
+        v = f32_at(x + i * step) * inverse
+        q = int(abs(v))
+        q += abs(v) - np.float32(q) >= np.float32(0.5)
+        put_i8(to + 2 + i, q if v > 0 else -q)
+
+
+@jit
+def store_q4_0(x: int, step: int, to: int) -> None:
+    """32 numbers as a block of Q4_0: the largest becomes -8 d."""
+    top = np.float32(0)
+    for i in range(32):
+        v = f32_at(x + i * step)
+        if abs(v) > abs(top):
+            top = v
+    d = top / np.float32(-8)
+    inverse = np.float32(1) / d if d != 0 else np.float32(0)
+    put_f16(to, d)
+    for i in range(16):
+        low = min(15, int(fma_numbers(f32_at(x + i * step), inverse, np.float32(8.5))))
+        high = min(15, int(fma_numbers(f32_at(x + (i + 16) * step), inverse, np.float32(8.5))))
+        put_i8(to + 2 + i, low | high << 4)
 
 
 @jit
@@ -114,26 +198,26 @@ def _capped(scores: int, n: int, softcap: float) -> None:
 
 @jit
 def attend_chunk(
-    q: int, heads: int, head_dim: int, keys: int, values: int, value_dim: int, value_stride: int, n: int, f16: bool,
-    factor: float, softcap: float, out: int, out_step: int, scratch: int,
+    q: int, heads: int, head_dim: int, keys: int, values: int, kv_head: int, value_dim: int, value_stride: int,
+    begin: int, end: int, factor: float, softcap: float, out: int, out_step: int, scratch: int,
 ) -> None:  # fmt: skip
-    """One token's query heads against n <= CHUNK positions of their common keys and values.
+    """One token's query heads against positions begin to end, at most CHUNK, of their common keys and values.
 
     Args:
-        q: (heads, head_dim); keys: (n, head_dim); values: n times value_dim numbers, value_stride numbers apart.
+        q: (heads, head_dim); keys, values: tables of the layer; a value is the first value_dim of value_stride numbers.
         softcap: of the scores; 0: none.
         out: for each head, out_step bytes apart: largest score, sum of exponentials, then 14 unused, then the values.
         scratch: heads * CHUNK + BLOCK * max(head_dim, value_stride) float32.
     """
-    wide = scratch + 4 * heads * CHUNK
-    for first in range(0, n, BLOCK):
-        count = min(BLOCK, n - first)
-        k = keys + 4 * first * head_dim
-        if f16:
-            k = wide
-            f16_to_f32(keys + 2 * first * head_dim, count * head_dim, k)
+    wide, n, at = scratch + 4 * heads * CHUNK, end - begin, begin
+    while at < end:
+        count = min(end - at, BLOCK - at % BLOCK)
+        if at + count < end:
+            announce_kv(keys, kv_head, head_dim, at + count)
+        k = read_kv(keys, kv_head, head_dim, at, count, wide)
         for h in range(heads):
-            _scores(q + 4 * h * head_dim, k, head_dim, count, factor, scratch + 4 * (h * CHUNK + first))
+            _scores(q + 4 * h * head_dim, k, head_dim, count, factor, scratch + 4 * (h * CHUNK + at - begin))
+        at += count
     padded = (n + 15) // 16 * 16
     for h in range(heads):
         s, to = scratch + 4 * h * CHUNK, out + h * out_step
@@ -153,14 +237,15 @@ def attend_chunk(
         put_f32(to + 4, hsum(sums))
         for i in range(0, 4 * value_dim, 64):
             store(to + 64 + i, zeros16())
-    for first in range(0, n, BLOCK):
-        count = min(BLOCK, n - first)
-        v = values + 4 * first * value_stride
-        if f16:
-            v = wide
-            f16_to_f32(values + 2 * first * value_stride, count * value_stride, v)
+    at = begin
+    while at < end:
+        count = min(end - at, BLOCK - at % BLOCK)
+        if at + count < end:
+            announce_kv(values, kv_head, value_stride, at + count)
+        v = read_kv(values, kv_head, value_stride, at, count, wide)
         for h in range(heads):
-            _mix(scratch + 4 * (h * CHUNK + first), v, value_stride, value_dim, count, out + h * out_step + 64)
+            _mix(scratch + 4 * (h * CHUNK + at - begin), v, value_stride, value_dim, count, out + h * out_step + 64)
+        at += count
 
 
 @jit
@@ -221,43 +306,41 @@ def _divide_lanes(x: int, rows: int, by: Any) -> None:
 
 @jit
 def attend_tile(
-    q: int, head_dim: int, keys: int, values: int, value_dim: int, value_stride: int, n: int, causal_from: int,
-    window: int, f16: bool, factor: float, softcap: float, sink: float, out: int, width: int, scratch: int,
+    q: int, head_dim: int, keys: int, values: int, kv_head: int, value_dim: int, value_stride: int, begin: int,
+    end: int, own: int, window: int, factor: float, softcap: float, sink: float, out: int, width: int, scratch: int,
 ) -> None:  # fmt: skip
-    """One query head of a tile of tokens against n positions.
+    """One query head of a tile of tokens against positions begin to end.
 
     Args:
-        q: (head_dim, width); keys: (n, head_dim); values: n times value_dim numbers, value_stride numbers apart.
-        causal_from: the last position, counted from the first of the n, that the tile's first token sees: its own.
+        q: (head_dim, width); keys, values: as for one token.
+        own: the last position that the tile's first token sees: its own.
         window: how many positions back a token sees, itself included; 0: all.
         softcap, sink: as for one token.
         out: (value_dim, width).
-        scratch: n * width + BLOCK * max(head_dim, value_stride) float32.
+        scratch: (end - begin) * width + BLOCK * max(head_dim, value_stride) float32.
     """
-    step, wide = 4 * width, scratch + 4 * n * width
-    for first in range(0, n, BLOCK):
-        count = min(BLOCK, n - first)
-        k = keys + 4 * first * head_dim
-        if f16:
-            k = wide
-            f16_to_f32(keys + 2 * first * head_dim, count * head_dim, k)
-        multiply_tile(k, 4 * head_dim, 4, count, q, head_dim, scratch + first * step, False, width)
+    step, n, at = 4 * width, end - begin, begin
+    wide = scratch + n * step
+    while at < end:
+        count = min(end - at, BLOCK - at % BLOCK)
+        k = read_kv(keys, kv_head, head_dim, at, count, wide)
+        multiply_tile(k, 4 * head_dim, 4, count, q, head_dim, scratch + (at - begin) * step, False, width)
+        at += count
     if softcap:  # the scale first: what is capped is the scaled score
         scale(scratch, n * width, factor)
         _capped(scratch, n * width, softcap)
         factor = 1.0
     if width == 32:
-        sums = _softmax_lanes(scratch, n, causal_from, window, factor, sink, zeros32())
+        sums = _softmax_lanes(scratch, n, own - begin, window, factor, sink, zeros32())
     else:
-        sums16 = _softmax_lanes(scratch, n, causal_from, window, factor, sink, zeros16())
-    for first in range(0, n, BLOCK):
-        count = min(BLOCK, n - first)
-        v = values + 4 * first * value_stride
-        if f16:
-            v = wide
-            f16_to_f32(values + 2 * first * value_stride, count * value_stride, v)
-        weights = scratch + first * step
-        multiply_tile(v, 4, 4 * value_stride, value_dim, weights, count, out, first > 0, width)
+        sums16 = _softmax_lanes(scratch, n, own - begin, window, factor, sink, zeros16())
+    at = begin
+    while at < end:
+        count = min(end - at, BLOCK - at % BLOCK)
+        v = read_kv(values, kv_head, value_stride, at, count, wide)
+        weights = scratch + (at - begin) * step
+        multiply_tile(v, 4, 4 * value_stride, value_dim, weights, count, out, at > begin, width)
+        at += count
     if width == 32:
         _divide_lanes(out, value_dim, sums)
     else:

@@ -40,6 +40,7 @@ def why_not(spec: ModelSpec) -> str | None:
         sizes.append(("feed_forward_length", ffn.hidden_dim, 32))
         sizes.append(("expert_shared_feed_forward_length", ffn.shared_hidden_dim, 32))
         sizes.append(("attention.key_length", a.head_dim, 16))
+        sizes.append(("attention.kv_lora_rank", a.value_dim if a.latent else 0, 32))
         sizes.append(("attention.value_length", a.value_dim, 16))
         sizes.append(("attention.head_count times value_length", a.n_heads * a.value_dim, 32))
     for name, size, unit in sizes:
@@ -94,7 +95,7 @@ class CompiledForward:
         few: list[tuple[Run, int, int]] = []  # runs, and which of their rows
         n_few = 0
         for run in batch.runs:
-            if batch.positions[run.begin] < 0 or batch.positions[run.end - 1] >= run.cache.seq_len:
+            if batch.positions[run.begin] < 0 or batch.positions[run.end - 1] >= run.cache.ready_to:
                 raise ValueError("positions out of range")  # caller bug
             for begin in range(run.begin, run.end, MAX_BATCH):
                 end = min(begin + MAX_BATCH, run.end)
@@ -150,7 +151,7 @@ class CompiledForward:
                 keys_at, values_at = keys.ctypes.data, values.ctypes.data
             self._job[()] = (
                 program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, rows_at, keys_at,
-                values_at, run.cache.seq_len, run.cache.kv_dtype == "f16", angles_at, wanted.ctypes.data, len(wanted),
+                values_at, run.cache.seq_len, angles_at, wanted.ctypes.data, len(wanted),
                 logits.ctypes.data, *buffers,
             )  # fmt: skip
             crew.run(self._job, n_threads)
@@ -171,7 +172,7 @@ class CompiledForward:
             cache = run.cache
             keys, values = cache.addresses()
             first = int(batch.positions[begin])
-            session = keys.ctypes.data, values.ctypes.data, cache.seq_len, cache.kv_dtype == "f16"
+            session = keys.ctypes.data, values.ctypes.data, cache.seq_len
             for position in range(first, first + end - begin):
                 for i, angles in enumerate(programs.angles):
                     self._angles[t, i] = angles.address(position, cache.seq_len)

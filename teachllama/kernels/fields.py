@@ -14,7 +14,8 @@ FEW = 16  # tokens, of all sessions together, that are evaluated as vectors and 
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
 CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends
-BLOCK = 64  # positions whose float16 keys are made float32 at a time
+BLOCK = 64  # positions of a page of the cache, which are made float32 at a time
+KV_HEADER = 2  # numbers in a layer's table of pages before the first page's address
 
 
 class Op(IntEnum):
@@ -77,8 +78,8 @@ JOB = np.dtype(
     [
         *((name, np.int64) for name in ("program", "n_instructions", "n_tokens", "start", "tokens")),
         ("rows", np.int64),  # address of a ROW for each token, where there are few; 0: tiles
-        *((name, np.int64) for name in ("keys", "values")),  # addresses of tables: an address for each layer
-        *((name, np.int64) for name in ("seq_len", "kv_f16", "angles")),  # angles: a table of tables' addresses
+        *((name, np.int64) for name in ("keys", "values")),  # addresses of the layers' tables, one after another
+        *((name, np.int64) for name in ("seq_len", "angles")),  # angles: a table of tables' addresses
         *((name, np.int64) for name in ("wanted", "n_wanted", "logits")),
         *((name, np.int64) for name in ("shared", "parts", "private", "private_nbytes", "scratch")),
     ],
@@ -87,7 +88,7 @@ JOB = np.dtype(
 # One token of a call with few.
 ROW = np.dtype(
     [
-        *((name, np.int64) for name in ("keys", "values", "seq_len", "kv_f16")),  # as in a job, of the token's session
+        *((name, np.int64) for name in ("keys", "values", "seq_len")),  # as in a job, of the token's session
         *((name, np.int64) for name in ("position", "first")),  # first: the session's first new position in this call
         *((name, np.int64) for name in ("angles", "parts")),  # a table of addresses; where chunks of attention go
     ],

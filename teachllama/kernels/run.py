@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from teachllama.kernels import experts
-from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, store_kv
+from teachllama.kernels.attention import attend_chunk, attend_tile, join_chunks, kv_address, store_kv
 from teachllama.kernels.blocks import matvec, multiply_few, row_nbytes, unpack
 from teachllama.kernels.elementwise import (
     add,
@@ -27,11 +27,13 @@ from teachllama.kernels.elementwise import (
 )  # fmt: skip
 from teachllama.kernels.fields import (
     ARRIVED,
+    BLOCK,
     CHUNK,
     GENERATION,
     INSTRUCTION,
     JOB,
     JOB_AT,
+    KV_HEADER,
     MAX_THREADS,
     PANEL,
     PHASE,
@@ -105,10 +107,16 @@ def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: 
 
 
 @jit
-def kv_address(table: int, source: Any, layer: int, head: int, kv_heads: int, length: int, position: int) -> int:
-    """Where the cache has one head's numbers of a position: layers may differ, heads of a layer follow each other."""
-    size = 2 if source.kv_f16 else 4
-    return i64_at(table + 8 * layer) + size * length * (head * source.seq_len + position)
+def pages_of(tables: int, layer: int, seq_len: int) -> int:
+    """A layer's table: see `attention.py`."""
+    return tables + 8 * layer * (KV_HEADER + (seq_len + BLOCK - 1) // BLOCK)
+
+
+@jit
+def visible(position: int, window: int) -> tuple[int, int]:
+    """The first position that one sees, and where its first chunk would begin: at a page's first position."""
+    first = max(0, position + 1 - window) if window else 0
+    return first, first // BLOCK * BLOCK
 
 
 @jit
@@ -122,23 +130,23 @@ def attend_rows(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: 
     before = 0  # tasks of the tokens before this one
     for t in range(job.n_tokens):
         row = row_at(job.rows + t * ROW_SIZE)
-        f16, position, first = row.kv_f16 != 0, row.position, max(0, row.position + 1 - i.window) if i.window else 0
-        size = 2 if f16 else 4
-        chunks = (position + 1 - first + CHUNK - 1) // CHUNK
+        keys, values = pages_of(row.keys, i.layer, row.seq_len), pages_of(row.values, i.layer, row.seq_len)
+        position = row.position
+        first, origin = visible(position, i.window)
+        chunks = (position + 1 - origin + CHUNK - 1) // CHUNK
         for task in range((thread - before) % n_threads, i.kv_heads * chunks, n_threads):
             g, c = task // chunks, task % chunks
-            at = first + c * CHUNK
-            count = min(CHUNK, position + 1 - at)
-            keys = kv_address(row.keys, row, i.layer, g, i.kv_heads, i.head_dim, at)
-            values = kv_address(row.values, row, i.layer, g, i.kv_heads, stride, at)
-            for p in range(max(at, row.first), at + count):
+            begin, end = max(first, origin + c * CHUNK), min(position + 1, origin + (c + 1) * CHUNK)
+            for p in range(max(begin, row.first), end):
                 source = (t + p - position) * i.kv_heads + g  # the new token at position p
-                store_kv(k + 4 * source * i.head_dim, 4, i.head_dim, keys + size * i.head_dim * (p - at), f16)
+                to = kv_address(keys, g, i.head_dim, p)
+                store_kv(k + 4 * source * i.head_dim, 4, i.head_dim, to, i64_at(keys))
                 if not i.latent:
-                    store_kv(v + 4 * source * stride, 4, stride, values + size * stride * (p - at), f16)
+                    to = kv_address(values, g, stride, p)
+                    store_kv(v + 4 * source * stride, 4, stride, to, i64_at(values))
             attend_chunk(
-                q + 4 * (t * i.heads + g * group) * i.head_dim, group, i.head_dim, keys, values, i.value_dim, stride,
-                count, f16, i.scale, i.softcap, row.parts + (g * group * chunks + c) * part_nbytes,
+                q + 4 * (t * i.heads + g * group) * i.head_dim, group, i.head_dim, keys, values, g, i.value_dim,
+                stride, begin, end, i.scale, i.softcap, row.parts + (g * group * chunks + c) * part_nbytes,
                 chunks * part_nbytes, scratch,
             )  # fmt: skip
         before += i.kv_heads * chunks
@@ -150,8 +158,8 @@ def join_rows(i: Any, job: Any, out: int) -> None:
     part_nbytes = 4 * (i.value_dim + 16)
     for t in range(job.n_tokens):
         row = row_at(job.rows + t * ROW_SIZE)
-        first = max(0, row.position + 1 - i.window) if i.window else 0
-        chunks = (row.position + 1 - first + CHUNK - 1) // CHUNK
+        _, origin = visible(row.position, i.window)
+        chunks = (row.position + 1 - origin + CHUNK - 1) // CHUNK
         for h in range(i.heads):
             sink = f32_at(i.w + 4 * h) if i.w else NONE
             parts = row.parts + h * chunks * part_nbytes
@@ -295,33 +303,30 @@ def embed_tiles(i: Any, job: Any, out: int, scratch: int, thread: int, n_threads
 @jit
 def store_tiles(i: Any, job: Any, x: int, thread: int, n_threads: int) -> None:
     """Keys, or values (`latent` says which here), into the cache."""
-    n, table = job.n_tokens, job.values if i.latent else job.keys
-    tiles, f16 = (n + WIDTH - 1) // WIDTH, job.kv_f16 != 0
-    size = 2 if f16 else 4
+    n, table = job.n_tokens, pages_of(job.values if i.latent else job.keys, i.layer, job.seq_len)
+    tiles = (n + WIDTH - 1) // WIDTH
     for task in range(thread, tiles * i.heads, n_threads):
         t, g = task // i.heads, task % i.heads
         width = width_of(t, n)
         at = x + 4 * (WIDTH * t * i.heads + g * width) * i.head_dim
-        to = kv_address(table, job, i.layer, g, i.heads, i.head_dim, job.start + WIDTH * t)
         for lane in range(min(width, n - WIDTH * t)):
-            store_kv(at + 4 * lane, 4 * width, i.head_dim, to + size * i.head_dim * lane, f16)
+            to = kv_address(table, g, i.head_dim, job.start + WIDTH * t + lane)
+            store_kv(at + 4 * lane, 4 * width, i.head_dim, to, i64_at(table))
 
 
 @jit
 def attend_tiles(i: Any, job: Any, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
     """Attention, split by tiles and query heads."""
     n, group, stride = job.n_tokens, i.heads // i.kv_heads, i.head_dim if i.latent else i.value_dim
+    keys, values = pages_of(job.keys, i.layer, job.seq_len), pages_of(job.values, i.layer, job.seq_len)
     for task in range(thread, (n + WIDTH - 1) // WIDTH * i.heads, n_threads):
         t, h = task // i.heads, task % i.heads
         width = width_of(t, n)
         own = job.start + WIDTH * t  # the position of the tile's first token
-        first = max(0, own + 1 - i.window) if i.window else 0
-        end = min(job.start + n, own + width)
+        first, _ = visible(own, i.window)
         attend_tile(
-            x + 4 * (WIDTH * t * i.heads + h * width) * i.head_dim, i.head_dim,
-            kv_address(job.keys, job, i.layer, h // group, i.kv_heads, i.head_dim, first),
-            kv_address(job.values, job, i.layer, h // group, i.kv_heads, stride, first),
-            i.value_dim, stride, end - first, own - first, i.window, job.kv_f16 != 0, i.scale, i.softcap,
+            x + 4 * (WIDTH * t * i.heads + h * width) * i.head_dim, i.head_dim, keys, values, h // group,
+            i.value_dim, stride, first, min(job.start + n, own + width), own, i.window, i.scale, i.softcap,
             f32_at(i.w + 4 * h) if i.w else NONE, out + 4 * (WIDTH * t * i.heads + h * width) * i.value_dim, width,
             scratch,
         )  # fmt: skip

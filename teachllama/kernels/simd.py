@@ -142,6 +142,8 @@ u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
 i64_at = _function(_I, (_A,), lambda b, a: _load(b, a[0], _I64))
 put_f32 = _function(types.void, (_A, _F), _store)
 put_i64 = _function(types.void, (_A, _I), _store)
+put_i8 = _function(types.void, (_A, _I), lambda b, a: _store(b, (a[0], b.trunc(a[1], _I8))))
+put_i16 = _function(types.void, (_A, _I), lambda b, a: _store(b, (a[0], b.trunc(a[1], _I16))))
 put_f16 = _function(types.void, (_A, _F), lambda b, a: _store(b, (a[0], b.fptrunc(a[1], _F16))))
 
 f32_of_bits = _function(_F, (_I,), lambda b, a: b.bitcast(b.trunc(a[0], _I32), _F32))

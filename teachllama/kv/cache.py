@@ -2,23 +2,23 @@
 
 One anonymous mapping, reserved whole when created, resident as positions are written, given back on `close`. Layers
 with a sliding window give the pages of positions that have left their window back as the session moves on.
-Knows nothing of tokens.
+Numbers are stored as `kv/stored.py` says. Knows nothing of tokens.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama.errors import ClosedError, ParameterError, TeachLlamaError, UnsupportedModelError
-from teachllama.kv.formula import kv_cache_bytes
+from teachllama.errors import ClosedError, TeachLlamaError, UnsupportedModelError
+from teachllama.kv.formula import KVDtype, kv_cache_bytes
 from teachllama.kv.pages import Pages
+from teachllama.kv.stored import ENGINE_DTYPES, PAGE, PLAIN, decode, encode, row_nbytes, types_of
 
 if TYPE_CHECKING:
     from teachllama.config import ModelConfig
 
-DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
 SLACK = 64  # positions that a session can always go back: windows keep as many more than attention needs
 STEP = 32  # positions given back at a time, for fewer system calls
 
@@ -29,70 +29,107 @@ class KVCache:
     Args:
         config: the model's dimensions.
         seq_len: positions to reserve.
-        kv_dtype: "f32" or "f16".
+        kv_dtype: "f32", "f16", "bf16", "q8_0" or "q4_0", or a pair of them: keys', values'. Under latent attention
+            values are part of the keys, and have their type.
         swa_full: keep every position of sliding-window layers too, so that `rewind` can go anywhere.
+
+    Raises:
+        ParameterError: kv_dtype is none of these, or has blocks that the model's heads do not divide into.
     """
 
-    def __init__(self, config: ModelConfig, seq_len: int, kv_dtype: str, swa_full: bool = False):
-        if kv_dtype not in DTYPES:
-            raise ParameterError(f"kv_dtype is {kv_dtype!r}; this engine's caches are {' or '.join(map(repr, DTYPES))}")
-        self.seq_len, self.kv_dtype, self.swa_full = seq_len, kv_dtype, swa_full
+    in_one_piece = True  # so that views of it can be had
+
+    def __init__(self, config: ModelConfig, seq_len: int, kv_dtype: KVDtype, swa_full: bool = False):
+        keys, values = types_of(kv_dtype)
+        self.kv_dtype: KVDtype = keys if keys == values else (keys, values)
+        self.seq_len, self.swa_full = seq_len, swa_full
         self.shapes = config.kv_layout.layers
         self.windows = [None if swa_full else layer.window for layer in self.shapes]
         self._longest_window = max((w for w in self.windows if w is not None), default=0)
+        self.latent_dim = config.latent_value_dim  # values are the first numbers of each key; 0: they have a place
+        self.types = (keys, keys if self.latent_dim else values)
+        lengths = [(s.key_length, s.key_length if self.latent_dim else s.value_length) for s in self.shapes]
+        self.rows = [tuple(row_nbytes(n, t) for n, t in zip(pair, self.types, strict=True)) for pair in lengths]
         # bytes that can stay resident, and bytes of address space: they differ where windows are narrower than seq_len
-        self.nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=swa_full)
-        self.reserved_nbytes = kv_cache_bytes(config, seq_len, kv_dtype, swa_full=True)
+        self.nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=swa_full)
+        self.reserved_nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=True)
+        self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
+        # For compiled kernels, of keys and of values, a row a layer: GGML's number of the type, bytes from a head to
+        # the next, and the addresses of pages of 64 positions.
+        size = (len(self.shapes), 2 + -(-seq_len // PAGE))
+        self._tables = [np.full(size, ENGINE_DTYPES[t], np.int64) for t in self.types]
+        self.ready_to = seq_len  # positions before this one can be written
+        self.closed = False
+        self._reserve()
+
+    def _reserve(self) -> None:
         self._pages = Pages(self.reserved_nbytes)
         # All layers' keys, then all values; in a layer a head's positions side by side: attention reads them so.
-        keys, at = self._laid_out([layer.key_length for layer in self.shapes], 0)
-        values, _ = self._laid_out([layer.value_length for layer in self.shapes], at)
-        if config.latent_value_dim:  # the first numbers of each key
-            values = [k[..., : config.latent_value_dim] for k in keys]
-        self._layers: list[tuple[np.ndarray, np.ndarray]] | None = list(zip(keys, values, strict=True))
-        self._addresses = tuple(
-            np.array([array.ctypes.data for array in arrays], np.int64) for arrays in (keys, values)
-        )
-        self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
+        self._stored: list[list[np.ndarray]] = []  # of keys and values, for each layer (G, seq_len, bytes a row)
+        at = 0
+        for which in range(1 if self.latent_dim else 2):
+            arrays = []
+            for shape, rows in zip(self.shapes, self.rows, strict=True):
+                arrays.append(self._pages.array(at, (shape.n_kv_heads, self.seq_len, rows[which]), np.uint8))
+                at += arrays[-1].nbytes
+            self._stored.append(arrays)
+        self._stored = (self._stored * 2)[:2]
+        for which, table in enumerate(self._tables):
+            for layer, array in enumerate(self._stored[which]):
+                pages = np.arange(table.shape[1] - 2) * PAGE * self.rows[layer][which]
+                table[layer, 1:] = [self.seq_len * self.rows[layer][which], *(array.ctypes.data + pages)]
 
-    def _laid_out(self, lengths: list[int], at: int) -> tuple[list[np.ndarray], int]:
-        """Arrays (n_kv_heads, seq_len, length), one per layer, from `at` on, and where they end."""
-        dtype, arrays = DTYPES[self.kv_dtype], []
-        for layer, length in zip(self.shapes, lengths, strict=True):
-            arrays.append(self._pages.array(at, (layer.n_kv_heads, self.seq_len, length), dtype))
-            at += arrays[-1].nbytes
-        return arrays, at
+    def prepare(self, start: int, end: int) -> None:
+        """Makes positions start to end ready to be written: here they always are."""
 
-    @property
-    def layers(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each layer keys (n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored."""
-        if self._layers is None:
-            raise ClosedError(
-                "this session was closed and its KV cache given back; create another with create_session()"
-            )
-        return self._layers
-
-    def addresses(self) -> tuple[np.ndarray, ...]:
-        """For compiled kernels: where each layer's keys begin, and its values, (n_layers,) int64."""
-        self.layers  # raises if closed
-        return self._addresses
+    def addresses(self) -> list[np.ndarray]:
+        """For compiled kernels: the table of keys and that of values, (n_layers, 2 + pages) int64."""
+        self.check_open()
+        return self._tables
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim), as they are stored.
+        """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim).
 
-        A view, except where layers differ in their shapes: then there is no such array.
+        Views of f32 and f16, as they are stored; of other types copies, in float32.
 
         Raises:
-            UnsupportedModelError: layers differ; `layers` has each.
+            UnsupportedModelError: layers differ in their shapes, so that there is no such array.
         """
-        layers = self.layers
-        if len({(k.shape, v.shape) for k, v in layers}) > 1:
+        self.check_open()
+        if len({(s.n_kv_heads, s.key_length, s.value_length) for s in self.shapes}) > 1:
             raise UnsupportedModelError("this model's layers cache different shapes; look at them one by one")
-        (k, v), n = layers[0], len(layers)
-        keys = self._pages.array(0, (n, *k.shape), k.dtype)
-        if np.may_share_memory(k, v):  # latent attention
-            return keys, keys[..., : v.shape[-1]]
-        return keys, self._pages.array(keys.nbytes, (n, *v.shape), v.dtype)
+        parts = [self._array(which, kind) for which, kind in enumerate(self.types[: 1 if self.latent_dim else 2])]
+        return parts[0], parts[-1][..., : self.latent_dim or None]
+
+    def _array(self, which: int, kind: str) -> np.ndarray:
+        if kind in PLAIN and self.in_one_piece:
+            at, shape = which * sum(a.nbytes for a in self._stored[0]), self._stored[which][0].shape
+            return self._pages.array(at, (len(self.shapes), *shape), np.uint8).view(PLAIN[kind])
+        return np.stack([decode(self.read(i, which, 0, self.seq_len), kind) for i in range(len(self.shapes))])
+
+    def read(self, layer: int, which: int, begin: int, end: int) -> np.ndarray:
+        """Positions begin to end of a layer's keys (which: 0) or values (1), as stored: uint8 (G, n, bytes a row)."""
+        return self._stored[which][layer][:, begin:end]
+
+    def write(self, layer: int, which: int, begin: int, rows: np.ndarray) -> None:
+        """The reverse of `read`."""
+        self._stored[which][layer][:, begin : begin + rows.shape[1]] = rows
+
+    def raw(self, layer: int, end: int, begin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of what a layer stores of positions begin to end, keys and values: uint8 (G, n, bytes a row).
+
+        Under latent attention, whose values are part of the keys, the second is empty.
+        """
+        self.check_open()
+        keys, values = (np.array(self.read(layer, which, begin, end)) for which in (0, 1))
+        return keys, values[..., :0] if self.latent_dim else values
+
+    def write_raw(self, layer: int, keys: np.ndarray, values: np.ndarray, begin: int = 0) -> None:
+        """The reverse of `raw`. The caller makes positions ready first: see `prepare`."""
+        self.check_open()
+        for which, rows in enumerate((keys, values)):
+            if rows.shape[-1]:
+                self.write(layer, which, begin, rows)
 
     def extend(self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
         """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns what the layer attends to.
@@ -103,19 +140,14 @@ class KVCache:
         Returns:
             keys (G, T, d) and values (G, T, dv) in float32, and how many of the T lie before `start`.
         """
-        keys, values = self.layers[layer]
-        end = start + len(k)
-        keys[:, start:end] = k.transpose(1, 0, 2)
-        if v is not None:
-            values[:, start:end] = v.transpose(1, 0, 2)
-        window = self.windows[layer]
+        self.check_open()
+        end, window = start + len(k), self.windows[layer]
+        for which, new in enumerate((k, v)):
+            if new is not None:
+                self.write(layer, which, start, encode(new.transpose(1, 0, 2), self.types[which]))
         first = 0 if window is None else max(0, start - window + 1)
-        visible = slice(first, end)
-        return (
-            keys[:, visible].astype(np.float32, copy=False),
-            values[:, visible].astype(np.float32, copy=False),
-            start - first,
-        )
+        keys, values = (decode(self.read(layer, which, first, end), self.types[which]) for which in (0, 1))
+        return keys, values[..., : self.latent_dim or None], start - first
 
     def forget_before(self, n_past: int) -> None:
         """Gives back pages that sliding-window layers need neither from position `n_past - SLACK` on nor later."""
@@ -124,9 +156,13 @@ class KVCache:
         if not window or keep - self.kept_from < STEP:
             return
         self.kept_from = keep  # first: an interrupt on the way loses what is promised no longer
-        base = int(self._addresses[0][0])
-        for layer, w in zip(self.layers, self.windows, strict=True):
-            for array in layer if w is not None else ():
+        self._give_back_before(keep)
+
+    def _give_back_before(self, keep: int) -> None:
+        base = int(self._tables[0][0, 2])
+        for layer, window in enumerate(self.windows):
+            for stored in self._stored if window is not None else ():
+                array = stored[layer]
                 by_head, by_position = array.strides[:2]
                 for head in range(array.shape[0]):
                     self._pages.give_back(array.ctypes.data - base + head * by_head, keep * by_position)
@@ -145,18 +181,23 @@ class KVCache:
                 "others, evaluate again from 0, or create the session with swa_full=True"
             )
 
+    def release_from(self, n_past: int) -> None:
+        """Positions from n_past on are no longer needed: nothing to do where they are reserved."""
+
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""
-        for mine, theirs, window in zip(self.layers, other.layers, self.windows, strict=True):
-            kept = slice(0 if window is None else other.kept_from, n_past)
-            for to, source in zip(mine, theirs, strict=True):
-                to[:, kept] = source[:, kept]
+        for layer, window in enumerate(self.windows):
+            first = 0 if window is None else other.kept_from
+            for which in (0,) if self.latent_dim else (0, 1):
+                self.write(layer, which, first, other.read(layer, which, first, n_past))
         self.kept_from = other.kept_from
 
-    @property
-    def closed(self) -> bool:
-        """True after `close`."""
-        return self._layers is None
+    def check_open(self) -> None:
+        """Raises `ClosedError` after `close`."""
+        if self.closed:
+            raise ClosedError(
+                "this session was closed and its KV cache given back; create another with create_session()"
+            )
 
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
@@ -165,5 +206,5 @@ class KVCache:
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""
-        self._layers = None
+        self.closed, self._stored = True, []
         self._pages.close()

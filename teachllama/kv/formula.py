@@ -16,8 +16,8 @@ from typing import Protocol
 from teachllama.errors import ParameterError
 from teachllama.whole_numbers import whole
 
-# kv_dtype -> (numbers per block, bytes per block): what llama.cpp offers for its cache, of which the engine here runs
-# f32 and f16.
+# kv_dtype -> (numbers per block, bytes per block): what llama.cpp offers for its cache. `stored.py` says which of these
+# the engine here runs.
 KV_DTYPES: dict[str, tuple[int, int]] = {
     "f32": (1, 4),
     "f16": (1, 2),
@@ -30,6 +30,7 @@ KV_DTYPES: dict[str, tuple[int, int]] = {
     "iq4_nl": (32, 18),
 }
 
+KVDtype = str | tuple[str, str]  # one type for keys and values, or (keys', values')
 MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer is called unlimited
 
 
@@ -94,12 +95,12 @@ class KVLayout:
         seq_len = positive("seq_len", seq_len)
         return sum(n * layer.positions(seq_len, swa_full) * sum(layer.rows) for layer, n in self.groups.items())
 
-    def bytes(self, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, swa_full: bool = False) -> int:
+    def bytes(self, seq_len: int, kv_dtype: KVDtype = "f32", n_sessions: int = 1, swa_full: bool = False) -> int:
         """Bytes of KV cache.
 
         Args:
             seq_len: positions each session holds.
-            kv_dtype: a key of `KV_DTYPES`.
+            kv_dtype: a key of `KV_DTYPES`, or a pair of them: keys', values'.
             n_sessions: sessions, each with a cache of its own.
             swa_full: let sliding-window layers hold every position too, as an engine that rewinds may want
                 (llama.cpp's `--swa-full`).
@@ -109,16 +110,17 @@ class KVLayout:
                 `kv_dtype`.
         """
         seq_len, n_sessions = positive("seq_len", seq_len), positive("n_sessions", n_sessions)
-        block, block_nbytes = _block(kv_dtype)
-        total = 0
+        keys, values = (kv_dtype, kv_dtype) if not isinstance(kv_dtype, tuple) or len(kv_dtype) != 2 else kv_dtype
+        parts, total = [(keys, _block(keys)), (values, _block(values)), (keys, _block(keys))], 0
         for layer, n in self.groups.items():
-            for length in (layer.key_length, layer.value_length, layer.index_length):
+            lengths = layer.key_length, layer.value_length, layer.index_length
+            for (dtype, (block, block_nbytes)), length, row in zip(parts, lengths, layer.rows, strict=True):
                 if length % block:
                     raise ParameterError(
-                        f"kv_dtype {kv_dtype!r} stores blocks of {block} numbers, and this model's rows of {length} "
+                        f"kv_dtype {dtype!r} stores blocks of {block} numbers, and this model's rows of {length} "
                         "do not divide into them; use f16 or f32"
                     )
-            total += n * layer.positions(seq_len, swa_full) * (sum(layer.rows) // block) * block_nbytes
+                total += n * layer.positions(seq_len, swa_full) * (row // block) * block_nbytes
         return n_sessions * total
 
 
@@ -132,7 +134,7 @@ class HasKVLayout(Protocol):
 def kv_cache_bytes(
     config_or_layout: HasKVLayout | KVLayout,
     seq_len: int | None = None,
-    kv_dtype: str = "f32",
+    kv_dtype: KVDtype = "f32",
     *,
     swa_full: bool = False,
 ) -> int:
@@ -141,7 +143,7 @@ def kv_cache_bytes(
     Args:
         config_or_layout: a model's `config`, or a `KVLayout`.
         seq_len: positions; by default `config.seq_len`, or a layout's native context.
-        kv_dtype: a key of `KV_DTYPES`: "f32", "f16", "bf16", "q8_0", ...
+        kv_dtype: a key of `KV_DTYPES`: "f32", "f16", "bf16", "q8_0", ..., or a pair of them: keys', values'.
         swa_full: let sliding-window layers hold every position too.
 
     Raises:
