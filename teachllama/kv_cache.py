@@ -45,6 +45,7 @@ class KVCache:
         # All layers' keys, then all values; in a layer a head's positions side by side: attention reads them so.
         keys, at = self._laid_out([layer.key_length for layer in self.shapes], 0)
         values, _ = self._laid_out([layer.value_length for layer in self.shapes], at)
+        self.owns_values = not config.latent_value_dim
         if config.latent_value_dim:  # the first numbers of each key
             values = [k[..., : config.latent_value_dim] for k in keys]
         self._layers: list[tuple[np.ndarray, np.ndarray]] | None = list(zip(keys, values, strict=True))
@@ -150,6 +151,28 @@ class KVCache:
             for to, source in zip(mine, theirs, strict=True):
                 to[:, kept] = source[:, kept]
         self.kept_from = other.kept_from
+
+    # A session file reads and writes positions through the next three, and needs to know nothing else of a cache.
+
+    def held_shapes(self, layer: int, n_past: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+        """Type and shape of each of `held`'s arrays, after `kept_from` was set."""
+        first = 0 if self.windows[layer] is None else self.kept_from
+        both = zip("kv"[: 1 + self.owns_values], self.layers[layer])
+        return {name: (a.dtype, (a.shape[0], n_past - first, *a.shape[2:])) for name, a in both}
+
+    def held(self, layer: int, n_past: int) -> dict[str, np.ndarray]:
+        """What a layer holds of the first `n_past` positions, copied as it is stored: "k", and "v" if it has its own.
+
+        A sliding-window layer's begins at `kept_from`. Shapes are (n_kv_heads, positions, numbers).
+        """
+        first = 0 if self.windows[layer] is None else self.kept_from
+        both = zip("kv"[: 1 + self.owns_values], self.layers[layer])
+        return {name: np.array(a[:, first:n_past], order="C") for name, a in both}
+
+    def put_held(self, layer: int, n_past: int, name: str, array: np.ndarray) -> None:
+        """Writes back one of the arrays that `held` gave, into a cache whose `kept_from` is what it was."""
+        first = 0 if self.windows[layer] is None else self.kept_from
+        self.layers[layer]["kv".index(name)][:, first:n_past] = array
 
     @property
     def closed(self) -> bool:

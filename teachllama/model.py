@@ -13,6 +13,7 @@ from teachllama import hub
 from teachllama.batch import Batch
 from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
+from teachllama.fingerprint import Fingerprint, fingerprint, metadata_digests, tensor_digests
 from teachllama.forward import forward
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.loading import NATIVE, load_weights, spec_of
@@ -70,6 +71,9 @@ class Model:
 
             self._compiled = CompiledForward(self.spec, self.weights)
         self.nbytes: int = self.weights.store.nbytes
+        self._file, self._digests = file, metadata_digests(file.metadata)
+        self._tensor_digests: dict[str, str] | None = None
+        self._fingerprint: Fingerprint | None = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     @property
@@ -122,6 +126,48 @@ class Model:
         session = Session(self, self.config.seq_len if seq_len is None else seq_len, kv_dtype, seed, swa_full)
         self._sessions.add(session)
         return session
+
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rebuild: bool = False,
+        kv_dtype: str | None = None,
+        seq_len: int | None = None,
+        swa_full: bool | None = None,
+    ) -> Session:
+        """A session that `session.save` wrote, as it was: the same positions, logits, and random numbers to come.
+
+        Everything in the file is checked first, against itself and against this model. `session.restored` says how many
+        positions came from the file: all of them, or none.
+
+        Args:
+            rebuild: where keys and values can't be used, but the tokens can (another quantization of this model, other
+                RoPE settings, a damaged cache), evaluate the tokens again instead of refusing.
+            kv_dtype, seq_len, swa_full: what the session must have; None takes what the file says.
+
+        Raises:
+            SessionFileError: the file is refused; `reason` says why in a word, the message what to do.
+            TeachLlamaError: what evaluating raises, when rebuilding.
+        """
+        from teachllama import session_file
+
+        return session_file.load(self, path, rebuild=rebuild, kv_dtype=kv_dtype, seq_len=seq_len, swa_full=swa_full)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Digests of weights, configuration and tokenizer: what a session file is held against.
+
+        The first call reads all weights, about a second per gigabyte and processor; later ones return the same.
+        """
+        if self._fingerprint is None:
+            if self._tensor_digests is None:
+                self.weights  # raises if the model is closed
+                self._tensor_digests = tensor_digests(self._file)
+            self._fingerprint = fingerprint(
+                self._file, self.config.name, self.spec, self.tokenizer, self._digests, self._tensor_digests
+            )
+        return self._fingerprint
 
     @property
     def sessions(self) -> list[Session]:
@@ -204,6 +250,7 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
         file.close()
         raise
     if weights == "f32":
+        model._tensor_digests = tensor_digests(file)  # while its bytes are at hand
         file.close()
     else:  # it stays mapped; its metadata is in the tokenizer and the config now, and would be held twice
         file.metadata.clear()

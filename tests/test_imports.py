@@ -13,7 +13,8 @@ ROOMS = (
     ("errors",), ("folders", "threads", "pages", "metadata", "spec"), ("gguf_file",), ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"),
-    ("kernels",), ("hub",), ("generate",), ("model",), ("session",), ("looking", "embeddings", "requantize"),
+    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",),
+    ("looking", "embeddings", "requantize"),
     ("chat", "holders"), ("memory",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
