@@ -17,6 +17,7 @@ from teachllama.errors import (
     FetchError,
     GGUFError,
     ParameterError,
+    SessionFileError,
     TeachLlamaError,
     TemplateError,
     TokenError,
@@ -30,6 +31,7 @@ from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 from teachllama.session import Session
+from teachllama.session_file import SessionInfo, inspect_session
 from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
 
@@ -53,6 +55,8 @@ __all__ = [
     "ParameterError",
     "SamplingParams",
     "Session",
+    "SessionFileError",
+    "SessionInfo",
     "TeachLlamaError",
     "TemplateError",
     "Token",
@@ -61,6 +65,7 @@ __all__ = [
     "alternatives",
     "attention_weights",
     "embed",
+    "inspect_session",
     "kv_cache_bytes",
     "kv_layout_from_metadata",
     "load_model",

@@ -36,6 +36,7 @@ import psutil
 from teachllama.errors import ParameterError, SessionFileError, TeachLlamaError
 from teachllama.fingerprint import SHORT, TEXTS, Fingerprint
 from teachllama.generate import GenerationStats
+from teachllama.kv import MAX_SEQ_LEN
 
 if TYPE_CHECKING:
     from teachllama.model import Model
@@ -402,7 +403,7 @@ class _Header:
         values = self._json("session", dict)
         self.made_by = self._text(values.get("made_by"), "made_by")
         self.model = Fingerprint(**self._strings(values.get("model"), "model"))
-        self.seq_len = self._whole(values.get("seq_len"), "seq_len", 1, 2**53)
+        self.seq_len = self._whole(values.get("seq_len"), "seq_len", 1, MAX_SEQ_LEN)
         self.n_past = self._whole(values.get("n_past"), "n_past", 0, self.seq_len)
         self.kept_from = self._whole(values.get("kept_from"), "kept_from", 0, self.n_past)
         self.can_rewind_to = self._whole(values.get("can_rewind_to"), "can_rewind_to", 0, self.n_past)
@@ -695,7 +696,7 @@ def _created(file: SessionFile, create: Callable[..., Session], **settings: Any)
             warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when it was made
             return create(**settings)
     except ParameterError as e:
-        reason = "memory" if "reserve" in str(e) else "other cache type"
+        reason = "other cache type" if "kv_dtype" in str(e) else "memory"
         raise file.refusal(f"no session can be made for it: {e}", reason) from None
     except TeachLlamaError as e:  # a pool that is full
         raise file.refusal(f"no session can be made for it: {e}", "memory") from None
