@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 FORMAT, VERSION = "teachllama session", 1
 MAX_HEADER_BYTES = 4 * 1024 * 1024  # a conversation of 128,000 tokens is a fifth of that as text
+MAX_SEED = 2**4096
+LARGE_NBYTES = 64_000_000  # a tensor from which on it is worth asking whether there is memory for it
 STALE_S = 3600  # a save that was killed leaves a folder behind; the next save of that name removes it after this long
 NAMES = {"F32": np.float32, "F16": np.float16, "U16": np.uint16, "U8": np.uint8, "I32": np.int32}  # types we write
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1), 112)  # 112: Windows
@@ -102,8 +104,9 @@ def save(session: Session, path: str | os.PathLike[str], messages: list[Message]
     """
     path = os.fsdecode(path)
     _check_target(path)
-    arrays = _arrays_of(session)
-    header = _header_of(session)
+    if session.seed is not None and session.seed >= MAX_SEED:
+        raise SessionFileError(f"{path}: the session's seed is above 2**4096; give it a smaller one", "too large")
+    arrays, header = _arrays_of(session), _header_of(session)
     with ThreadPoolExecutor(2) as pool:  # hashing releases Python's lock
         header["checksums"] = dict(zip(arrays, pool.map(_checksum, arrays.values()), strict=True))
     metadata = {"format": FORMAT, "version": str(VERSION), "session": json.dumps(header)}
@@ -353,7 +356,8 @@ class SessionFile:
         from safetensors import SafetensorError
 
         tensor = self.table[name]
-        self.check_memory(tensor.nbytes, f"tensor {name!r}")
+        if tensor.nbytes > LARGE_NBYTES:
+            self.check_memory(tensor.nbytes, f"tensor {name!r}")
         can_rebuild = name != "tokens"
         try:
             array = self._file.get_tensor(name)
@@ -409,7 +413,7 @@ class _Header:
         self.can_rewind_to = self._whole(values.get("can_rewind_to"), "can_rewind_to", 0, self.n_past)
         self.kv_dtype = self._kv_dtype(values.get("kv_dtype"))
         self.swa_full = self._whole(values.get("swa_full"), "swa_full", 0, 1) == 1
-        self.seed = None if values.get("seed") is None else self._hex(values["seed"], "seed", 2**262144)
+        self.seed = None if values.get("seed") is None else self._hex(values["seed"], "seed", MAX_SEED)
         self.random = self._random(values.get("random"))
         self.stats = self._stats(values.get("stats"))
         self.checksums: dict[str, str] = values.get("checksums", {})
@@ -449,7 +453,7 @@ class _Header:
         return int(value)
 
     def _hex(self, value: Any, name: str, above: int) -> int:
-        if not isinstance(value, str) or not re.fullmatch(r"0x[0-9a-f]{1,65536}", value) or int(value, 16) >= above:
+        if not isinstance(value, str) or not re.fullmatch(r"0x[0-9a-f]{1,1024}", value) or int(value, 16) >= above:
             self._fail(name, value, "a hexadecimal number, 0x...")
         return int(value, 16)
 
@@ -586,6 +590,18 @@ def load(
             session.close()
             raise
     return session
+
+
+def restore(session: Session, path: str | os.PathLike[str]) -> None:
+    """Puts an existing session into the state that a file holds, whole or not at all. Errors: see `Model.load_session`.
+
+    Its seq_len and types stay, so a file with others is refused.
+    """
+    settings = {"kv_dtype": session.kv_dtype, "seq_len": session.seq_len, "swa_full": session._cache.swa_full}
+    with session.lock:
+        session._check_free()
+        with load(session.model, path, **settings) as loaded:  # type: ignore[arg-type]
+            session._exchange(loaded)
 
 
 def _difference(file: SessionFile, model: Model) -> SessionFileError | None:
@@ -729,9 +745,14 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
             say = lambda x: f"{x[0]} {x[1]}" if x else "none"
             file.fail(f"tensor {name!r} is {say(found)}; expected {say(wanted)}", can_rebuild=True)
     file.check_memory(sum(t.nbytes for t in file.table.values()), "this session")
-    for layer in range(len(cache.shapes)):
-        for name in cache.held_shapes(layer, n_past):
-            cache.put_held(layer, n_past, name, file.read(f"layer.{layer}.{name}"))
+
+    def put(place: tuple[int, str]) -> None:
+        layer, name = place
+        cache.put_held(layer, n_past, name, file.read(f"layer.{layer}.{name}"))
+
+    with ThreadPoolExecutor(2) as pool:  # reading, hashing and copying release Python's lock
+        places = [(i, name) for i in range(len(cache.shapes)) for name in cache.held_shapes(i, n_past)]
+        list(pool.map(put, places))  # raises what a call raised
     session._logits = file.read("logits") if "logits" in file.table else None
     session.tokens = tokens.tolist()
     cache.forget_before(n_past)  # a file with all positions of sliding-window layers, in a session without

@@ -24,6 +24,7 @@ COMMANDS = {
     "kv": ("teachllama.cli.kv", "compute how much memory a model's KV cache takes"),
     "generate": ("teachllama.cli.generate", "continue a text, token by token"),
     "chat": ("teachllama.cli.chat", "chat with a model in the terminal"),
+    "session": ("teachllama.cli.session", "print what is inside a saved session"),
     "warmup": ("teachllama.cli.warmup", "precompile the kernels (once per machine)"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
