@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from teachllama.errors import ParameterError
 from teachllama.kv_layout import KV_DTYPES, longest_seq_len
-from teachllama.show.shapes import SHAPES, Shape, shape_of
-from teachllama.show.style import ORANGE, SKY, format_bytes
+from teachllama.lessons.common.style import ORANGE, SKY, format_bytes
+from teachllama.lessons.n04_sessions.shapes import SHAPES, Shape, shape_of
 
 try:
     import ipywidgets as widgets
