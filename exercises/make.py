@@ -76,7 +76,7 @@ def written(notebook: NotebookNode, name: str) -> list[Written]:
             raise OutOfStepError(f"{where}: expected number {len(found) + 1} here")
         start, test = _split(after[0].source, where)
         solution, _ = _split(after[1].source, where)
-        solution = re.sub(r"\A# Solution \d+(: )?", lambda m: "# " if m[1] else "", solution).strip("\n")
+        solution = re.sub(r"\A# Solution \d+", "", solution).strip("\n")
         found.append(Written(cell.source[title.start() :], start, solution, test))
     return found
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "generate": ("teachllama.cli.generate", "go on with a text, token by token"),
     "chat": ("teachllama.cli.chat", "talk with a model in the terminal"),
     "warmup": ("teachllama.cli.warmup", "compile the kernels for this processor ahead, once"),
+    "lab": ("teachllama.cli.lab", "open the course in JupyterLab, on copies of your own without outputs"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from teachllama import hub
 from teachllama.errors import TeachLlamaError
+from teachllama.lessons.course import course_folder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,22 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def notebooks_folder() -> Path:
-    """Where the course's notebooks are: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "notebooks", package.parent / "notebooks"):
-        if folder.is_dir():
-            return folder
-    raise TeachLlamaError(f"the course's notebooks are not beside {package}; give a notebook's path")
-
-
 def find_notebook(spec: str) -> Path:
     """The path of a notebook, from its number or its path."""
     if spec.endswith(".ipynb"):
         if Path(spec).is_file():
             return Path(spec)
         raise TeachLlamaError(f"{spec}: no such notebook")
-    folder = notebooks_folder()
+    folder = course_folder()
     found = sorted(folder.glob(f"{spec.zfill(2)}_*.ipynb")) if re.fullmatch(r"\d{1,2}", spec) else []
     if not found:
         here = ", ".join(p.stem.split("_")[0] for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")))
