@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": ("teachllama.cli.generate", "continue a text, token by token"),
     "chat": ("teachllama.cli.chat", "chat with a model in the terminal"),
     "warmup": ("teachllama.cli.warmup", "precompile the kernels (once per machine)"),
+    "lab": ("teachllama.cli.lab", "copy the course's notebooks, without outputs, and open JupyterLab on them"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
 EPILOG = """\
