@@ -18,7 +18,7 @@ import teachllama
 
 HERE = Path(__file__).parent
 SOURCE = "https://github.com/teachllama/teachllama"
-BINDER = "https://mybinder.org/v2/gh/teachllama/teachllama/main?labpath=notebooks%2F"
+BINDER = "https://mybinder.org/v2/gh/teachllama/teachllama/main?labpath=course%2F"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 project = "teachllama"

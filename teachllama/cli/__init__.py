@@ -26,6 +26,7 @@ COMMANDS = {
     "chat": ("teachllama.cli.chat", "chat with a model in the terminal"),
     "session": ("teachllama.cli.session", "print what is inside a saved session"),
     "warmup": ("teachllama.cli.warmup", "precompile the kernels (once per machine)"),
+    "lab": ("teachllama.cli.lab", "copy the course's notebooks, without outputs, and open JupyterLab on them"),
     "run": ("teachllama.cli.run", "run a notebook of the course from the terminal"),
 }
 EPILOG = """\

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from matplotlib.patheffects import withStroke
 
 from teachllama.errors import ParameterError
-from teachllama.show.style import BLUE, BODY, GREEN, INK, SKY, SMALL, VERMILION, dark, drawn, note, picture
+from teachllama.lessons.common.style import BLUE, BODY, GREEN, INK, SKY, SMALL, VERMILION, dark, drawn, note, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
