@@ -222,10 +222,14 @@ def _flush(path: str) -> None:
 
 def _remove_stale(folder: str, start: str, end: str) -> None:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            ours = entry.name.startswith(start) and entry.name.endswith(end) and entry.is_dir(follow_symlinks=False)
-            if ours and time.time() - entry.stat(follow_symlinks=False).st_mtime > STALE_S:
-                shutil.rmtree(entry.path, ignore_errors=True)
+        names = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
+    for path in names:
+        try:
+            found = os.lstat(path)
+        except FileNotFoundError:  # another writer's, who has finished
+            continue
+        if stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > STALE_S:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _refuse_path(path: str, e: Exception, done: str) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -744,6 +745,27 @@ def test_what_a_killed_save_left_behind_is_removed_by_a_later_one(model: tl.Mode
     assert sorted(os.listdir(folder)) == sorted([saved.name, fresh.name, others.name])
 
 
+def test_another_writers_folder_may_go_while_stale_ones_are_looked_for(
+    model: tl.Model, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (saved.parent / ".a.session.x1.saving").mkdir()
+    original = os.scandir
+
+    def scandir(folder: str) -> Any:
+        entries = original(folder)
+        listed = list(entries)
+        entries.close()
+        for entry in listed:
+            if entry.name.endswith(".saving"):
+                os.rmdir(entry.path)
+        return contextlib.nullcontext(listed)
+
+    with model.load_session(saved) as session, monkeypatch.context() as m:
+        m.setattr(os, "scandir", scandir)
+        session.save(saved)
+    assert os.listdir(saved.parent) == [saved.name]
+
+
 # Several at once ------------------------------------------------------------------------------------------------------
 
 
@@ -806,7 +828,7 @@ def test_of_two_writers_the_last_whole_file_wins_and_no_reader_sees_a_mixture(mo
 
         return work
 
-    pids = [child(save_often(session)) for session in sessions]
+    pids = [child(save_often(session)) for session in sessions * 2]
     running = set(pids)
     while running:
         with model.load_session(path) as loaded:
