@@ -187,7 +187,7 @@ FINGERPRINT = Exercise(
     shows="identify a model by all of its bytes",
     usual="`order`: depends on how a file lists its tensors; `one_bit`, `start_only`: not every byte counts; `sums`: "
     "bytes may trade places; `names_ignored`: tensors may; `values_only`, `missing_tensor`; `unstable`: Python's own "
-    "`hash`, or an address",
+    "hash, or an address",
     mistake=(
         "order",
         cleandoc("""
@@ -218,6 +218,8 @@ _STEPS = (
     ("it is moved away", (("move", "talk", "backup"),)),
     ("it is moved away and a draft comes", (("move", "talk", "backup"), ("write", "draft"), ("flush", "draft"),
                                             ("move", "draft", "talk"))),
+    ("the old file is flushed once more", (("flush", "talk"),)),
+    ("a draft that is not there is moved", (("flush", "draft"), ("move", "draft", "talk"))),
     ("a backup comes back", (("move", "talk", "backup"), ("write", "talk"), ("move", "backup", "talk"))),
 )  # fmt: skip
 
@@ -375,6 +377,10 @@ def _files() -> list[tuple[str, dict[str, Any]]]:
         ("another quantization with a flipped token", {**_flipped("tokens"), "quantization": "Q8_0"}),
         ("another model in an older version", _file(model="gemma", version=1)),
         ("an honest file of one token", _file(1)),
+        ("a quantization to half precision", _file(quantization="F16")),
+        ("a token far outside the vocabulary, checksums right", _file(tokens=np.array([3, 999, 4, 5, 6, 7], np.int32))),
+        *(("another bit of a key flipped", _flipped("keys", at)) for at in (0, 2, 17, 36, 47)),
+        *(("another bit of a token flipped", _flipped("tokens", at)) for at in (0, 1, 2, 3)),
     ]
 
 
