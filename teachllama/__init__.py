@@ -8,6 +8,7 @@ with tl.load_model("smollm2-135m") as model, model.create_session(seq_len=256) a
 
 from teachllama import memory
 from teachllama.chat import Chat
+from teachllama.cluster import Cluster
 from teachllama.config import ModelConfig
 from teachllama.embeddings import embed
 from teachllama.errors import (
@@ -42,6 +43,7 @@ __all__ = [
     "Chat",
     "ChatError",
     "ClosedError",
+    "Cluster",
     "ContextFullError",
     "Family",
     "FetchError",

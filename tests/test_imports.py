@@ -15,7 +15,7 @@ ROOMS = (
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward", "kv_cache"), ("tokenizer", "sampling"),
     ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",),
     ("looking", "embeddings", "requantize"),
-    ("chat", "holders"), ("memory",), ("cli",),
+    ("chat", "holders", "cluster"), ("memory",), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
 TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these
