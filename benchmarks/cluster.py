@@ -1,7 +1,7 @@
 """Three ways of routing calls to workers, on one trace: `python benchmarks/cluster.py`. Needs the extra `cluster`.
 
-Conversations of several turns come interleaved; some begin with the same long text. For each routing: which share of the
-positions that a call needs its worker had already, and how long a call took. Writes the table of docs/cluster.md.
+Conversations of several turns come interleaved; some begin with the same long text. For each routing: which share of
+the positions that a call needs its worker had already, and how long a call took. Writes the table of docs/cluster.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def trace(n_conversations: int, n_turns: int, seed: int) -> list[tuple[int, str]
     text = (HERE.parent / "docs" / "engine.md").read_text(encoding="utf-8")
     beginnings = [text[at : at + 1500] for at in (0, 6000, 12000)]
     rng = np.random.default_rng(seed)
-    left = {c: n_turns for c in range(n_conversations)}
+    left = dict.fromkeys(range(n_conversations), n_turns)
     calls = []
     while left:
         c = int(rng.choice(list(left)))
@@ -75,8 +75,8 @@ def main() -> None:
         lines += [row(client, args.model, routing, calls) for routing in ROUTINGS]
     lines += [
         "",
-        f"{len(calls)} calls in {args.conversations} conversations, which begin with one of three texts of about 400 tokens; "
-        f"8 tokens each; {args.workers} workers with one thread, on one machine; {args.model}.",
+        f"{len(calls)} calls in {args.conversations} conversations, which begin with one of three texts of about 400 "
+        f"tokens; 8 tokens each; {args.workers} workers with one thread, on one machine; {args.model}.",
     ]
     TARGET.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(*lines, sep="\n")
