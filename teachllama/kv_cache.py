@@ -35,6 +35,7 @@ class KVCache:
         if kv_dtype not in DTYPES:
             raise ParameterError(f"kv_dtype is {kv_dtype!r}; this engine's caches are {' or '.join(map(repr, DTYPES))}")
         self.seq_len, self.kv_dtype, self.swa_full = seq_len, kv_dtype, swa_full
+        self.types = (kv_dtype, kv_dtype)  # of keys, of values
         self.shapes = config.kv_layout.layers
         self.windows = [None if swa_full else layer.window for layer in self.shapes]
         self._longest_window = max((w for w in self.windows if w is not None), default=0)
@@ -45,7 +46,7 @@ class KVCache:
         # All layers' keys, then all values; in a layer a head's positions side by side: attention reads them so.
         keys, at = self._laid_out([layer.key_length for layer in self.shapes], 0)
         values, _ = self._laid_out([layer.value_length for layer in self.shapes], at)
-        self.owns_values = not config.latent_value_dim
+        self._owns_values = not config.latent_value_dim
         if config.latent_value_dim:  # the first numbers of each key
             values = [k[..., : config.latent_value_dim] for k in keys]
         self._layers: list[tuple[np.ndarray, np.ndarray]] | None = list(zip(keys, values, strict=True))
@@ -123,6 +124,9 @@ class KVCache:
         if not window or keep - self.kept_from < STEP:
             return
         self.kept_from = keep  # first: an interrupt on the way loses what is promised no longer
+        self._give_back_before(keep)
+
+    def _give_back_before(self, keep: int) -> None:
         base = int(self._addresses[0][0])
         for layer, w in zip(self.layers, self.windows, strict=True):
             for array in layer if w is not None else ():
@@ -152,27 +156,24 @@ class KVCache:
                 to[:, kept] = source[:, kept]
         self.kept_from = other.kept_from
 
-    # A session file reads and writes positions through the next three, and needs to know nothing else of a cache.
+    # Session files read and write positions through the next three, and need to know nothing else of a cache.
 
-    def held_shapes(self, layer: int, n_past: int) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
-        """Type and shape of each of `held`'s arrays, after `kept_from` was set."""
-        first = 0 if self.windows[layer] is None else self.kept_from
-        both = zip("kv"[: 1 + self.owns_values], self.layers[layer])
-        return {name: (a.dtype, (a.shape[0], n_past - first, *a.shape[2:])) for name, a in both}
+    def prepare(self, start: int, end: int) -> None:
+        """Makes positions start to end ready to be written: here they always are."""
 
-    def held(self, layer: int, n_past: int) -> dict[str, np.ndarray]:
-        """What a layer holds of the first `n_past` positions, copied as it is stored: "k", and "v" if it has its own.
+    def raw(self, layer: int, end: int, begin: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of what a layer stores of positions begin to end, keys and values: uint8 (G, n, bytes a row).
 
-        A sliding-window layer's begins at `kept_from`. Shapes are (n_kv_heads, positions, numbers).
+        Under latent attention, whose values are part of the keys, the second is empty.
         """
-        first = 0 if self.windows[layer] is None else self.kept_from
-        both = zip("kv"[: 1 + self.owns_values], self.layers[layer])
-        return {name: np.array(a[:, first:n_past], order="C") for name, a in both}
+        keys, values = (np.array(a[:, begin:end], order="C").view(np.uint8) for a in self.layers[layer])
+        return keys, values if self._owns_values else values[..., :0]
 
-    def put_held(self, layer: int, n_past: int, name: str, array: np.ndarray) -> None:
-        """Writes back one of the arrays that `held` gave, into a cache whose `kept_from` is what it was."""
-        first = 0 if self.windows[layer] is None else self.kept_from
-        self.layers[layer]["kv".index(name)][:, first:n_past] = array
+    def write_raw(self, layer: int, keys: np.ndarray, values: np.ndarray, begin: int = 0) -> None:
+        """The reverse of `raw`. The caller makes positions ready first: see `prepare`."""
+        for array, rows in zip(self.layers[layer], (keys, values), strict=True):
+            if rows.shape[-1]:
+                array[:, begin : begin + rows.shape[1]] = rows.view(array.dtype)
 
     @property
     def closed(self) -> bool:

@@ -39,6 +39,7 @@ from teachllama.generate import GenerationStats
 from teachllama.kv import MAX_SEQ_LEN
 
 if TYPE_CHECKING:
+    from teachllama.kv_cache import KVCache
     from teachllama.model import Model
     from teachllama.session import Session
 
@@ -47,6 +48,7 @@ MAX_HEADER_BYTES = 4 * 1024 * 1024  # a conversation of 128,000 tokens is a fift
 MAX_SEED = 2**4096
 LARGE_NBYTES = 64_000_000  # a tensor from which on it is worth asking whether there is memory for it
 STALE_S = 3600  # a save that was killed leaves a folder behind; the next save of that name removes it after this long
+KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # a cache's types as arrays; of others the bytes
 NAMES = {"F32": np.float32, "F16": np.float16, "U16": np.uint16, "U8": np.uint8, "I32": np.int32}  # types we write
 _FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1), 112)  # 112: Windows
 Message = dict[str, str]
@@ -129,9 +131,24 @@ def _arrays_of(session: Session) -> dict[str, np.ndarray]:
     if session._logits is not None:
         arrays["logits"] = np.ascontiguousarray(session._logits, np.float32)
     for layer in range(len(session._cache.shapes)):
-        for name, array in session._cache.held(layer, session.n_past).items():
+        for name, array in held(session._cache, layer, session.n_past).items():
             arrays[f"layer.{layer}.{name}"] = array
     return arrays
+
+
+def held(cache: KVCache, layer: int, n_past: int) -> dict[str, np.ndarray]:
+    """What a layer holds of the first `n_past` positions, copied as it is stored: "k", and "v" if it has its own.
+
+    A sliding-window layer's begins at `kept_from`. Shapes are (n_kv_heads, positions, numbers), or bytes of blocks.
+    """
+    rows = cache.raw(layer, n_past, first_held(cache, layer))
+    pairs = zip("kv", cache.types, rows, strict=True)
+    return {name: r.view(KINDS.get(kind, np.uint8)) for name, kind, r in pairs if r.shape[-1]}
+
+
+def first_held(cache: KVCache, layer: int) -> int:
+    """The first position that a layer holds."""
+    return 0 if cache.windows[layer] is None else cache.kept_from
 
 
 def _header_of(session: Session) -> dict[str, Any]:
@@ -733,6 +750,7 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
             "window",
             can_rebuild=True,
         )
+    cache.prepare(0, n_past)  # a pool may be full
     cache.kept_from = h.kept_from
     if cache.swa_full == h.swa_full and cache.can_rewind_to != h.can_rewind_to:
         file.fail(f"it says can_rewind_to {h.can_rewind_to:,}; expected {cache.can_rewind_to:,}", can_rebuild=True)
@@ -740,8 +758,9 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
     if "logits" in file.table:
         expected["logits"] = ("F32", (session.model.config.vocab_size,))
     for layer in range(len(cache.shapes)):
-        for name, (dtype, shape) in cache.held_shapes(layer, n_past).items():
-            expected[f"layer.{layer}.{name}"] = (_dtype_name(dtype), shape)
+        for name, none in _none_of(cache, layer).items():
+            shape = (none.shape[0], n_past - first_held(cache, layer), none.shape[2])
+            expected[f"layer.{layer}.{name}"] = (_dtype_name(none.dtype), shape)
     for name in sorted(expected.keys() | file.table.keys()):
         wanted, tensor = expected.get(name), file.table.get(name)
         found = None if tensor is None else (tensor.dtype, tensor.shape)
@@ -750,13 +769,21 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
             file.fail(f"tensor {name!r} is {say(found)}; expected {say(wanted)}", can_rebuild=True)
     file.check_memory(sum(t.nbytes for t in file.table.values()), "this session")
 
-    def put(place: tuple[int, str]) -> None:
-        layer, name = place
-        cache.put_held(layer, n_past, name, file.read(f"layer.{layer}.{name}"))
+    def put(layer: int) -> None:
+        rows = {name: file.read(f"layer.{layer}.{name}").view(np.uint8) for name in _none_of(cache, layer)}
+        none = np.empty((0, 0, 0), np.uint8)
+        cache.write_raw(layer, rows.get("k", none), rows.get("v", none), first_held(cache, layer))
 
     with ThreadPoolExecutor(2) as pool:  # reading, hashing and copying release Python's lock
-        places = [(i, name) for i in range(len(cache.shapes)) for name in cache.held_shapes(i, n_past)]
-        list(pool.map(put, places))  # raises what a call raised
+        list(pool.map(put, range(len(cache.shapes))))  # raises what a call raised
+    if cache.kept_from:
+        cache._give_back_before(cache.kept_from)
     session._logits = file.read("logits") if "logits" in file.table else None
     session.tokens = tokens.tolist()
     cache.forget_before(n_past)  # a file with all positions of sliding-window layers, in a session without
+
+
+def _none_of(cache: KVCache, layer: int) -> dict[str, np.ndarray]:
+    """`held` of no positions: names, types and shapes."""
+    pairs = zip("kv", cache.types, cache.raw(layer, 0, 0), strict=True)
+    return {name: rows.view(KINDS.get(kind, np.uint8)) for name, kind, rows in pairs if rows.shape[-1]}

@@ -20,6 +20,7 @@ from teachllama.check import notebook10 as check
 from teachllama.check.core import CheckResult
 from teachllama.lessons.common.judge import judge_hidden
 from teachllama.lessons.n10_sessions.exercises import FINGERPRINT, LESSON
+from teachllama.session_file import held
 from teachllama.show import notebook10 as pictures
 
 STORIES = Path(tl.__file__).parent / "data" / "tiny-stories.gguf"
@@ -153,4 +154,4 @@ def test_text_is_read_from_keys_alone(kv_dtype: str) -> None:
     with tl.load_model(STORIES) as model, model.create_session(seq_len=64, kv_dtype=kv_dtype) as session:
         ids = model.encode("One day, Anna went to the park with her dog.", add_special=True)
         session.eval(ids)
-        assert pictures.text_from_keys(model, session._cache.held(0, len(ids))["k"]) == ids
+        assert pictures.text_from_keys(model, held(session._cache, 0, len(ids))["k"]) == ids

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import teachllama as tl
+from teachllama.session_file import held
 from tests.test_session_file import REFERENCE, ids, resign
 from tests.tools import tiny_model
 
@@ -36,7 +37,7 @@ def honest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def answer(session: tl.Session) -> tuple[Any, ...]:
     """Everything that a restored session can be told by."""
     random = json.dumps(session._rng.bit_generator.state)
-    keys = b"".join(a.tobytes() for i in range(2) for a in session._cache.held(i, session.n_past).values())
+    keys = b"".join(a.tobytes() for i in range(2) for a in held(session._cache, i, session.n_past).values())
     return session.tokens[:], session.logits.tobytes(), random, keys, session.seq_len, session.seed, session.kv_dtype
 
 
