@@ -319,9 +319,7 @@ class Session:
     def _fork(self, seed: int | None) -> Session:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when this one was made
-            other = self.model.create_session(
-                seq_len=self.seq_len, kv_dtype=self.kv_dtype, seed=seed, swa_full=self._cache.swa_full
-            )
+            other = self._twin(seed)
         other._cache.copy_from(self._cache, self.n_past)
         other.tokens = self.tokens.copy()
         other._logits = None if self._logits is None else self._logits.copy()
@@ -330,6 +328,10 @@ class Session:
             other.seed = self.seed
             other._rng.bit_generator.state = self._rng.bit_generator.state
         return other
+
+    def _twin(self, seed: int | None) -> Session:
+        kv_dtype, swa_full = self.kv_dtype, self._cache.swa_full
+        return self.model.create_session(seq_len=self.seq_len, kv_dtype=kv_dtype, seed=seed, swa_full=swa_full)
 
     def _reuse(self) -> tuple[int, int]:
         """(positions that the next call finds done, positions that were evaluated again in place of a file's)."""

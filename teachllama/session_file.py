@@ -621,7 +621,8 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
     settings = {"kv_dtype": session.kv_dtype, "seq_len": session.seq_len, "swa_full": session._cache.swa_full}
     with session.lock:
         session._check_free()
-        with load(session.model, path, **settings) as loaded:  # type: ignore[arg-type]
+        twin = lambda *, seed, **_: session._twin(seed)  # in the same place: a pool's session stays there
+        with load(session.model, path, create=twin, **settings) as loaded:  # type: ignore[arg-type]
             session._exchange(loaded)
 
 
