@@ -751,7 +751,10 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
             "window",
             can_rebuild=True,
         )
-    cache.prepare(0, n_past)  # a pool may be full
+    try:
+        cache.prepare(0, n_past)
+    except TeachLlamaError as e:  # a pool that is full
+        raise file.refusal(f"there is no room for it: {e}", "memory") from None
     cache.kept_from = h.kept_from
     if cache.swa_full == h.swa_full and cache.can_rewind_to != h.can_rewind_to:
         file.fail(f"it says can_rewind_to {h.can_rewind_to:,}; expected {cache.can_rewind_to:,}", can_rebuild=True)

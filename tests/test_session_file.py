@@ -29,6 +29,7 @@ from safetensors.numpy import load_file, save_file
 import teachllama as tl
 from teachllama import session_file
 from teachllama.gguf_file import open_gguf
+from teachllama.kv_cache import KVCache
 from tests.families import build
 from tests.session_file_peer import WARM, go_on
 from tests.tools import copy_as, tiny_metadata, tiny_model, tiny_tensors, write_gguf
@@ -919,3 +920,13 @@ def test_quantizations_of_a_model_share_its_vectors(model: tl.Model, llama: Path
     assert a.types != b.types
     assert a.weights != b.weights
     assert (a.quantization, b.quantization) == ("F32", "Q4_0")
+
+
+def test_a_cache_without_room_is_refused_by_its_own_words(
+    model: tl.Model, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, start: int, end: int) -> None:
+        raise tl.TeachLlamaError("12 pages are needed")
+
+    monkeypatch.setattr(KVCache, "prepare", full)
+    refused(lambda: model.load_session(saved), "memory", "12 pages are needed")
