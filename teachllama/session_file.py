@@ -580,10 +580,13 @@ def load(
         outdated = file.version < VERSION
         if why is not None and not rebuild and not outdated:
             raise why
+        seq_len = h.seq_len if seq_len is None else int(seq_len)
+        # What a cache may keep in lists of its pages, whatever is written: 16 bytes for 64 positions of a layer.
+        file.check_memory(seq_len // 4 * model.config.n_layers, f"a session of {seq_len:,} positions")
         session = _created(
             file,
             create or model.create_session,
-            seq_len=h.seq_len if seq_len is None else seq_len,
+            seq_len=seq_len,
             kv_dtype=h.kv_dtype if kv_dtype is None else kv_dtype,
             seed=h.seed,
             swa_full=h.swa_full if swa_full is None else swa_full,
@@ -736,7 +739,7 @@ def _created(file: SessionFile, create: Callable[..., Session], **settings: Any)
     except ParameterError as e:
         reason = "other cache type" if "kv_dtype" in str(e) else "memory"
         raise file.refusal(f"no session can be made for it: {e}", reason) from None
-    except TeachLlamaError as e:  # a pool that is full
+    except (TeachLlamaError, MemoryError) as e:  # a pool that is closed
         raise file.refusal(f"no session can be made for it: {e}", "memory") from None
 
 

@@ -30,6 +30,7 @@ import teachllama as tl
 from teachllama import session_file
 from teachllama.gguf_file import open_gguf
 from teachllama.kv_cache import KVCache
+from teachllama.session_file import SessionFile
 from tests.families import build
 from tests.session_file_peer import WARM, go_on
 from tests.tools import copy_as, tiny_metadata, tiny_model, tiny_tensors, write_gguf
@@ -591,9 +592,11 @@ def test_too_little_memory_is_refused(model: tl.Model, saved: Path, monkeypatch:
     refused(lambda: model.load_session(saved), "memory", "100 are available")
 
 
-def test_an_address_space_too_small_is_refused(model: tl.Model, saved: Path) -> None:
+def test_an_address_space_too_small_is_refused(model: tl.Model, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forged = resign(saved, lambda t, h, m: h.update(seq_len=2**40))
-    refused(lambda: model.load_session(forged), "memory", "cannot reserve")
+    refused(lambda: model.load_session(forged), "memory", "a session of 1,099,511,627,776 positions")
+    monkeypatch.setattr(SessionFile, "check_memory", lambda *args: None)
+    refused(lambda: model.load_session(forged), "memory", "no session can be made for it")
 
 
 def test_a_pool_that_is_full_is_refused_by_its_own_words(model: tl.Model, saved: Path) -> None:
