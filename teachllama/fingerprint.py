@@ -127,6 +127,32 @@ def fingerprint(
     )
 
 
+class Identity:
+    """What identifies a model's file: read once, when it is first asked for; its metadata at once, as it is let go.
+
+    Attributes:
+        names: of the tensors, in the order of `Fingerprint.tensors`.
+    """
+
+    def __init__(self, file: GGUFFile):
+        self._file, self._keys = file, metadata_digests(file.metadata)
+        self._tensors: dict[str, str] | None = None
+        self._made: Fingerprint | None = None
+        self.names = sorted(file.tensors)
+
+    def read(self) -> dict[str, str]:
+        """Digests of all tensors; reads them at the first call. Raises ClosedError if the file was closed by then."""
+        if self._tensors is None:
+            self._tensors = tensor_digests(self._file)
+        return self._tensors
+
+    def fingerprint(self, name: str, spec: ModelSpec, tokenizer: Tokenizer) -> Fingerprint:
+        """The fingerprint of a model that was made of this file."""
+        if self._made is None:
+            self._made = fingerprint(self._file, name, spec, tokenizer, self._keys, self.read())
+        return self._made
+
+
 def _ids(tokenizer: Tokenizer, text: str) -> list[list[int] | str]:
     """Both ways of encoding a text; a vocabulary without a token for some byte refuses it, which is a result, too."""
     results: list[list[int] | str] = []

@@ -13,7 +13,7 @@ from teachllama import hub
 from teachllama.batch import Batch
 from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
-from teachllama.fingerprint import Fingerprint, fingerprint, metadata_digests, tensor_digests
+from teachllama.fingerprint import Fingerprint, Identity
 from teachllama.forward import forward
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.loading import NATIVE, load_weights, spec_of
@@ -71,9 +71,7 @@ class Model:
 
             self._compiled = CompiledForward(self.spec, self.weights)
         self.nbytes: int = self.weights.store.nbytes
-        self._file, self._digests = file, metadata_digests(file.metadata)
-        self._tensor_digests: dict[str, str] | None = None
-        self._fingerprint: Fingerprint | None = None
+        self._identity = Identity(file)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     @property
@@ -160,14 +158,7 @@ class Model:
 
         The first call reads all weights, about a second per gigabyte and processor; later ones return the same.
         """
-        if self._fingerprint is None:
-            if self._tensor_digests is None:
-                self.weights  # raises if the model is closed
-                self._tensor_digests = tensor_digests(self._file)
-            self._fingerprint = fingerprint(
-                self._file, self.config.name, self.spec, self.tokenizer, self._digests, self._tensor_digests
-            )
-        return self._fingerprint
+        return self._identity.fingerprint(self.config.name, self.spec, self.tokenizer)
 
     @property
     def sessions(self) -> list[Session]:
@@ -250,7 +241,7 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
         file.close()
         raise
     if weights == "f32":
-        model._tensor_digests = tensor_digests(file)  # while its bytes are at hand
+        model._identity.read()  # while the file's bytes are at hand
         file.close()
     else:  # it stays mapped; its metadata is in the tokenizer and the config now, and would be held twice
         file.metadata.clear()

@@ -356,15 +356,6 @@ class Session:
             finally:
                 self._running = ""
 
-    def _exchange(self, other: Session) -> None:
-        """Exchanges two sessions' states. The caller holds the lock; no calls here, as in _eval."""
-        self._cache, other._cache = other._cache, self._cache
-        self.tokens, other.tokens = other.tokens, self.tokens
-        self._logits, other._logits = other._logits, self._logits
-        self._rng, other._rng = other._rng, self._rng
-        self.seed, self.stats = other.seed, other.stats
-        self.restored, self._loaded = other.restored, other._loaded
-
     def close(self) -> None:
         """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.
 

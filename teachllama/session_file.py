@@ -626,7 +626,11 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
         session._check_free()
         twin = lambda *, seed, **_: session._twin(seed)  # in the same place: a pool's session stays there
         with load(session.model, path, create=twin, **settings) as loaded:  # type: ignore[arg-type]
-            session._exchange(loaded)
+            # No calls from here on: an interrupt comes before or after.
+            session._cache, loaded._cache = loaded._cache, session._cache
+            session.tokens, session._logits = loaded.tokens, loaded._logits
+            session._rng, session.seed, session.stats = loaded._rng, loaded.seed, loaded.stats
+            session.restored, session._loaded = loaded.restored, loaded._loaded
 
 
 def _difference(file: SessionFile, model: Model) -> SessionFileError | None:
@@ -679,7 +683,7 @@ def _difference(file: SessionFile, model: Model) -> SessionFileError | None:
 
 def _other_weights(file: SessionFile, model: Model) -> SessionFileError:
     theirs, ours = file.header.model, model.fingerprint
-    names = sorted(model._file.tensors)
+    names = model._identity.names
     pairs = (
         (theirs.tensors[i * SHORT : (i + 1) * SHORT], ours.tensors[i * SHORT : (i + 1) * SHORT])
         for i in range(len(names))

@@ -17,7 +17,7 @@ EVENING = (  # in the order in which one reads it
     "batch.py", "pages.py", "kv_cache.py", "config.py", "model.py", "sampling.py", "session.py",
     "generate.py",
 )  # fmt: skip
-BUDGETS = {"the evening path": 2450, "kernels": 2450}  # aims: 1,700 each
+BUDGETS = {"the evening path": 2500, "kernels": 2450}  # aims: 1,700 each
 
 
 def code_lines(path: Path) -> int:
