@@ -18,8 +18,6 @@ INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
 # A learner needs the lab alone: 650 MB, and not the 1,180 of every extra.
 lab: $(VENV)/.installed-lab
-	$(BIN)/teachllama fetch smollm2-135m
-	$(BIN)/teachllama warmup
 	$(BIN)/teachllama lab course
 
 run: $(INSTALLED)

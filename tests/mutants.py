@@ -22,7 +22,7 @@ from exercises.make import written
 from teachllama.lessons import lesson, lessons
 from teachllama.lessons.common.check import run
 from teachllama.lessons.common.exercise import Case, Exercise
-from teachllama.lessons.common.judge import close, judge, numbers
+from teachllama.lessons.common.judge import close, judge, judge_hidden, numbers
 
 OPERATORS: list[type[ast.operator]] = [ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Pow, ast.MatMult]
 COMPARISONS: list[type[ast.cmpop]] = [ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.Eq, ast.NotEq]
@@ -122,11 +122,13 @@ def _equivalent(mutant: Any, solution: Any, exercise: Exercise) -> bool:
     return all(same(_answer(mutant, c, exercise), _answer(solution, c, exercise)) for c in cases)
 
 
-def refused_share(number: str) -> tuple[int, int, list[str]]:
-    """Of the mutants of a lesson's solutions: refused, all that are not equivalent, and which were accepted."""
+def refused_share(number: str) -> tuple[int, int, int, list[str]]:
+    """Of the mutants of a lesson's solutions: refused, of these by the hidden cases alone, all that are not equivalent,
+    and which were accepted.
+    """
     found = lesson(number)
     notebook = nbformat.read(FOLDER / f"{found.notebook}.ipynb", as_version=4)
-    refused, accepted = 0, list[str]()
+    refused, by_hidden, accepted = 0, 0, list[str]()
     for exercise, text in zip(found.exercises, written(notebook, found.notebook), strict=True):
         if exercise.right is None or callable(exercise.cases):
             continue
@@ -145,9 +147,11 @@ def refused_share(number: str) -> tuple[int, int, list[str]]:
                 continue  # refused by Python itself
             if not judge(function, exercise).ok:
                 refused += 1
+            elif not judge_hidden(function, exercise, "").ok:
+                refused, by_hidden = refused + 1, by_hidden + 1
             elif not _equivalent(function, solution, exercise):
                 accepted.append(f"{exercise.check}: {mutant}")
-    return refused, refused + len(accepted), accepted
+    return refused, by_hidden, refused + len(accepted), accepted
 
 
 def _run(source: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -164,5 +168,5 @@ if __name__ == "__main__":
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
         del arguments[0]
     for each in arguments or [l.number for l in lessons() if l.number in NOTEBOOKS]:
-        n_refused, n, left = refused_share(each)
-        print(f"{each}: {n_refused} of {n} refused", *left, sep="\n  ", flush=True)
+        n_refused, hidden, n, left = refused_share(each)
+        print(f"{each}: {n_refused} of {n} refused, {hidden} by hidden cases alone", *left, sep="\n  ", flush=True)

@@ -109,7 +109,7 @@ def test_the_command_says_what_it_wrote_and_what_it_kept(tmp_path: Path, capsys:
         assert shown in capsys.readouterr().out
     if importlib.util.find_spec("jupyterlab"):
         assert cli.main(["lab", str(tmp_path / "a"), "--notebook", "42"]) == 1
-        assert "no notebook numbered '42'" in capsys.readouterr().err
+        assert "no notebook is numbered '42'; there is 00, 01" in capsys.readouterr().err
 
 
 def test_jupyterlab_opens_on_the_notebook_also_where_it_prints_an_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from teachllama.cli.terminal import COLOURS, Status, path_of, printable, visible
 from teachllama.errors import TeachLlamaError
 from teachllama.lessons.course import course_folder
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 INTENDED = "(intended) "  # before an error that a cell is there to show
 
 
@@ -80,6 +81,9 @@ def run(args: argparse.Namespace) -> int:
         failure = (
             f"cell {execution.cell} ran longer than {timeout_s:,} s (--timeout)" if slow else f"a cell failed:\n{e}"
         )
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        if {WIDGET, "text/html"} <= set(output.get("data", {})):
+            del output["data"][WIDGET]  # no kernel answers on a page; its static twin stands for it
     html = path_of(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(_with_alt_text(HTMLExporter().from_notebook_node(notebook)[0], notebook), encoding="utf-8")

@@ -83,6 +83,14 @@ class Outcome(NamedTuple):
     failure: CheckResult | None = None
 
 
+class Refused(Exception):
+    """Raised in the place of a value, by a function that already has its verdict: one that runs in another process."""
+
+    def __init__(self, result: CheckResult):
+        super().__init__(result.message)
+        self.result = result
+
+
 class _Stop(SystemExit):
     """Raised inside code that runs too long. A SystemExit: `except Exception` misses it, and a thread ends quietly."""
 
@@ -106,6 +114,8 @@ def run(function: Callable[..., Any], *args: Any, seconds: float = MOST_SECONDS)
             clocks.append(time.pthread_getcpuclockid(threading.get_ident()))
         try:
             done.append(Outcome(function(*args)))
+        except Refused as refused:
+            done.append(Outcome(None, refused.result))
         except BaseException as error:
             done.append(Outcome(None, _raised(error)))
 

@@ -156,6 +156,11 @@ class KVCalculator(widgets.VBox):
     def __repr__(self) -> str:
         return "KV-cache calculator: a widget, alive while the notebook's kernel runs"
 
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        table = kv_calculator_table()  # what a reader sees who has no kernel
+        bundle = dict(super()._repr_mimebundle_(**kwargs) or {})
+        return bundle | {"text/plain": repr(table), "text/html": table._repr_html_()}
+
     @property
     def shape(self) -> Shape:
         """The shape chosen now."""

@@ -6,7 +6,6 @@ Knows the engine's public names, and nothing of how it works inside.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -399,41 +398,32 @@ def with_and_without_cache(
             f"{len(lengths)} lengths, {len(seconds_with)} times with a cache and {len(seconds_without)} without; "
             "expected as many of each, and at least one"
         )
-    fig = picture(5.0)
-    ax = fig.add_subplot()
-    high = max(max(seconds_with), max(seconds_without))
-    ax.plot(lengths, seconds_without, "o", linestyle=DASHED, color=VERMILION, markersize=6)
-    ax.plot(lengths, seconds_with, "s", linestyle=SOLID, color=BLUE, markersize=6)
-    last = [statistics.median(seconds[-8:]) for seconds in (seconds_without, seconds_with)]  # one slow step is no trend
-    ratio = last[0] / last[1] if last[1] else float("inf")
-    span = (max(lengths) - min(lengths)) or 1
-    ax.set_xlim(min(lengths) - 0.03 * span, max(lengths) + 0.03 * span)
-    ax.set_ylim(0, high * 1.12 or 1)
-    ends = last[0], last[1]
-    texts = "without a cache:\neverything again,\nat each step", "with the cache:\nonly the new token"
-    name_at_edge(ax, [(y, t, c, False) for y, t, c in zip(ends, texts, (VERMILION, BLUE), strict=True)], height=4.0)
-    if ratio > 1.5:
-        middle = sum(ends) / 2
-        ax.annotate(
-            "",
-            (lengths[-1], ends[0]),
-            (lengths[-1], ends[1]),
-            arrowprops={"arrowstyle": "<->", "color": INK, "shrinkA": 5, "shrinkB": 5},
-        )
+    step = [1000 * t for t in seconds_without], [1000 * t for t in seconds_with]
+    token = [t / n for t, n in zip(step[0], lengths, strict=True)], step[1]
+    ratio = step[0][-1] / step[1][-1] if step[1][-1] else float("inf")
+    fig = picture(4.6)
+    for ax, curves, title in zip(
+        fig.subplots(1, 2), (step, token), ("per step", "per token evaluated"), strict=True
+    ):  # fmt: skip
+        for values, mark, dashes, colour in zip(curves, "os", (DASHED, SOLID), (VERMILION, BLUE), strict=True):
+            ax.plot(lengths, values, mark, linestyle=dashes, color=colour, markersize=6)
+        high = max(map(max, curves))
+        ax.set_ylim(0, high * 1.3 or 1)
+        count_axis(ax.xaxis, "length, tokens")
+        ax.set_ylabel("milliseconds")
+        ax.grid(True, axis="y")
+        ax.set_title(title)
+    left = fig.axes[0]
+    words = f"{ratio:.2g} times as long at the end" if ratio < 100 else f"{ratio:,.0f} times as long at the end"
+    lines = ("without a cache: everything again", VERMILION), ("with the cache: only the new token", BLUE), (words, INK)
+    for i, (text, colour) in enumerate(lines):
         note(
-            ax,
-            f"{ratio:.2g} times\nas long" if ratio < 100 else f"{ratio:,.0f} times\nas long",
-            (lengths[-1], middle),
-            (-8, 0),
-            ha="right",
+            left, text, (0.03, 0.96 - 0.075 * i), xycoords="axes fraction", color=dark(colour), va="top", fontsize=SMALL
         )
-    count_axis(ax.xaxis, "length, tokens")
-    ax.set_ylabel("time, seconds")
-    ax.grid(True, axis="y")
-    ax.set_title("What the cache buys")
     fig.alt = (
-        f"Time against length from {lengths[0]:,} to {lengths[-1]:,} tokens: without a cache it rises to "
-        f"{last[0]:.3g} seconds, with the cache to {last[1]:.3g}, {ratio:.1f} times less."
+        f"Milliseconds against length from {lengths[0]:,} to {lengths[-1]:,} tokens. Per step: without a cache it "
+        f"rises to {step[0][-1]:.3g}, with the cache to {step[1][-1]:.3g}, {ratio:.1f} times less. Per token: "
+        f"{token[0][-1]:.3g} without, {token[1][-1]:.3g} with."
     )
     return fig
 

@@ -102,6 +102,7 @@ ROUTER = Exercise(
         Case("four experts, of which two are used", (np.array([0.1, 2.0, -1.0, 1.0]), 2)),
         Case("six experts, of which three are used", (np.array([-3.0, 0.5, 0.4, 4.0, -0.2, 1.1]), 3)),
         Case("three experts, of which one is used", (np.array([0.3, 0.2, -5.0]), 1)),
+        Case("two experts, of which one is used", (np.array([2.0, 0.5]), 1)),
         Case("three experts, of which all are used", (np.array([0.3, 0.9, -1.0]), 3)),
         Case("three experts with scores near 900", (np.array([900.0, 899.0, 901.5]), 2)),
     ),
