@@ -5,10 +5,6 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= lab,test,docs
-# Jupyter refuses to run as root unless told, which containers need.
-ROOT    = $(shell [ "$$(id -u)" = 0 ] && echo --allow-root)
-# Without a display there is no browser to open: print the address.
-BROWSER = $(shell [ "$$(uname)" = Darwin ] || [ -n "$$DISPLAY$$WAYLAND_DISPLAY" ] || echo --no-browser)
 
 .PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench clean
 
@@ -20,10 +16,9 @@ $(VENV)/.installed-%: pyproject.toml
 
 INSTALLED = $(VENV)/.installed-$(EXTRAS)
 
-lab: $(INSTALLED)
-	$(BIN)/teachllama fetch smollm2-135m
-	$(BIN)/teachllama warmup
-	$(BIN)/jupyter lab $(ROOT) $(BROWSER) notebooks/04_sessions_and_memory.ipynb
+# A learner needs the lab alone: 650 MB, and not the 1,180 of every extra.
+lab: $(VENV)/.installed-lab
+	$(BIN)/teachllama lab course
 
 run: $(INSTALLED)
 	$(BIN)/teachllama fetch smollm2-135m

@@ -18,7 +18,7 @@ import teachllama
 
 HERE = Path(__file__).parent
 SOURCE = "https://github.com/teachllama/teachllama"
-BINDER = "https://mybinder.org/v2/gh/teachllama/teachllama/main?labpath=notebooks%2F"
+BINDER = "https://mybinder.org/v2/gh/teachllama/teachllama/main?labpath=course%2F"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 project = "teachllama"
@@ -26,12 +26,12 @@ author = "The teachllama authors"
 project_copyright = "the teachllama authors, Apache-2.0"
 version = release = teachllama.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 suppress_warnings = ["mystnb.unknown_mime_type"]  # a widget's state, beside the picture that is shown in its place
 smartquotes_action = "D"  # dashes in lists of parameters; quotes stay straight
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_enable_extensions = ["colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -100,6 +100,7 @@ def for_the_page(notebook: dict[str, Any], name: str) -> dict[str, Any]:
     """A notebook as a page that nobody can run: widgets become a note, links lead within the site."""
     notebook = copy.deepcopy(notebook)
     notebook["metadata"].pop("widgets", None)
+    fold_answers(notebook["cells"])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
             text = "".join(cell["source"])
@@ -108,7 +109,7 @@ def for_the_page(notebook: dict[str, Any], name: str) -> dict[str, Any]:
         for output in cell.get("outputs", ()):
             without_widget(output, name)
             if alt := output.get("metadata", {}).get("image/png", {}).get("alt"):  # our pictures describe themselves
-                cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
+                cell["metadata"].setdefault("mystnb", {})["image"] = {"alt": alt}
         folded = cell["metadata"].get("jupyter", {})
         if "solution" in cell["metadata"].get("tags", ()):
             cell["metadata"]["mystnb"] = {
@@ -126,6 +127,24 @@ def for_the_page(notebook: dict[str, Any], name: str) -> dict[str, Any]:
     note = {"cell_type": "markdown", "id": "on-this-page", "metadata": {}, "source": f":::{{note}}\n{where}\n:::"}
     notebook["cells"].insert(1, note)
     return notebook
+
+
+def fold_answers(cells: list[dict[str, Any]]) -> None:
+    """Folds the outputs from each `predict(...)` to the cell that reveals what came out."""
+    waiting: set[str] = set()
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        source = "".join(cell["source"])
+        asks = re.findall(r'(?m)^predict\(\s*"([^"]+)"', source)
+        if waiting and not asks:
+            cell["metadata"].setdefault("tags", []).append("hide-output")
+            cell["metadata"]["mystnb"] = {
+                "code_prompt_show": "Guess first, then show what came out",
+                "code_prompt_hide": "Hide what came out",
+            }
+        waiting |= set(asks)
+        waiting -= set(re.findall(r'\breveal\(\s*"([^"]+)"', source))
 
 
 def without_widget(output: dict[str, Any], name: str) -> None:

@@ -22,14 +22,15 @@ import nbformat
 from nbformat import NotebookNode
 
 from exercises import make, mistakes
-from exercises.assignments import ASSIGNMENTS, Assignment
+from teachllama.lessons import lessons
+from teachllama.lessons.common.exercise import Lesson
 
 STUDENTS = {"ada": "everything right", "blank": "nothing filled in", "max": "a usual mistake in each"}
 
 
-def hand_in(student: str, assignment: Assignment, released: NotebookNode) -> NotebookNode:
+def hand_in(student: str, assignment: Lesson, released: NotebookNode) -> NotebookNode:
     """What a made-up student makes of the students' version."""
-    solutions = nbformat.read(make.source_path(assignment), as_version=4)
+    solutions = make.graded_notebook(assignment)
     right = {c.id: c.source for c in solutions.cells}
     usual = {f"exercise-{i}-answer": e.mistake[1] for i, e in enumerate(assignment.exercises, 1)}
     for cell in released.cells:
@@ -41,7 +42,7 @@ def hand_in(student: str, assignment: Assignment, released: NotebookNode) -> Not
     return released
 
 
-def grade(assignment: Assignment, folder: Path) -> None:
+def grade(assignment: Lesson, folder: Path) -> None:
     """Takes one assignment from its source to the feedback in the students' hands.
 
     Raises:
@@ -53,7 +54,7 @@ def grade(assignment: Assignment, folder: Path) -> None:
     from nbgrader.exchange.default import ExchangeSubmit
 
     name, course, exchange = assignment.notebook, folder / "course", folder / "exchange"
-    shutil.copytree(make.source_path(assignment).parent, course / "source" / name)
+    make.write_sources(course, [assignment])
     exchange.mkdir(exist_ok=True)
     exchange.chmod(0o777)
     config = make.settings(course, exchange)
@@ -76,7 +77,7 @@ def grade(assignment: Assignment, folder: Path) -> None:
     make.succeeded(api.release_feedback(name), f"release_feedback {name}")
 
 
-def grades(course: Path, assignments: Sequence[Assignment]) -> dict[str, dict[str, tuple[float, float]]]:
+def grades(course: Path, assignments: Sequence[Lesson]) -> dict[str, dict[str, tuple[float, float]]]:
     """Out of nbgrader's gradebook: assignment -> student -> (points, of how many)."""
     from nbgrader.api import Gradebook
 
@@ -103,7 +104,7 @@ def main(arguments: list[str]) -> int:
     """Runs the demonstration; 1 if a grade is not what it should be."""
     parser = argparse.ArgumentParser(description="Grades three made-up submissions with nbgrader.")
     parser.add_argument("folder", nargs="?", type=Path, default=make.COURSE.parent / "out" / "grade-demo")
-    parser.add_argument("--only", action="append", choices=[a.notebook for a in ASSIGNMENTS], help="an assignment")
+    parser.add_argument("--only", action="append", choices=[a.notebook for a in lessons()], help="an assignment")
     options = parser.parse_args(arguments)
     if sys.platform == "win32":
         print("nbgrader's exchange of files needs Linux or macOS (on Windows: WSL)", file=sys.stderr)
@@ -119,7 +120,7 @@ def main(arguments: list[str]) -> int:
     folder.mkdir(parents=True)
     os.environ.setdefault("TEACHLLAMA_MODEL", "smollm2-135m")
     warnings.filterwarnings("ignore", module=r"nbgrader\.")  # of its database library, about how nbgrader uses it
-    assignments = [a for a in ASSIGNMENTS if not options.only or a.notebook in options.only]
+    assignments = [a for a in lessons() if not options.only or a.notebook in options.only]
     for assignment in assignments:
         print(f"grading {assignment.notebook}", flush=True)
         try:

@@ -2,10 +2,10 @@
 
     python -m exercises.make            # source/ from ../notebooks, then release/ with nbgrader
     python -m exercises.make --source   # source/ only; --course FOLDER for another folder than this one
-    python -m exercises.make --check    # says what in source/ is out of step with ../notebooks
+    python -m exercises.make --guide    # the marking guide in ../docs/instructors.md
 
-An exercise is written once, in the course's notebook: its text, a cell that begins the answer and ends in a check, and
-a folded cell tagged `solution`. From these come nbgrader's cells; points and hidden tests come from `assignments.py`.
+An exercise's text, the cell that begins the answer and the folded cell tagged `solution` are in the course's notebook;
+points and hidden cases are in the `Exercise` of its lesson (`teachllama/lessons`). From these come nbgrader's cells.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ast
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,17 +26,19 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from exercises.assignments import ASSIGNMENTS, Assignment, Exercise
+from teachllama.lessons import lessons
+from teachllama.lessons.common.exercise import Exercise, Lesson
 
 COURSE = Path(__file__).resolve().parent
 NOTEBOOKS = COURSE.parent / "notebooks"
 SITE = "https://teachllama.readthedocs.io/en/latest"
+SEED = "TEACHLLAMA_GRADE_SEED"  # a word of the instructor's: hidden values follow from it
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 _TITLE = re.compile(r"\*\*Exercise (\d+)\. ")
 
 
 class OutOfStepError(Exception):
-    """A course notebook and `assignments.py` do not fit together."""
+    """A course notebook and its lesson's exercises do not fit together."""
 
 
 # ---- out of a course notebook ----
@@ -73,7 +76,7 @@ def written(notebook: NotebookNode, name: str) -> list[Written]:
             raise OutOfStepError(f"{where}: expected number {len(found) + 1} here")
         start, test = _split(after[0].source, where)
         solution, _ = _split(after[1].source, where)
-        solution = re.sub(r"\A# Solution \d+(: )?", lambda m: "# " if m[1] else "", solution).strip("\n")
+        solution = re.sub(r"\A# Solution \d+", "", solution).strip("\n")
         found.append(Written(cell.source[title.start() :], start, solution, test))
     return found
 
@@ -91,7 +94,7 @@ def _split(source: str, where: str) -> tuple[str, str]:
 # ---- into a graded one ----
 
 
-def graded_notebook(assignment: Assignment) -> NotebookNode:
+def graded_notebook(assignment: Lesson) -> NotebookNode:
     """nbgrader's source notebook: solutions between marks, visible and hidden tests, points.
 
     Raises:
@@ -102,7 +105,7 @@ def graded_notebook(assignment: Assignment) -> NotebookNode:
     exercises = written(notebook, name)
     if len(exercises) != len(assignment.exercises):
         raise OutOfStepError(
-            f"{name} has {len(exercises)} exercises, and assignments.py grades {len(assignment.exercises)} of them"
+            f"{name} has {len(exercises)} exercises, and its lesson grades {len(assignment.exercises)} of them"
         )
     title = notebook.cells[0].source.split("\n")[0]
     cells = [
@@ -110,12 +113,12 @@ def graded_notebook(assignment: Assignment) -> NotebookNode:
         _cell("setup", assignment.setup),
     ]
     for i, (exercise, text) in enumerate(zip(assignment.exercises, exercises, strict=True), 1):
-        cells += _exercise_cells(f"exercise-{i}", exercise, text, assignment)
+        cells += _exercise_cells(i, exercise, text, assignment)
     kernel = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     return new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
-def _intro(assignment: Assignment) -> str:
+def _intro(assignment: Lesson) -> str:
     return dedent(f"""\
         The exercises of [this notebook]({SITE}/notebooks/{assignment.notebook}.html), {assignment.points}
         points in all.
@@ -126,7 +129,8 @@ def _intro(assignment: Assignment) -> str:
         all cells.""")
 
 
-def _exercise_cells(name: str, exercise: Exercise, text: Written, assignment: Assignment) -> list[NotebookNode]:
+def _exercise_cells(number: int, exercise: Exercise, text: Written, assignment: Lesson) -> list[NotebookNode]:
+    name = f"exercise-{number}"
     prose, start, solution, test = (
         _replaced(part, exercise) for part in (text.text, text.start, text.solution, text.test)
     )
@@ -134,24 +138,28 @@ def _exercise_cells(name: str, exercise: Exercise, text: Written, assignment: As
     prose = re.sub(r"\]\(\.\./docs/(\w+)\.md", rf"]({SITE}/\1.html", prose)
     prose = re.sub(r"\]\((\d\d_\w+)\.ipynb", rf"]({SITE}/notebooks/\1.html", prose)
     given = exercise.given
-    if exercise.function:
+    if exercise.signature:
         lines = [line for line in start.split("\n") if not re.match(r"answer = \.\.\.", line)]
         given = "\n".join(part for part in (given, "\n".join(lines).strip("\n")) if part)
         body = f"{BEGIN}\n{solution}\nreturn answer\n{END}"
-        answer = f"def {exercise.function}:\n{indent(body, '    ')}"
-        test = re.sub(r"\banswer\b", lambda _: exercise.function, test)
-        prose += f" Write it as a function: `{exercise.function}` returns the answer, also for other arguments."
+        answer = f"def {exercise.signature}:\n{indent(body, '    ')}"
+        test = re.sub(r"\banswer\b", lambda _: exercise.signature, test)
+        prose += f" Write it as a function: `{exercise.signature}` returns the answer, also for other arguments."
     else:
         finish = ["", "", exercise.finish] if exercise.finish else []
         answer = _filled_in(start, solution) or "\n".join([start, "", "", BEGIN, solution, *finish, END])
-    check = next(line for line in assignment.setup.split("\n") if re.search(r"\bcheck$|\bcheck,", line))
+    answers = exercise.names[0] if len(exercise.names) == 1 else f"[{', '.join(exercise.names)}]"
     hidden = [
         "# More tests run here when your work is graded: the same question, other values.",
         "### BEGIN HIDDEN TESTS",
-        check,
-        "from teachllama.check.core import agrees, assert_right",
+        "import os",
         "",
-        exercise.hidden,
+        "from teachllama.check.core import assert_right",
+        "from teachllama.lessons import lesson",
+        "from teachllama.lessons.common.judge import judge_hidden",
+        "",
+        f'exercise, seed = lesson("{assignment.number}").exercises[{number - 1}], os.environ.get("{SEED}", "")',
+        f"assert_right(judge_hidden({answers}, exercise, seed{', model' * assignment.needs_model}))",
         "### END HIDDEN TESTS",
     ]
     points = exercise.points
@@ -208,7 +216,7 @@ def _cell(name: str, source: str, *, markdown: bool = False, solution: bool = Fa
 # ---- files ----
 
 
-def source_path(assignment: Assignment, course: Path = COURSE) -> Path:
+def source_path(assignment: Lesson, course: Path = COURSE) -> Path:
     """Where an assignment's source notebook lies."""
     return course / "source" / assignment.notebook / f"{assignment.notebook}.ipynb"
 
@@ -218,20 +226,9 @@ def as_text(notebook: NotebookNode) -> str:
     return nbformat.writes(notebook, version=4) + "\n"
 
 
-def out_of_step() -> list[str]:
-    """What in source/ is not what the course's notebooks and `assignments.py` make, one line each."""
-    found = []
-    for assignment in ASSIGNMENTS:
-        path = source_path(assignment)
-        if not path.is_file() or path.read_text(encoding="utf-8") != as_text(graded_notebook(assignment)):
-            found.append(f"{path.relative_to(COURSE.parent)} is out of step: run python -m exercises.make --source")
-    extra = {path.name for path in (COURSE / "source").iterdir()} - {a.notebook for a in ASSIGNMENTS}
-    return found + [f"exercises/source/{name} belongs to no assignment" for name in sorted(extra)]
-
-
-def write_sources(course: Path = COURSE) -> None:
-    """Writes `course`/source."""
-    for assignment in ASSIGNMENTS:
+def write_sources(course: Path = COURSE, of: Sequence[Lesson] = ()) -> None:
+    """Writes `course`/source, for all lessons or for some."""
+    for assignment in of or lessons():
         path = source_path(assignment, course)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(as_text(graded_notebook(assignment)), encoding="utf-8")
@@ -259,9 +256,9 @@ def release(course: Path) -> list[Path]:
     from nbgrader.apps import NbGraderAPI
 
     api = NbGraderAPI(config=settings(course))
-    for assignment in ASSIGNMENTS:
+    for assignment in lessons():
         succeeded(api.generate_assignment(assignment.notebook), f"generate_assignment {assignment.notebook}")
-    return [course / "release" / a.notebook / f"{a.notebook}.ipynb" for a in ASSIGNMENTS]
+    return [course / "release" / a.notebook / f"{a.notebook}.ipynb" for a in lessons()]
 
 
 def succeeded(result: dict[str, Any], what: str) -> None:
@@ -270,21 +267,42 @@ def succeeded(result: dict[str, Any], what: str) -> None:
         raise RuntimeError(f"nbgrader {what}: {result.get('error') or ''}\n{result.get('log') or ''}")
 
 
+GUIDE = NOTEBOOKS.parent / "docs" / "instructors.md"
+_GUIDE_MARKS = "<!-- marking guide: begin -->", "<!-- marking guide: end -->"
+
+
+def marking_guide() -> str:
+    """The marking guide's points and table, as docs/instructors.md has them, out of the lessons' exercises."""
+    points = ", ".join(f"{l.number}: {l.points} points" for l in lessons())
+    rows = [
+        f"| {l.number} | {i} | {e.points[0]} + {e.points[1]} | {e.shows} | {e.usual} |"
+        for l in lessons()
+        for i, e in enumerate(l.exercises, 1)
+    ]
+    head = "| notebook | exercise | points | it shows that a student can | usual mistakes, as the check names them |"
+    return "\n".join([f"{points}.", "", head, "|---|---|---|---|---|", *rows])
+
+
+def with_guide(page: str) -> str:
+    """The page with the marking guide as the lessons have it."""
+    begin, end = _GUIDE_MARKS
+    before, rest = page.split(begin)
+    return f"{before}{begin}\n\n{marking_guide()}\n\n{end}{rest.split(end)[1]}"
+
+
 def main(arguments: list[str]) -> int:
-    """Runs what the command line asks for; 1 if --check finds anything, or nbgrader is missing."""
+    """Runs what the command line asks for; 1 if nbgrader is missing."""
     parser = argparse.ArgumentParser(description="Makes the graded notebooks and the students' versions of them.")
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument("--source", action="store_true", help="only write source/")
-    group.add_argument("--check", action="store_true", help="only say what in source/ is out of step")
+    parser.add_argument("--source", action="store_true", help="only write source/")
+    parser.add_argument("--guide", action="store_true", help="only write the marking guide into docs/instructors.md")
     parser.add_argument("--course", type=Path, default=COURSE, help="where source/ and release/ go")
     options = parser.parse_args(arguments)
-    if options.check:
-        found = out_of_step()
-        print("\n".join(found), end="\n" if found else "")
-        return 1 if found else 0
+    if options.guide:
+        GUIDE.write_text(with_guide(GUIDE.read_text(encoding="utf-8")), encoding="utf-8")
+        return 0
     course = options.course.resolve()
     write_sources(course)
-    for assignment in ASSIGNMENTS:
+    for assignment in lessons():
         print(f"{assignment.notebook}: {len(assignment.exercises)} exercises, {assignment.points} points")
     if not options.source:
         if find_spec("nbgrader") is None:

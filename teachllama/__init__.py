@@ -9,6 +9,7 @@ with tl.load_model("smollm2-135m") as model, model.create_session(seq_len=256) a
 from teachllama import memory
 from teachllama.batching import eval_batch
 from teachllama.chat import Chat
+from teachllama.cluster import Cluster
 from teachllama.config import ModelConfig
 from teachllama.embeddings import embed
 from teachllama.errors import (
@@ -19,6 +20,7 @@ from teachllama.errors import (
     GGUFError,
     ParameterError,
     PoolFullError,
+    SessionFileError,
     TeachLlamaError,
     TemplateError,
     TokenError,
@@ -35,6 +37,7 @@ from teachllama.prefixes import Prefixes
 from teachllama.sampling import SamplingParams
 from teachllama.scheduler import Event, Request, Scheduler
 from teachllama.session import Session
+from teachllama.session_file import SessionInfo, inspect_session
 from teachllama.spec import ModelSpec
 from teachllama.threads import set_num_threads
 
@@ -45,6 +48,7 @@ __all__ = [
     "Chat",
     "ChatError",
     "ClosedError",
+    "Cluster",
     "ContextFullError",
     "Event",
     "Family",
@@ -64,6 +68,8 @@ __all__ = [
     "SamplingParams",
     "Scheduler",
     "Session",
+    "SessionFileError",
+    "SessionInfo",
     "TeachLlamaError",
     "TemplateError",
     "Token",
@@ -73,6 +79,7 @@ __all__ = [
     "attention_weights",
     "embed",
     "eval_batch",
+    "inspect_session",
     "kv_cache_bytes",
     "kv_layout_from_metadata",
     "load_model",

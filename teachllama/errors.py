@@ -46,3 +46,23 @@ class ChatError(TeachLlamaError):
 
 class TemplateError(TeachLlamaError):
     """A chat template that is missing, is not valid, fails, reaches out of its sandbox, or was stopped at a limit."""
+
+
+class SessionFileError(TeachLlamaError):
+    """A session file that could not be written, or that is refused. Nothing was changed.
+
+    Attributes:
+        reason: why, as a word or two that a program can compare: "missing", "not a file", "not a session file",
+            "truncated", "damaged", "newer version", "other model", "other quantization", "other weights",
+            "other settings", "other tokenizer", "other rope", "other cache type", "window", "seq_len", "memory",
+            "permission", "symbolic link", "disk full", "too large".
+        can_rebuild: True where `load_session(path, rebuild=True)` would evaluate the file's tokens instead.
+    """
+
+    def __init__(self, message: str, reason: str = "damaged", can_rebuild: bool = False):
+        super().__init__(message)
+        self.reason, self.can_rebuild = reason, can_rebuild
+
+    def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
+        """For pickle, which would give back the message alone."""
+        return type(self), (str(self), self.reason, self.can_rebuild)

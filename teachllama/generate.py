@@ -28,6 +28,8 @@ class GenerationStats:
     ttft_s: float = 0.0  # time to first token: the prefill and the first sample
     decode_s: float = 0.0  # everything after the first token
     stop_reason: str = ""  # "length", "end of text", "stop string" or "context full"; empty while running
+    reused: int = 0  # positions that were there already and were attended to as they were
+    recomputed: int = 0  # positions that a loaded session's file should have spared, and that were evaluated again
 
     @property
     def prefill_tps(self) -> float:

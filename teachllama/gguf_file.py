@@ -94,6 +94,11 @@ class StringArray(Sequence[str]):
             yield raw[start:end].decode("utf-8", "surrogateescape")
             start = end + 8
 
+    @property
+    def raw(self) -> bytes:
+        """All strings with their lengths, as the file has them."""
+        return self._raw
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and len(self) == len(other) and all(a == b for a, b in zip(self, other))
 

@@ -13,6 +13,7 @@ from teachllama import hub
 from teachllama.batch import Batch
 from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
+from teachllama.fingerprint import Fingerprint, Identity
 from teachllama.forward import forward
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv.formula import KVDtype
@@ -72,6 +73,7 @@ class Model:
 
             self._compiled = CompiledForward(self.spec, self.weights)
         self.nbytes: int = self.weights.store.nbytes
+        self._identity = Identity(file)
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
 
     @property
@@ -139,6 +141,41 @@ class Model:
         from teachllama.pool import Pool
 
         return Pool(self, nbytes, kv_dtype)
+
+    def load_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        rebuild: bool = False,
+        kv_dtype: str | None = None,
+        seq_len: int | None = None,
+        swa_full: bool | None = None,
+    ) -> Session:
+        """A session that `session.save` wrote, as it was: the same positions, logits, and random numbers to come.
+
+        Everything in the file is checked first, against itself and against this model. `session.restored` says how many
+        positions came from the file: all of them, or none.
+
+        Args:
+            rebuild: where keys and values can't be used, but the tokens can (another quantization of this model, other
+                RoPE settings, a damaged cache), evaluate the tokens again instead of refusing.
+            kv_dtype, seq_len, swa_full: what the session must have; None takes what the file says.
+
+        Raises:
+            SessionFileError: the file is refused; `reason` says why in a word, the message what to do.
+            TeachLlamaError: what evaluating raises, when rebuilding.
+        """
+        from teachllama import session_file
+
+        return session_file.load(self, path, rebuild=rebuild, kv_dtype=kv_dtype, seq_len=seq_len, swa_full=swa_full)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Digests of weights, configuration and tokenizer: what a session file is held against.
+
+        The first call reads all weights, about a second per gigabyte and processor; later ones return the same.
+        """
+        return self._identity.fingerprint(self.config.name, self.spec, self.tokenizer)
 
     @property
     def sessions(self) -> list[Session]:
@@ -221,6 +258,7 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
         file.close()
         raise
     if weights == "f32":
+        model._identity.read()  # while the file's bytes are at hand
         file.close()
     else:  # it stays mapped; its metadata is in the tokenizer and the config now, and would be held twice
         file.metadata.clear()

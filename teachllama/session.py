@@ -44,6 +44,7 @@ class Session:
         tokens: their ids, oldest first.
         seq_len: how many positions fit.
         stats: what the last `generate` did.
+        restored: how many positions came from a session file; 0 unless `Model.load_session` made this session.
         lock: held during each call. A thread that holds it can call the session as usual.
     """
 
@@ -67,6 +68,8 @@ class Session:
         self._logits: np.ndarray | None = None
         self.tokens: list[int] = []
         self.stats = GenerationStats()
+        self.restored = 0
+        self._loaded: tuple[int, int] | None = None  # positions restored and rebuilt, until an eval has reported them
         self.lock = threading.RLock()
         self._running = ""  # the call in progress that no other call may interrupt: its name
         _sessions.add(self)
@@ -193,6 +196,8 @@ class Session:
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         last = logits[-1].copy() if len(logits) > 1 else logits[-1]
         new = ids.tolist()
+        if self._loaded is not None:
+            (self.stats.reused, self.stats.recomputed), self._loaded = self._reuse(), None
         # The last step: until here an interrupt changed nothing that counts. Python handles signals, and switches to
         # other threads (one of which may fork), after calls and backward jumps: not between the next two statements.
         self._logits = last
@@ -241,7 +246,8 @@ class Session:
         return self._generate(ids, params, max_new_tokens, stops)
 
     def _generate(self, ids: list[int], params: SamplingParams, max_new: int, stops: list[str]) -> Iterator[Token]:
-        stats = self.stats = GenerationStats(n_prompt=len(ids))
+        reused, recomputed = self._reuse()
+        stats = self.stats = GenerationStats(n_prompt=len(ids), reused=reused, recomputed=recomputed)
         text = TextStream(self.model.tokenizer, stops)
         started = time.perf_counter()
         if ids or self._logits is None:
@@ -305,6 +311,7 @@ class Session:
             self._move_back(0)
             self._cache.clear()
             self._rng = np.random.default_rng(self.seed)
+            self.restored, self._loaded = 0, None
 
     def fork(self, *, seed: int | None = None) -> Session:
         """A second session in the same state, with a cache of its own.
@@ -327,6 +334,7 @@ class Session:
         other._cache.copy_from(self._cache, self.n_past)
         other.tokens = self.tokens.copy()
         other._logits = None if self._logits is None else self._logits.copy()
+        other.restored, other._loaded = self.restored, self._loaded
         if seed is None:
             other.seed = self.seed
             other._rng.bit_generator.state = self._rng.bit_generator.state
@@ -335,6 +343,29 @@ class Session:
     def _twin(self, seed: int | None) -> Session:
         kv_dtype, swa_full = self.kv_dtype, self._cache.swa_full
         return self.model.create_session(seq_len=self.seq_len, kv_dtype=kv_dtype, seed=seed, swa_full=swa_full)
+
+    def _reuse(self) -> tuple[int, int]:
+        """(positions that the next call finds done, positions that were evaluated again in place of a file's)."""
+        restored, rebuilt = (self.n_past, 0) if self._loaded is None else self._loaded
+        return min(restored, self.n_past), rebuilt
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the session to a file, whole or not at all; `Model.load_session` goes on from there.
+
+        The file holds the conversation in readable form; only you can read it (mode 0600). Format: docs/sessions.md.
+
+        Raises:
+            SessionFileError: it could not be written; a file that was there is as it was.
+        """
+        from teachllama import session_file
+
+        with self.lock:
+            self._check_free()
+            try:
+                self._running = "save()"
+                session_file.save(self, path)
+            finally:
+                self._running = ""
 
     def close(self) -> None:
         """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 import teachllama as tl
 from teachllama import check
-from teachllama.check import core, notebook04
-from teachllama.check.notebook04 import CALCULATOR_SHAPES
+from teachllama.lessons.common import check as core
+from teachllama.lessons.n04_sessions import exercises as notebook04
+from teachllama.lessons.n04_sessions.exercises import CALCULATOR_SHAPES
 from teachllama.show.shapes import SHAPES
 from tests.tools import tiny_metadata, tiny_model
 

@@ -81,7 +81,7 @@ def test_the_path_on_the_front_page_leads_to_every_notebook_here_and_on_binder()
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     for path in NOTEBOOKS:
         assert f"(notebooks/{path.name})" in text
-        assert f"labpath=notebooks%2F{path.name})" in text
+        assert f"labpath=course%2F{path.name})" in text
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

@@ -14,14 +14,14 @@ ROOMS = (
     ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
-    ("kernels",), ("hub",), ("generate",), ("model",), ("session",), ("prefixes",), ("pool",), ("batching",),
-    ("scheduler",), ("looking", "embeddings", "requantize"),
-    ("chat", "memory"), ("cli",),
+    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",), ("prefixes",),
+    ("pool",), ("batching",), ("scheduler",), ("looking", "embeddings", "requantize"),
+    ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
 TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these
 # Imports for type checking alone, or made late, that point upwards on purpose.
-UPWARDS = {("model", "session"), ("model", "pool"), ("memory", "show"), ("cli", "show")}
+UPWARDS = {("model", "session"), ("model", "pool"), ("memory", "show"), ("cli", "show"), ("cli", "lessons")}
 
 
 def modules() -> list[Path]:

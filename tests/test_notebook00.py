@@ -18,6 +18,7 @@ from matplotlib.text import Text
 from teachllama.check import CheckResult
 from teachllama.check import notebook00 as check
 from teachllama.errors import ParameterError
+from teachllama.lessons.n00_transformer import exercises
 from teachllama.show import notebook00 as pictures
 from tests.test_show import texts_of
 
@@ -194,8 +195,8 @@ def test_each_usual_wrong_count_is_recognised_and_the_right_one_not_given_away(m
 
 
 def test_another_wrong_count_is_told_from_the_usual_ones() -> None:
-    assert "too large" in is_plain(check.weights_of_a_llama(10**12, TINY)).message
-    assert "too small" in is_plain(check.weights_of_a_llama(-3, TINY)).message
+    assert "Too large" in is_plain(check.weights_of_a_llama(10**12, TINY)).message
+    assert "Too small" in is_plain(check.weights_of_a_llama(-3, TINY)).message
     with pytest.raises(ParameterError, match="n_layers"):
         check.weights_of_a_llama(1, {"dim": 3})
 
@@ -246,7 +247,7 @@ FUNCTIONS: list[tuple[Callable[[object], CheckResult], Callable[..., Any], str |
     (check.hidden, lambda n, p: hidden(n, p).T, "transposed"),
     (check.hidden, lambda n, p: np.zeros((n, p + n), bool), "nothing_hidden"),
     (check.hidden, lambda n, p: np.where(hidden(n, p), -np.inf, 0), "additive"),
-    (check.hidden, lambda n, p: np.where(hidden(n, p), -3.0, 0), None),
+    (check.hidden, lambda n, p: np.where(hidden(n, p), -3.0, 0), "some_cases"),
     (check.rope, rope, None),
     (check.rope, halves, "halves"),
     (check.rope, lambda x, p, b: rope(x, -p, b), "backwards"),
@@ -256,7 +257,7 @@ FUNCTIONS: list[tuple[Callable[[object], CheckResult], Callable[..., Any], str |
     (check.rope, lambda x, p, b: rope(x, np.arange(len(x)), b), "from_zero"),
     (check.rope, lambda x, p, b: rope(x, p, 1.0), "one_speed"),
     (check.rope, lambda x, p, b: x, "not_turned"),
-    (check.rope, check._overwritten, "overwritten"),
+    (check.rope, exercises._overwritten, "overwritten"),
 ]
 
 

@@ -20,6 +20,7 @@ pytest.importorskip("matplotlib", reason="the lab extra is not installed")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
+from teachllama.lessons.n01_generation import exercises
 from teachllama.show import notebook01 as pictures
 
 TEXT = "the man in the hat: où? \U0001f642\n  42"
@@ -190,7 +191,7 @@ def test_each_usual_mistake_about_characters_a_token_is_recognised(model: tl.Mod
     ):  # fmt: skip
         result = check.characters_per_token(answer, model, text)
         is_plain_result(result)
-        assert result.mistake == mistake
+        assert mistake in (result.mistake or "").split(" or ")
     assert check.characters_per_token(77, model, text).mistake is None
     assert check.characters_per_token(1, model, "").mistake == "question"
     assert check.characters_per_token(1, model, 5).mistake == "question"  # type: ignore[arg-type]
@@ -292,7 +293,7 @@ MERGING_MISTAKES = {
     "rightmost": variant("min(pairs, key=lambda p: (p[0], -p[1]))"),
     "one_join": variant(more="return symbols"),
     "unchanged": lambda symbols, ranks: symbols,
-    "longest_match": check._longest_first,
+    "longest_match": exercises._longest_first,
     "unanswered": lambda symbols, ranks: None,
     "type": variant(give="''.join(symbols)"),
     "exception": failing,
@@ -352,14 +353,14 @@ def test_a_turn_made_part_by_part_is_right(model: tl.Model) -> None:
 @pytest.mark.parametrize("mistake", TURN_MISTAKES)
 def test_each_usual_mistake_in_a_turn_is_recognised(mistake: str, model: tl.Model, monkeypatch: Any) -> None:
     if mistake == "endless":  # five seconds are for a real model
-        monkeypatch.setattr(check, "TURN_SECONDS", 0.3)
+        monkeypatch.setattr(exercises, "TURN_SECONDS", 0.3)
     result = check.safe_turn(TURN_MISTAKES[mistake], model)
     is_plain_result(result)
     assert (result.ok, result.mistake) == (False, mistake)
 
 
 def test_more_that_is_no_list_of_ids_is_told(model: tl.Model) -> None:
-    for value in (5, [1.5], ["a"], [10**9], [-1], {"a": 1}, iter([1]), object(), Raises()):
+    for value in (5, [1.5], ["a"], [10**9], [-1], {"a": 1}, object(), Raises()):
         result = check.safe_turn(lambda *_, value=value: value, model)
         is_plain_result(result)
         assert result.mistake in ("type", "exception")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ pytest.importorskip("matplotlib", reason="the lab extra is not installed")
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import Rectangle
 
+from teachllama.lessons.n02_chat import exercises
 from teachllama.show import notebook02 as pictures
 
 NONSENSE = [None, ..., True, "4.5", b"x", [], {}, (1, 2), 1j, object(), len, float("nan"), -1, 0, 10**5000, 1e308,
@@ -76,7 +76,7 @@ def test_the_check_of_a_turns_cost_knows_right_and_wrong(chat: Chat) -> None:
     assert len(set(answers.values())) == len(answers)
     assert check.evaluated(answers.pop("right"), chat, TEXT).ok
     for name, answer in answers.items():
-        assert check.evaluated(answer, chat, TEXT).mistake == name
+        assert name in (check.evaluated(answer, chat, TEXT).mistake or "").split(" or ")
     assert check.evaluated(7777, chat, TEXT).mistake is None
     for nonsense in NONSENSE:
         is_plain_result(check.evaluated(nonsense, chat, TEXT))
@@ -95,37 +95,16 @@ def test_the_right_cost_is_what_say_evaluates(chat: Chat) -> None:
 # ---- the three functions ----
 
 Check = Callable[[object], CheckResult]
-FUNCTIONS: dict[str, tuple[Check, Callable[..., Any], dict[str, tuple[Callable[..., Any], str]], dict[str, Any]]] = {
-    "chatml": (check.chatml, check._chatml, check._CHATML_WRONG, check.CHATML_SCENES),
-    "reusing": (check.reusing, check._reuse, check._REUSE_WRONG, check.REUSE_SCENES),
-    "trimming": (check.trimming, check._trim, check._TRIM_WRONG, check.TRIM_SCENES),
+FUNCTIONS: dict[str, tuple[Check, Callable[..., Any]]] = {
+    "chatml": (check.chatml, exercises._chatml),
+    "reusing": (check.reusing, exercises._reuse),
+    "trimming": (check.trimming, exercises._trim),
 }
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_a_right_function_is_right_and_each_usual_mistake_is_recognised(name: str) -> None:
-    judge, right, wrong, _ = FUNCTIONS[name]
-    assert judge(right).ok
-    assert len(wrong) >= 3
-    for mistake, (variant, text) in wrong.items():
-        result = judge(variant)
-        is_plain_result(result)
-        assert result.mistake == mistake
-        assert text in result.message
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_mistakes_differ_from_each_other_on_the_practice_runs(name: str) -> None:
-    _, right, wrong, scenes = FUNCTIONS[name]
-    answers = {k: [f(*check._copied(s)) for s in scenes.values()] for k, (f, _) in wrong.items()}
-    answers["right"] = [right(*check._copied(s)) for s in scenes.values()]
-    for a, b in combinations(answers, 2):
-        assert answers[a] != answers[b], (a, b)
-
-
-@pytest.mark.parametrize("name", FUNCTIONS)
 def test_nonsense_exceptions_and_endless_loops_are_told_apart(name: str) -> None:
-    judge, right, _, _ = FUNCTIONS[name]
+    judge, right = FUNCTIONS[name]
     for nonsense in NONSENSE:
         is_plain_result(judge(nonsense))
         assert not judge(nonsense).ok
@@ -148,7 +127,7 @@ def test_nonsense_exceptions_and_endless_loops_are_told_apart(name: str) -> None
 
 def test_changing_the_arguments_does_not_fool_a_check() -> None:
     def destructive(messages: Any, length: Any, budget: Any) -> Any:
-        kept = check._trim(messages, length, budget)
+        kept = exercises._trim(messages, length, budget)
         messages.clear()
         return kept
 
@@ -157,9 +136,9 @@ def test_changing_the_arguments_does_not_fool_a_check() -> None:
 
 
 def test_what_the_chatml_exercise_asks_for_is_what_the_format_writes() -> None:
-    for messages, prompt in check.CHATML_SCENES.values():
+    for messages, prompt in exercises.CHATML_SCENES.values():
         variables = {"messages": messages, "add_generation_prompt": prompt}
-        assert check._chatml(messages, prompt) == render(FORMATS["chatml"], [variables])[0]
+        assert exercises._chatml(messages, prompt) == render(FORMATS["chatml"], [variables])[0]
 
 
 # ---- pictures ----

@@ -50,7 +50,7 @@ def ranked(q: np.ndarray) -> np.ndarray:
     ("answer", "mistake"),
     [
         (5, None), (5.0, None), (np.int64(5), None),
-        (9, "temperature_first"), (3, "absolute"), (1, "top_p"), (10, "all"),
+        (9, "temperature_first"), (3, "multiplied or absolute"), (1, "top_p"), (10, "all"),
     ],
 )  # fmt: skip
 def test_min_p_knows_the_right_count_and_the_usual_wrong_ones(answer: Any, mistake: str | None) -> None:
@@ -136,12 +136,12 @@ ANSWERS: list[tuple[Callable[..., CheckResult], Callable[..., Any], str | None]]
     (check.temperature, lambda l, t: softmax(l / t), None),
     (check.temperature, lambda l, t: softmax(l / t).tolist(), None),
     (check.temperature, lambda l, t: softmax(l * t), "multiplied"),
-    (check.temperature, lambda l, t: (softmax(l) / t) / (softmax(l) / t).sum(), "probabilities"),
+    (check.temperature, lambda l, t: (softmax(l) / t) / (softmax(l) / t).sum(), "probabilities or ignored"),
     (check.temperature, lambda l, t: np.exp(l / t) / np.exp(l / t).sum(), "overflow"),
     (check.temperature, lambda l, t: np.exp((l - l.max()) / t), "not_normalized"),
     (check.temperature, lambda l, t: np.exp(l / t), "not_normalized"),
     (check.temperature, lambda l, t: l / t, "logits"),
-    (check.temperature, lambda l, t: softmax(l), "probabilities"),
+    (check.temperature, lambda l, t: softmax(l), "probabilities or ignored"),
     (check.repeat_penalty, right_penalty, None),
     (check.repeat_penalty, divided, "negative_logits"),
     (check.repeat_penalty, each_time, "each_time"),

@@ -226,9 +226,10 @@ def test_looking_at_a_cache_makes_no_page_resident_and_keeps_no_session_alive(mo
 
 
 def test_times_and_wrong_sizes_are_drawn_as_given() -> None:
-    ax = show.with_and_without_cache([1, 2], [0.1, 0.2], [0.3, 0.8]).axes[0]
-    assert [list(line.get_ydata()) for line in ax.lines] == [[0.3, 0.8], [0.1, 0.2]]
-    assert "3.7 times" in words(ax.figure)  # of the medians
+    step, token = show.with_and_without_cache([1, 2], [0.1, 0.2], [0.3, 0.8]).axes
+    assert [list(line.get_ydata()) for line in step.lines] == [[300, 800], [100, 200]]
+    assert [list(line.get_ydata()) for line in token.lines] == [[300, 400], [100, 200]]
+    assert "4 times as long" in words(step.figure)
     ax = show.wrong_calculators([("ours", 100), ("no V", 50), ("query heads", 300)]).axes[0]
     assert [bar.get_width() for bar in ax.patches] == [100, 50, 300]
     assert "only half" in words(ax.figure)
@@ -411,7 +412,9 @@ def test_every_control_has_a_name_and_a_tooltip_and_the_widget_a_stable_text() -
     assert len(controls) == 6
     assert all(c.description and c.tooltip for c in controls)
     assert repr(calculator) == repr(show.kv_calculator(shape="Gemma 3 4B"))
-    assert calculator._repr_mimebundle_()["text/plain"] == repr(calculator)
+    still = calculator._repr_mimebundle_()  # the table stands for it where there is no kernel
+    assert still["text/plain"] == repr(show.kv_calculator_table())
+    assert "<table" in still["text/html"]
 
 
 def test_the_table_says_what_the_widget_says(model: tl.Model) -> None:

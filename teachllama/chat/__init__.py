@@ -12,14 +12,22 @@ from __future__ import annotations
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from teachllama import session_file
 from teachllama.chat.formats import FORMATS
 from teachllama.chat.reuse import Reuse, explain
 from teachllama.chat.sandbox import DEFAULT, Limits, render
-from teachllama.errors import ChatError, ContextFullError, TeachLlamaError, TemplateError
+from teachllama.errors import (
+    ChatError,
+    ContextFullError,
+    SessionFileError,
+    TeachLlamaError,
+    TemplateError,
+)
 from teachllama.files import replacing
 from teachllama.generate import Token
 from teachllama.sampling import GREEDY, SamplingParams
@@ -31,6 +39,7 @@ __all__ = ["FORMATS", "Chat", "Limits", "Reuse"]
 Message = dict[str, str]  # {"role": "user", "content": "Hello"}
 
 MOST_FILE = 1 << 26  # bytes of a saved conversation
+SESSION_ENDINGS = (".session", ".safetensors")  # names of files that `save` writes keys and values into
 MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # noncharacters: they mark where a message's text begins and ends
 
 
@@ -261,14 +270,20 @@ class Chat:
         Raises:
             ChatError, TemplateError, ContextFullError: nothing was changed.
         """
-        taken = checked(messages)
+        self._replay(checked(messages))
+
+    def _replay(self, taken: list[Message]) -> int:
+        """`replay`; returns how many tokens were evaluated."""
+        new: list[int] = []
         with self.session.lock:
             if taken:
                 ids = self.encode(taken)
                 self._fitting(ids)
                 if ids != self.session.tokens:
-                    self.session.eval(self._rewind_to(ids))
+                    new = self._rewind_to(ids)
+                    self.session.eval(new)
             self._messages, self.dropped = taken, self._unwritable(taken)
+        return len(new)
 
     def reset(self) -> None:
         """Forgets all but a system message; the session is as it was created."""
@@ -301,8 +316,20 @@ class Chat:
             return dropped
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the history to a JSON file; a file that is there is replaced at once or not at all."""
+        """Writes the conversation to a file; one that is there is replaced at once or not at all.
+
+        A name that ends in .session or .safetensors gets the whole session, messages included: `load` then goes on
+        without evaluating anything again. Any other name gets the messages as JSON, for people and other programs.
+
+        Raises:
+            ChatError, SessionFileError: it could not be written.
+        """
         path = Path(path)
+        if path.suffix in SESSION_ENDINGS:
+            with self.session.lock:
+                self.session._check_free()
+                session_file.save(self.session, path, self._messages)
+            return
         data = {"teachllama_chat": 1, "model": self.session.model.config.name, "messages": self._messages}
         try:
             with replacing(path) as part:
@@ -310,31 +337,75 @@ class Chat:
         except OSError as e:
             raise ChatError(f"{path}: the conversation could not be saved: {e.strerror or e}") from None
 
-    def load(self, path: str | os.PathLike[str]) -> None:
-        """Replays a history that `save` wrote.
+    def load(self, path: str | os.PathLike[str]) -> int:
+        """Takes up a conversation that `save` wrote, in either form.
+
+        The form with keys and values is restored as it is. Where they don't fit, though the messages do (another
+        quantization of the model, another cache type, a longer session than this one), the messages are evaluated
+        again, with a warning that says why.
+
+        Returns:
+            how many tokens were evaluated: 0 if all were restored.
 
         Raises:
             ChatError: no such file, or not such a file: the message says what is wrong with it. See also `replay`.
+            SessionFileError: a file with keys and values is refused.
         """
-        try:
-            with open(path, "rb") as file:
-                raw = file.read(MOST_FILE + 1)
-            if len(raw) > MOST_FILE:
-                raise ChatError(f"{path}: larger than {MOST_FILE >> 20} MB; no conversation is")
-            data = json.loads(raw)
-        except OSError as e:
-            raise ChatError(f"{path}: the conversation could not be read: {e.strerror or e}") from None
-        except (ValueError, RecursionError) as e:
-            raise ChatError(f"{path}: not a saved conversation: {e}") from None
-        if not isinstance(data, dict) or data.get("teachllama_chat") != 1 or not isinstance(data.get("messages"), list):
-            raise ChatError(f"{path}: not a saved conversation: expected an object with teachllama_chat 1 and messages")
-        try:
-            self.replay(data["messages"])
-        except ChatError as e:
-            raise ChatError(f"{path}: {e}") from None
+        with self.session.lock:
+            messages = messages_in(path)
+            if not _is_session(path):
+                try:
+                    return self._replay(messages)
+                except ChatError as e:
+                    raise ChatError(f"{path}: {e}") from None
+            try:
+                session_file.restore(self.session, path)
+            except SessionFileError as e:
+                if not (e.can_rebuild or e.reason == "seq_len"):
+                    raise
+                n = self._replay(messages)
+                warnings.warn(f"the conversation was evaluated again: {e}", stacklevel=2)
+                return n
+            self._messages = messages
+            return 0
 
     def __repr__(self) -> str:
         return f"<Chat: {len(self._messages)} messages in {self.session!r}>"
+
+
+def messages_in(path: str | os.PathLike[str]) -> list[Message]:
+    """The messages of a conversation that `Chat.save` wrote, in either form. Errors: see `Chat.load`."""
+    if _is_session(path):
+        messages = session_file.inspect_session(path, verify=False).messages
+        if messages is None:
+            raise ChatError(f"{path}: a session without messages; load it with model.load_session()")
+        return checked(messages)
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(MOST_FILE + 1)
+        if len(raw) > MOST_FILE:
+            raise ChatError(f"{path}: larger than {MOST_FILE >> 20} MB; no conversation is")
+        data = json.loads(raw)
+    except OSError as e:
+        raise ChatError(f"{path}: the conversation could not be read: {e.strerror or e}") from None
+    except (ValueError, RecursionError) as e:
+        raise ChatError(f"{path}: not a saved conversation: {e}") from None
+    if not isinstance(data, dict) or data.get("teachllama_chat") != 1 or not isinstance(data.get("messages"), list):
+        raise ChatError(f"{path}: not a saved conversation: expected an object with teachllama_chat 1 and messages")
+    try:
+        return checked(data["messages"])
+    except ChatError as e:
+        raise ChatError(f"{path}: {e}") from None
+
+
+def _is_session(path: str | os.PathLike[str]) -> bool:
+    """Whether a file has keys and values: as text, the length with which safetensors files begin would be huge."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(9)
+    except (OSError, ValueError):
+        return False
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < 2**40
 
 
 def checked(messages: Iterable[Mapping[str, str]]) -> list[Message]:

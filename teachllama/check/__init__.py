@@ -5,13 +5,15 @@
     check.kv_bytes(23_592_960, model.config, 1024, "f32")    # Not yet: ...
 
 A check takes an answer of any type, never raises on its account, and returns a `CheckResult`: `ok`, a `message` for the
-learner, and the name of the `mistake` it recognised. One module a notebook; `core.py` has what they share.
+learner, and the name of the `mistake` it recognised; `check.hint()` says more about the last one. One module per
+notebook. The checks live in `teachllama.lessons`, one room per lesson.
 """
 
-from teachllama.check.core import CheckResult
-from teachllama.check.notebook04 import (
+from teachllama.lessons.n04_sessions.checks import (
+    CheckResult,
     calculators,
     generate_with_stop,
+    hint,
     kv_bytes,
     leak_puzzle,
     leak_released,
@@ -22,6 +24,7 @@ __all__ = [
     "CheckResult",
     "calculators",
     "generate_with_stop",
+    "hint",
     "kv_bytes",
     "leak_puzzle",
     "leak_released",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 
-from teachllama.chat import FORMATS, Chat
+from teachllama.chat import FORMATS, SESSION_ENDINGS, Chat, messages_in
 from teachllama.cli.generate import (
     NUMBERS,
     add_sampling_arguments,
@@ -23,7 +22,7 @@ from teachllama.errors import ChatError, ClosedError, ContextFullError, TeachLla
 from teachllama.sampling import SamplingParams
 
 HELP = """/reset        start over (a system message stays)
-/save FILE    write the conversation to a JSON file
+/save FILE    write the conversation: NAME.session can go on without reading it all again, other names get JSON
 /load FILE    continue a saved conversation
 /trim         forget the oldest turns, to make room in the context
 /show         print the conversation as the model reads it
@@ -118,14 +117,14 @@ def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) 
     return reason
 
 
-def _load(chat: Chat, name: str) -> None:
+def _load(chat: Chat, name: str) -> int:
     path = path_of(name)
     try:
-        chat.load(path)
+        n_new = chat.load(path)
         tell_dropped(chat.dropped)
+        return n_new
     except ContextFullError:
-        messages = json.loads(path.read_bytes())["messages"]
-        raise _too_long(chat, messages, f"start with {_larger(chat)}") from None
+        raise _too_long(chat, messages_in(path), f"start with {_larger(chat)}") from None
 
 
 def _too_long(chat: Chat, messages: list[dict[str, str]], advice: str) -> ContextFullError:
@@ -166,10 +165,11 @@ def _obey(chat: Chat, name: str, rest: str) -> str:
     if name == "/save":
         chat.save(path_of(rest))
         n = len(chat.history)
-        return f"saved {n} message{'s' * (n != 1)} to {printable(rest)}"
+        held = f" and {chat.session.n_past:,} positions" if path_of(rest).suffix in SESSION_ENDINGS else ""
+        return f"saved {n} message{'s' * (n != 1)}{held} to {printable(rest)}"
     if name == "/load":
-        _load(chat, rest)
-        return f"loaded {len(chat.history)} messages, {chat.session.n_past:,} tokens"
+        n = _load(chat, rest)
+        return f"loaded {len(chat.history)} messages, {chat.session.n_past:,} tokens, {n:,} of them read again"
     if name == "/trim":
         n = chat.trim()
         return f"forgot the {n} oldest message{'s' * (n != 1)}" if n else "nothing to forget: there is room for a reply"

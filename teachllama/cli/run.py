@@ -20,7 +20,9 @@ from teachllama import hub
 from teachllama.cli.numbers import count_from_text
 from teachllama.cli.terminal import COLOURS, Status, path_of, printable, visible, width_of
 from teachllama.errors import TeachLlamaError
+from teachllama.lessons.course import course_folder
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 INTENDED = "(intended) "  # before an error that a cell is there to show
 
 
@@ -36,22 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def notebooks_folder() -> Path:
-    """Where the course's notebooks are: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "notebooks", package.parent / "notebooks"):
-        if folder.is_dir():
-            return folder
-    raise TeachLlamaError(f"the course's notebooks are not next to {package}; give a notebook's path")
-
-
 def find_notebook(spec: str) -> Path:
     """The path of a notebook, from its number or its path."""
     if spec.endswith(".ipynb"):
         if (path := path_of(spec)).is_file():
             return path
         raise TeachLlamaError(f"{spec}: no such notebook")
-    folder = notebooks_folder()
+    folder = course_folder()
     found = sorted(folder.glob(f"{spec.zfill(2)}_*.ipynb")) if re.fullmatch(r"\d{1,2}", spec) else []
     if not found:
         here = ", ".join(p.stem.split("_")[0] for p in sorted(folder.glob("[0-9][0-9]_*.ipynb")))
@@ -90,6 +83,9 @@ def run(args: argparse.Namespace) -> int:
         failure = (
             f"cell {execution.cell} ran longer than {timeout_s:,} s (--timeout)" if slow else f"a cell failed:\n{e}"
         )
+    for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
+        if {WIDGET, "text/html"} <= set(output.get("data", {})):
+            del output["data"][WIDGET]  # no kernel answers on a page; its static twin stands for it
     html = path_of(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(_with_alt_text(HTMLExporter().from_notebook_node(notebook)[0], notebook), encoding="utf-8")

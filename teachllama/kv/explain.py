@@ -123,18 +123,22 @@ def _with(**changes: Any) -> Callable[[Cache], Cache]:
     return lambda c: replace(c, **changes)
 
 
-def types(kv_dtype: str) -> Iterator[Mistake]:
-    """Mistakes about the bytes of a number."""
+def types(kv_dtype: str | None) -> Iterator[Mistake]:
+    """Mistakes about the bytes of a number; None: whatever type the cache has."""
     yield Mistake(
         "elements", "type", "it is how many numbers the cache holds; each of them takes more than one byte (an 8-bit "
         "float would take one)", lambda c: replace(c, element_nbytes=Fraction(1)),
     )  # fmt: skip
-    seen = {Fraction(1), Fraction(KV_DTYPES[kv_dtype][1], KV_DTYPES[kv_dtype][0])}
+    seen = {Fraction(1)}
+    if kv_dtype:
+        seen.add(Fraction(KV_DTYPES[kv_dtype][1], KV_DTYPES[kv_dtype][0]))
     for name in ("f16", "f32", "q8_0", "q4_0", "q5_1", "q5_0", "q4_1"):
         size = Fraction(KV_DTYPES[name][1], KV_DTYPES[name][0])
         if size not in seen:
             seen.add(size)
-            text = f"it is the same cache in {name}, not in {kv_dtype}"
+            text = f"it is the same cache in {name}" + (
+                f", not in {kv_dtype}" if kv_dtype else ", whatever its type is"
+            )
             yield Mistake(f"counted_{name}", "type", text, _with(element_nbytes=size))
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from matplotlib.patheffects import withStroke
 
 from teachllama.errors import ParameterError
-from teachllama.show.style import BLUE, BODY, GREEN, INK, SKY, SMALL, VERMILION, dark, drawn, note, picture
+from teachllama.lessons.common.style import BLUE, BODY, GREEN, INK, SKY, SMALL, VERMILION, dark, drawn, note, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,9 @@ def staircase(timeline: Timeline, ax: Axes | None = None) -> Figure:
             (total, files, INK, "anonymous:\narrays, caches"),
             (files, [0.0] * n, "white", "mapped files"),
         ):
-            at = max(range(n), key=[h - l for h, l in zip(high, low, strict=True)].__getitem__)
+            heights = [round((h - l) / (ROOM * max(total)), 1) for h, l in zip(high, low, strict=True)]
+            # The tallest; of equals the middle one, since a label at the edge would be cut.
+            at = max(range(n), key=lambda i: (heights[i], -abs(i - n // 2)))
             if high[at] - low[at] > ROOM * max(total) * (text.count("\n") + 1):
                 middle = (at + 0.5, (high[at] + low[at]) / 2)
                 note(ax, text, middle, color=colour, halo=None, ha="center", fontsize=SMALL)

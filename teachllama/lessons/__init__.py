@@ -1,0 +1,48 @@
+"""The course: one room per lesson, with its pictures, its checks and its exercises.
+
+`common/` has what lessons share: how pictures look, what a check's result is, how an answer is judged. A lesson's
+`pictures.py` draws, `exercises.py` says what is right, on which cases, and what the usual mistakes give; `checks.py` is
+what a notebook calls. An exercise is written once, as an `Exercise`: the notebook's check, the graded assignment,
+its hidden test and the row of the marking guide all come from it. The engine imports nothing from here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from teachllama.errors import ParameterError
+
+if TYPE_CHECKING:
+    from teachllama.lessons.common.exercise import Lesson
+
+ROOMS = (
+    "n00_transformer",
+    "n01_generation",
+    "n02_chat",
+    "n03_sampling",
+    "n04_sessions",
+    "n05_performance",
+    "n06_architectures",
+    "n07_embeddings",
+    "n10_sessions",
+)
+
+
+def lesson(number: str) -> Lesson:
+    """A lesson's exercises, by the number or the name of its notebook ("04", "04_sessions_and_memory").
+
+    Raises:
+        ParameterError: there is no such lesson.
+    """
+    for room in ROOMS:
+        if room[1:3] == number[:2]:
+            found: Lesson = import_module(f"teachllama.lessons.{room}.exercises").LESSON
+            if number in (found.number, found.notebook):
+                return found
+    raise ParameterError(f"no lesson {number!r}; there are {', '.join(room[1:3] for room in ROOMS)}")
+
+
+def lessons() -> tuple[Lesson, ...]:
+    """All lessons that have exercises, in the notebooks' order."""
+    return tuple(lesson(room[1:3]) for room in ROOMS)

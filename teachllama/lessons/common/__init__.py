@@ -1,0 +1,1 @@
+"""What lessons share: style, checks, judging, exercises. Knows nothing of any lesson."""

@@ -1,0 +1,262 @@
+"""Functions of a student's that are called here and run in another process, within limits."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import psutil
+
+from teachllama.lessons.common.check import CheckResult, Refused, short
+from teachllama.lessons.grading.student import MAX_FRAME, decode, encode, send
+
+LESSONS = Path(__file__).resolve().parents[1]
+MEMORY = 3_000_000_000  # bytes of addresses: NumPy alone reserves more than it uses
+RESIDENT = 800_000_000  # bytes in memory
+START_S = 10.0  # processor seconds for the cells themselves
+PATIENCE = 6  # times as long by the clock, for code that sleeps or a machine that is busy
+MAX_ASKED = 2_000_000  # requests during one call
+
+# What a student's code may ask of a thing that lives here: reading and evaluating, and nothing that saves or closes.
+_NAMES = """
+encode decode piece piece_bytes tokenizer config eog_ids eos_id bos_id vocab_size seq_len eval sample logits tokens
+n_past rewind reset generate history session model tensors metadata values items keys get nbytes n_elements shape
+type name layout layers n_kv_heads n_heads key_length value_length head_dim window kv_nbytes native_seq_len id dim
+hidden_dim n_layers arch n_weights block_weights block_nbytes bandwidth render
+"""
+PUBLIC = frozenset(_NAMES.split())
+
+
+class Student:
+    """A process that holds one exercise's code. A call that breaks a limit ends it, and the next one starts another.
+
+    Args:
+        sources: (optional, code): what is executed; a failure of optional code is ignored.
+        names: functions that may be called.
+        user: the system user that runs it; None: this one.
+    """
+
+    def __init__(self, sources: Sequence[tuple[bool, str]], names: Sequence[str], user: str | None = None):
+        self._sources, self._names, self._user = list(sources), list(names), user
+        self._process: subprocess.Popen[bytes] | None = None
+        self._things: list[Any] = []
+        self._idle = True
+        self._folder = tempfile.TemporaryDirectory()
+        self.failed: CheckResult | None = None  # why the code as such does not run
+
+    def __enter__(self) -> Student:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+        self._folder.cleanup()
+
+    def function(self, name: str) -> Any:
+        """The student's function of that name, to be called here; None if there is none."""
+        self._start()
+        if self.failed is not None:
+            result = self.failed
+
+            def fails(*_: Any) -> Any:
+                raise Refused(result)
+
+            return fails
+        return (lambda *args: self.call(name, args)) if self._there[self._names.index(name)] else None
+
+    def call(self, name: str, args: Sequence[Any], seconds: float = 2.0) -> Any:
+        """Calls a function there; what it changed in lists and arrays is changed here.
+
+        Raises:
+            Refused: it broke a limit, or raised.
+        """
+        if not self._idle:
+            self.end()
+        self._start()
+        self._things, self._idle = [], False
+        self._send({"name": name, "args": [encode(a, self._handle) for a in args]})
+        try:
+            answer = self._wait(seconds)
+            self._idle = True
+            if "error" in answer:
+                raise Refused(_raised(answer))
+            for given, changed in zip(args, answer["args"], strict=True):
+                _copy_back(given, changed)
+            return decode(answer["value"])
+        except _MALFORMED:
+            self.end()
+            raise Refused(_TAMPERED) from None
+
+    def _start(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            return
+        environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
+        environment |= {k: os.environ[k] for k in ("PATH", "SYSTEMROOT") if k in os.environ}
+        options: dict[str, Any] = {"user": self._user, "extra_groups": []} if self._user else {}
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", str(LESSONS / "grading" / "student.py")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=self._folder.name,
+            env=environment, **options,
+        )  # fmt: skip
+        self._idle = True
+        forbidden = [str(LESSONS), *(str(p) for p in (LESSONS.parents[1] / "exercises", LESSONS.parents[1] / "tests"))]
+        self._send({
+            "sources": self._sources, "names": self._names, "memory": MEMORY, "cpu_s": 600, "forbidden": forbidden,
+        })  # fmt: skip
+        self.failed, self._there = None, [False] * len(self._names)
+        try:
+            answer = self._wait(START_S)
+            there = [bool(answer["ready"][i]) for i in range(len(self._names))]
+            # If it defined its functions before it failed, their results count.
+            self.failed = _raised(answer["failed"]) if answer["failed"] and not all(there) else None
+            self._there = there
+        except Refused as refused:
+            self.failed = refused.result
+        except _MALFORMED:
+            self.end()
+            self.failed = _TAMPERED
+
+    def end(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for stream in (self._process.stdin, self._process.stdout):
+                if stream is not None:
+                    stream.close()
+            self._process = None
+
+    def _send(self, message: Any) -> None:
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            send(cast(BinaryIO, self._process.stdin), message)
+        except (BrokenPipeError, OSError):
+            pass  # it has ended: `_wait` says so
+
+    def _handle(self, thing: Any) -> dict[str, int]:
+        self._things.append(thing)
+        return {"h": len(self._things) - 1}
+
+    def _wait(self, seconds: float) -> Any:
+        """The next message that is no request; requests are answered.
+
+        Raises:
+            Refused: a limit was broken, or the process ended.
+        """
+        assert self._process is not None
+        process = psutil.Process(self._process.pid)
+        started = time.monotonic()
+        try:
+            before = sum(process.cpu_times()[:2])
+        except psutil.Error:
+            before = 0.0
+        for _ in range(MAX_ASKED):
+            message = self._read(process, seconds, started, before)
+            if "ask" not in message:
+                return message
+            self._send(self._answered(message))
+        self.end()
+        raise Refused(_endless(seconds))
+
+    def _answered(self, message: Any) -> dict[str, Any]:
+        try:
+            thing, args = self._things[message["of"]], decode(message["args"], self._things.__getitem__)
+            match message["ask"]:
+                case "get":
+                    if args[0] not in PUBLIC:
+                        raise AttributeError(f"{args[0]!r} is not available here")
+                    value = getattr(thing, args[0])
+                case "call":
+                    if not callable(thing):
+                        raise TypeError("this is not a function")
+                    value = thing(*args, **decode(message["options"]))
+                case "item":
+                    value = thing[args[0]]
+                case "len":
+                    value = len(thing)
+                case _:
+                    value = list(itertools.islice(thing, 1_000_000))
+            return {"value": encode(value, self._handle)}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # also a practice session's own way to say that it was asked too often
+            return {"error": str(error), "type": type(error).__name__}
+
+    def _read(self, process: psutil.Process, seconds: float, started: float, before: float) -> Any:
+        """One message; looks at the limits while none comes."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        fd, data, wanted = self._process.stdout.fileno(), b"", 8
+        size: int | None = None
+        while True:
+            if select.select([fd], [], [], 0.05)[0]:
+                part = os.read(fd, min(wanted - len(data), 1 << 20))
+                if not part:
+                    self.end()
+                    raise Refused(CheckResult(False, "Your code ended the Python that ran it.", "ended"))
+                data += part
+                if len(data) == wanted and size is None:
+                    size = int.from_bytes(data, "big")
+                    if size > MAX_FRAME:
+                        self.end()
+                        raise Refused(CheckResult(False, "Your function returns more than 64 MB.", "output"))
+                    data, wanted = b"", size
+                elif len(data) == wanted:
+                    return json.loads(data)
+            self._look(process, seconds, started, before)
+
+    def _look(self, process: psutil.Process, seconds: float, started: float, before: float) -> None:
+        try:
+            used, resident = sum(process.cpu_times()[:2]) - before, process.memory_info().rss
+        except psutil.Error:
+            return  # it has just ended
+        passed = time.monotonic() - started
+        if passed > seconds and (used > seconds or passed > PATIENCE * seconds):
+            self.end()
+            raise Refused(_endless(seconds))
+        if resident > RESIDENT:
+            self.end()
+            raise Refused(_MEMORY)
+
+
+def _endless(seconds: float) -> CheckResult:
+    message = f"Your code was still running after {seconds:g} s and was stopped: does its loop ever end?"
+    return CheckResult(False, message, "endless")
+
+
+# What a message that was not made by `student` may raise here.
+_MALFORMED = KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, MemoryError, OverflowError
+_TAMPERED = CheckResult(False, "Your code wrote into the channel on which results come back.", "tampered")
+_MEMORY = CheckResult(
+    False, "Your code took several hundred megabytes of memory and was stopped: what does it collect?", "memory"
+)
+
+
+def _raised(answer: dict[str, Any]) -> CheckResult:
+    if answer["type"] == "MemoryError":
+        return _MEMORY
+    where = f" (line {answer['line']})" if isinstance(answer.get("line"), int) else ""
+    text = f": {short(str(answer['error']))}" if answer["error"] else ""
+    return CheckResult(False, f"Your code raised {short(str(answer['type']), 40)}{text}{where}.", "exception")
+
+
+def _copy_back(given: Any, changed: Any) -> None:
+    if isinstance(given, np.ndarray):
+        new = decode(changed)
+        if isinstance(new, np.ndarray) and new.shape == given.shape and not np.array_equal(new, given):
+            given[...] = new
+    elif type(given) in (list, dict) and all(not callable(x) for x in given):
+        new = decode(changed)
+        if type(new) is type(given) and repr(new) != repr(given):
+            given.clear()
+            given.extend(new) if isinstance(given, list) else given.update(new)

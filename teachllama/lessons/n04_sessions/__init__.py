@@ -1,0 +1,1 @@
+"""Lesson 04: sessions, the KV cache, and memory."""
