@@ -1,13 +1,15 @@
 """Measures teachllama beside llama.cpp: the same tasks, in turn (A B A B), in one run. `make bench`.
 
 No figure of ours is given without the peer's from the same run: machines differ, and one machine differs from hour to
-hour. What counts is the ratio, the median over pairs measured one right after the other, with its spread.
+hour. What counts is the ratio, the median over turns measured one right after the other, with its spread. The peer runs
+with flash attention off and on, and the better of the two counts in each turn.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -27,16 +29,26 @@ TASKS: dict[str, dict[str, Any]] = {
     "decode 64 at n_past 4096": {"task": "decode", "n": 64, "n_past": 4096},
     "prefill 32": {"task": "prefill", "n": 32},
     "prefill 512": {"task": "prefill", "n": 512},
+    "4 sessions at once": {"task": "batch", "sessions": 4, "n": 32},
+    "8 sessions at once": {"task": "batch", "sessions": 8, "n": 24},
+    "16 sessions at once": {"task": "batch", "sessions": 16, "n": 16},
 }
+MAX_LOAD = 0.7  # other programs' share of one processor, above which nothing is published
 
 
 class Engine:
     """A worker process and how to ask it."""
 
-    def __init__(self, python: str, name: str, model: Path, threads: int, *how: str):
+    def __init__(self, python: str, name: str, model: Path, threads: int, *how: str, cpu: str = ""):
+        env = os.environ | ({"TEACHLLAMA_KERNEL_CPU": cpu} if cpu else {})
         command = [python, str(HERE / "worker.py"), name, str(model), str(threads), *how]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=env,
         )
         self.load_seconds: float = self._answer()["load_seconds"]
 
@@ -74,17 +86,21 @@ def machine(threads: int) -> dict[str, Any]:
     import numpy as np
     from numba import njit
 
+    from teachllama.kernels import shapes
+    from teachllama.kernels.machine_code import host_machine
     from teachllama.kernels.matmul import multiply_tile
-    from teachllama.kernels.simd import jit, load, total, zeros16
+    from teachllama.kernels.simd import hsum, load, zeros16
     from teachllama.kv.pages import Pages
 
-    @jit
+    shapes.provide(shapes.shape_for(host_machine()).number)
+
+    @njit(nogil=True)
     def read(at: int, n: int) -> float:  # four streams, as the kernels read
         a, b, c, d, step = zeros16(), zeros16(), zeros16(), zeros16(), n // 256 * 64
         for i in range(0, step, 64):
             a, b = a + load(at + i), b + load(at + step + i)
             c, d = c + load(at + 2 * step + i), d + load(at + 3 * step + i)
-        return total((a + b) + (c + d))
+        return hsum((a + b) + (c + d))
 
     @njit(nogil=True)
     def products(w: int, x: int, out: int, times: int) -> None:
@@ -119,29 +135,38 @@ def machine(threads: int) -> dict[str, Any]:
     return {"processor": processor(), "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
 
 
-def measure(ours: Engine, peer: Engine, pairs: int) -> dict[str, Any]:
-    """All tasks on one model: for each, tokens a second of both and the ratios of the pairs."""
-    mine, theirs = (engine.ask({"task": "memory"}) for engine in (ours, peer))
+def measure(ours: Engine, peers: dict[str, Engine], pairs: int) -> dict[str, Any]:
+    """All tasks on one model: tokens a second of ours and of the peer's settings, and ratios to the better of these."""
+    mine, theirs = (engine.ask({"task": "memory"}) for engine in (ours, *list(peers.values())[:1]))
     memory = {kind: {"ours": mine[kind], "peer": theirs[kind]} for kind in ("resident", "private")}
     rows = {}
     for name, task in TASKS.items():
-        for engine in (ours, peer):  # the first of anything is slow
+        count = task["n"] * task.get("sessions", 1)
+        for engine in (ours, *peers.values()):  # the first of anything is slow
             engine.ask({**task, "n": 8, "n_past": 8} if task["task"] == "decode" else task)
-        found = [(ours.ask(task)["seconds"], peer.ask(task)["seconds"]) for _ in range(pairs)]
-        paces, others = ([task["n"] / seconds for seconds in column] for column in zip(*found, strict=True))
-        rows[name] = {
-            "ours": statistics.median(paces),
-            "peer": statistics.median(others),
-            "ratio": statistics.median(a / b for a, b in zip(paces, others, strict=True)),
-            "ratios": sorted(a / b for a, b in zip(paces, others, strict=True)),
-        }
+        load = other_load()
+        found = []
+        for _ in range(pairs):
+            seconds = {"ours": ours.ask(task)["seconds"]}
+            found.append(seconds | {setting: peer.ask(task)["seconds"] for setting, peer in peers.items()})
+        ratios = sorted(min(row[setting] for setting in peers) / row["ours"] for row in found)
+        paces = {who: count / statistics.median(row[who] for row in found) for who in found[0]}
+        rows[name] = {"ratio": statistics.median(ratios), "ratios": ratios, "load": load, **paces}
         print(row_of(name, rows[name]), flush=True)
     return {"rows": rows, **memory}
 
 
+def other_load() -> float:
+    """How many processors other programs keep busy, over half a second in which this one waits."""
+    import psutil
+
+    return round(psutil.cpu_percent(0.5) / 100 * (psutil.cpu_count() or 1), 2)
+
+
 def row_of(name: str, row: dict[str, Any]) -> str:
     spread = f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f}"
-    return f"{name:26} {row['ours']:>7.1f} tok/s {row['peer']:>7.1f} tok/s {row['ratio']:>6.2f}x   {spread}"
+    paces = "".join(f"{row[who]:>9.1f}" for who in ("ours", "off", "on"))
+    return f"{name:26}{paces} {row['ratio']:>7.2f}x   {spread}{'   loses' if row['ratio'] < 1 else ''}"
 
 
 def main() -> None:
@@ -152,16 +177,26 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each task, each beside the peer's")
     parser.add_argument("--loads", type=int, default=5, help="how many times each model is loaded by both")
     parser.add_argument("--only", default="", help="measure only variants whose name contains this")
-    parser.add_argument("--save", default=str(HERE.parent / "docs" / "measured" / "speed.json"), metavar="FILE")
+    parser.add_argument("--cpu", default="", help="compile our kernels for this processor, by LLVM's name (haswell)")
+    parser.add_argument("--busy", action="store_true", help="save figures of a busy machine, too")
+    parser.add_argument("--save", default="", metavar="FILE", help="default: docs/measured/speed-KIND.json")
     args = parser.parse_args()
+    if args.cpu:
+        os.environ["TEACHLLAMA_KERNEL_CPU"] = args.cpu
 
     from teachllama import hub
     from teachllama.errors import FetchError
+    from teachllama.kernels.machine_code import host_machine
+    from teachllama.kernels.shapes import shape_for
     from teachllama.requantize import requantize
     from teachllama.threads import get_num_threads
 
     threads = args.threads or get_num_threads()
-    limits = machine(threads)
+    kind = shape_for(host_machine()).kind
+    before = other_load()
+    if before > MAX_LOAD and not args.busy:
+        raise SystemExit(f"other programs keep {before} processors busy; wait for an idle machine, or say --busy")
+    limits = machine(threads) | {"kind": kind}
     print(
         f"{limits['processor']}, {threads} threads: reads {limits['read_gb_s']:.1f} GB/s, "
         f"{limits['f32_gflop_s']:.0f} GFLOP/s of float32\nmedians of {args.pairs} pairs"
@@ -176,7 +211,7 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         smollm2 = hub.find("smollm2-135m")
-        copies = {kind: Path(folder) / f"smollm2-{kind}.gguf" for kind in ("Q8_0", "F16", "F32")}
+        copies = {kind: Path(folder) / f"smollm2-{kind}.gguf" for kind in ("Q4_0", "Q8_0", "F16")}
         variants = {"SmolLM2-135M Q4_1 (as published)": smollm2} | {f"SmolLM2-135M {k}": p for k, p in copies.items()}
         try:
             variants["Gemma 3 270M Q4_K_M"] = hub.find("gemma3-270m")
@@ -188,29 +223,38 @@ def main() -> None:
             for kind, copy in copies.items():
                 if copy == path:
                     requantize(smollm2, copy, kind)
-            print(f"\n{name:26} {'teachllama':>13} {'llama.cpp':>13} {'ratio':>7}   spread")
+            print(f"\n{name:26}{'ours':>9}{'off':>9}{'on':>9} {'ratio':>8}   spread; off, on: its flash attention")
             loads: list[tuple[float, float]] = []
             for i in range(args.loads):
-                ours = Engine(sys.executable, "teachllama", path, threads)
-                peer = Engine(args.peer, "llama.cpp", path, threads)
+                ours = Engine(sys.executable, "teachllama", path, threads, cpu=args.cpu)
+                peer = Engine(args.peer, "llama.cpp", path, threads, "flash=off")
                 loads.append((ours.load_seconds, peer.load_seconds))
                 if i < args.loads - 1:
                     ours.close()
                     peer.close()
-            found = measure(ours, peer, args.pairs)
+            peers = {"off": peer, "on": Engine(args.peer, "llama.cpp", path, threads, "flash=on")}
+            found = measure(ours, peers, args.pairs)
             mine, theirs = (statistics.median(column) for column in zip(*loads, strict=True))
-            found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path)}
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path), "sha256": sha256}
             print(f"{'load':26} {mine:>11.2f} s {theirs:>11.2f} s {theirs / mine:>6.2f}x")
             for kind in ("resident", "private"):
                 memory = found[kind]
                 megabytes = f"{memory['ours'] / 1e6:>10.0f} MB {memory['peer'] / 1e6:>10.0f} MB"
                 print(f"{kind + ', one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
             ours.close()
-            peer.close()
+            for peer in peers.values():
+                peer.close()
             result["models"][name] = found
     again = machine(threads)  # what else ran on this machine may have slowed either
     result["machine"] = {k: max(v, again[k]) if isinstance(v, float) else v for k, v in limits.items()}
-    save = Path(args.save)
+    loads_seen = [row["load"] for found in result["models"].values() for row in found["rows"].values()]
+    result["other_load"] = max([before, *loads_seen])
+    if result["other_load"] > MAX_LOAD and not args.busy:
+        raise SystemExit(f"not saved: other programs kept up to {result['other_load']} processors busy meanwhile")
+    slug = kind.lower().replace(" ", "-")
+    save = Path(args.save or HERE.parent / "docs" / "measured" / f"speed-{slug}.json")
     save.parent.mkdir(parents=True, exist_ok=True)
     save.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"\nsaved: {save}")

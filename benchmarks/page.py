@@ -13,31 +13,44 @@ def speed_table(result: dict[str, Any]) -> str:
     """One table for all models."""
     machine = result["machine"]
     lines = [
-        f"Measured on {result['date']}: {machine['processor']}, {machine['threads']} threads, which read "
-        f"{machine['read_gb_s']:.0f} GB/s and reach {machine['f32_gflop_s']:.0f} GFLOP/s of float32 here. Medians of "
-        f"{result['pairs']} pairs; the spread is the smallest and the largest ratio. Peer: llama.cpp "
-        f"(llama-cpp-python 0.3.36), built with `{result['peer_build']}`.",
+        f"### {machine['kind']}",
         "",
-        "| model | task | teachllama | llama.cpp | ratio | spread |",
-        "|---|---|---:|---:|---:|---:|",
+        f"Measured on {result['date']}: {machine['processor']}, {machine['threads']} threads, which read "
+        f"{machine['read_gb_s']:.0f} GB/s and reach {machine['f32_gflop_s']:.0f} GFLOP/s of float32 here; other "
+        f"programs kept at most {result['other_load']:.1f} processors busy. Medians of {result['pairs']} turns; the "
+        f"spread is the smallest and the largest ratio. Peer: llama.cpp (llama-cpp-python 0.3.36), built with "
+        f"`{result['peer_build']}`.",
+        "",
+        "| model | task | teachllama | llama.cpp, flash attention off / on | ratio to the better | spread | it loses |",
+        "|---|---|---:|---:|---:|---:|---|",
     ]
     for name, found in result["models"].items():
         label = f"{name}, {found['file_nbytes'] / 1e6:,.0f} MB"
         for task, row in found["rows"].items():
             lines.append(
-                f"| {label} | {task} | {row['ours']:,.0f} tok/s | {row['peer']:,.0f} tok/s | **{row['ratio']:.2f}** | "
-                f"{row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f} |"
+                f"| {label} | {task} | {row['ours']:,.0f} tok/s | {row['off']:,.0f} / {row['on']:,.0f} tok/s | "
+                f"**{row['ratio']:.2f}** | {row['ratios'][0]:.2f} to {row['ratios'][-1]:.2f} | "
+                f"{loss(row['ratio'])} |"
             )
             label = ""
         load = found["load"]
+        ratio = load["peer"] / load["ours"]
         lines.append(
-            f"| | import and load | {load['ours']:.2f} s | {load['peer']:.2f} s | {load['peer'] / load['ours']:.2f} | |"
+            f"| | import and load | {load['ours']:.2f} s | {load['peer']:.2f} s | {ratio:.2f} | | {loss(ratio)} |"
         )
         for kind in ("resident", "private"):
-            if kind in found:  # measurements of release 0.1 have resident memory alone
-                ours, peer = found[kind]["ours"], found[kind]["peer"]
-                lines.append(f"| | {kind} memory | {ours / 1e6:,.0f} MB | {peer / 1e6:,.0f} MB | {peer / ours:.2f} | |")
-    return "\n".join(lines) + "\n"
+            ours, peer = found[kind]["ours"], found[kind]["peer"]
+            lines.append(
+                f"| | {kind} memory | {ours / 1e6:,.0f} MB | {peer / 1e6:,.0f} MB | {peer / ours:.2f} | | "
+                f"{loss(peer / ours)} |"
+            )
+    sums = ", ".join(f"{name} `{found['sha256'][:12]}`" for name, found in result["models"].items())
+    return "\n".join(lines) + f"\n\nFiles, by the first digits of their sha256: {sums}.\n"
+
+
+def loss(ratio: float) -> str:
+    """What stands in the column for those who look for what is worse here."""
+    return f"{100 * (1 - ratio):.0f} % behind" if ratio < 0.995 else ""
 
 
 def bandwidth_table(result: dict[str, Any]) -> str:
@@ -92,16 +105,17 @@ def picture(result: dict[str, Any], to: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    from teachllama.show.style import BLUE, GREEN, INK, ORANGE, PURPLE, RC
+    from teachllama.show.style import BLUE, GREEN, INK, ORANGE, PURPLE, RC, SKY, VERMILION
 
+    colours = (BLUE, PURPLE, ORANGE, GREEN, SKY, VERMILION, INK)
     with matplotlib.rc_context(RC):
         models = list(result["models"].items())
-        figure = Figure(figsize=(9, 0.9 + 1.15 * len(models)), layout="constrained")
+        figure = Figure(figsize=(9, 0.9 + 1.75 * len(models)), layout="constrained")
         axes = figure.subplots()
         for m, (_, found) in enumerate(models):
             for t, (task, row) in enumerate(found["rows"].items()):
-                y = m + (t - 1.5) * 0.2
-                axes.barh(y, row["ratio"], 0.18, color=(BLUE, PURPLE, ORANGE, GREEN)[t])
+                y = m + (t - 3) * 0.125
+                axes.barh(y, row["ratio"], 0.11, color=colours[t])
                 low, high = row["ratio"] - row["ratios"][0], row["ratios"][-1] - row["ratio"]
                 axes.errorbar(row["ratio"], y, xerr=[[low], [high]], color=INK, lw=1, capsize=2)
                 axes.text(row["ratios"][-1] + 0.05, y, f"{row['ratio']:.2f}  {task}", va="center", fontsize=10)
@@ -110,21 +124,23 @@ def picture(result: dict[str, Any], to: Path) -> None:
         axes.invert_yaxis()
         largest = max(row["ratios"][-1] for _, found in models for row in found["rows"].values())
         axes.set_xlim(0, largest * 1.55)
-        axes.set_xlabel("times llama.cpp's speed, same file, same run (dashed: equal)")
+        axes.set_xlabel("times llama.cpp's speed at its better setting, same file, same run (dashed: equal)")
         figure.savefig(to, dpi=120)
 
 
 def main() -> None:
-    """Reads the JSON files and writes four tables and a picture."""
+    """Reads the JSON files and writes the tables and a picture for each kind of processor."""
     measured = DOCS / "measured"
-    speed = json.loads((measured / "speed.json").read_text(encoding="utf-8"))
+    kinds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measured.glob("speed-*.json"))}
+    (measured / "speed.inc").write_text("\n".join(map(speed_table, kinds.values())), encoding="utf-8")
+    tables = [f"{r['machine']['kind']}:\n\n{bandwidth_table(r)}" for r in kinds.values()]
+    (measured / "bandwidth.inc").write_text("\n".join(tables), encoding="utf-8")
+    for name, result in kinds.items():
+        picture(result, DOCS / "images" / f"{name}.png")
     fidelity = json.loads((measured / "fidelity.json").read_text(encoding="utf-8"))
     sampling = json.loads((measured / "sampling.json").read_text(encoding="utf-8"))
     (measured / "sampling.inc").write_text(sampling_table(sampling), encoding="utf-8")
-    (measured / "speed.inc").write_text(speed_table(speed), encoding="utf-8")
-    (measured / "bandwidth.inc").write_text(bandwidth_table(speed), encoding="utf-8")
     (measured / "fidelity.inc").write_text(fidelity_table(fidelity), encoding="utf-8")
-    picture(speed, DOCS / "images" / "speed.png")
 
 
 if __name__ == "__main__":

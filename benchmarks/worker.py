@@ -1,11 +1,13 @@
 """One engine in one process: reads tasks as JSON lines on stdin, answers each with a JSON line on stdout.
 
-`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS`; `compare.py` and
-`fidelity.py` start one of each, the second with the Python that has llama-cpp-python, and give them the same tasks.
+`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS [flash=on|off]`;
+`compare.py` and `fidelity.py` start one of each, the second with the Python that has llama-cpp-python, and give them
+the same tasks.
 
 Tasks and answers:
     {"task": "decode", "n": 128, "n_past": 4}    -> {"seconds": ...}
     {"task": "prefill", "n": 512}                -> {"seconds": ...}
+    {"task": "batch", "sessions": 8, "n": 16}    -> {"seconds": ...}: n tokens of each session, all in one pass
     {"task": "memory"}                           -> {"resident": bytes, "private": bytes}: loaded, a context of 1024,
                                                     one token evaluated
     {"task": "logits", "ids": [...], "to": FILE} -> {}: saves float32 (n, vocab_size) with NumPy
@@ -42,6 +44,22 @@ class TeachLlama:
     def reset(self) -> None:
         self.session.reset()
 
+    def rewind(self, n_past: int) -> None:
+        self.session.rewind(n_past)
+
+    def open_batch(self, n: int) -> None:
+        self.many = [self.model.create_session(seq_len=64, kv_dtype="f16") for _ in range(n)]
+        self.at = 0
+
+    def step_batch(self, ids: Sequence[int]) -> None:
+        import teachllama as tl
+
+        tl.eval_batch([(session, [token]) for session, token in zip(self.many, ids, strict=True)])
+
+    def close_batch(self) -> None:
+        for session in self.many:
+            session.close()
+
     def evaluate(self, ids: Sequence[int]) -> int:
         """Evaluates ids; the likeliest next token."""
         self.session.eval(ids)
@@ -54,10 +72,11 @@ class TeachLlama:
 class LlamaCpp:
     """llama.cpp over its C interface."""
 
-    def __init__(self, path: str, threads: int):
+    def __init__(self, path: str, threads: int, flash: str = "auto"):
         import llama_cpp
 
         self.api, self.threads = llama_cpp, threads
+        self.flash = {"auto": -1, "off": 0, "on": 1}[flash]
         self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library only points at it
         llama_cpp.llama_log_set(self.quiet, None)
         llama_cpp.llama_backend_init()
@@ -69,14 +88,39 @@ class LlamaCpp:
     def create(self, seq_len: int) -> None:
         if self.context is not None:
             self.api.llama_free(self.context)
+        self.context = self.new_context(seq_len, 1)
+
+    def new_context(self, seq_len: int, sequences: int) -> Any:
         params = self.api.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_threads, params.n_threads_batch = (
-            seq_len,
-            512,
-            self.threads,
-            self.threads,
-        )
-        self.context = self.api.llama_init_from_model(self.model, params)
+        params.n_ctx, params.n_batch, params.n_seq_max = seq_len * sequences, 512, sequences
+        params.n_threads = params.n_threads_batch = self.threads
+        params.flash_attn_type = self.flash
+        return self.api.llama_init_from_model(self.model, params)
+
+    def rewind(self, n_past: int) -> None:
+        self.api.llama_memory_seq_rm(self.api.llama_get_memory(self.context), 0, n_past, -1)
+
+    def open_batch(self, n: int) -> None:
+        self.many, self.at = self.new_context(256, n), 0
+        self.batch = self.api.llama_batch_init(n, 0, 1)
+
+    def step_batch(self, ids: Sequence[int]) -> None:
+        import numpy as np
+
+        batch = self.batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, self.at, 1, 1
+            batch.seq_id[i][0] = i
+        if self.api.llama_decode(self.many, batch):
+            raise RuntimeError("llama_decode failed")
+        self.at += 1
+        for i in range(len(ids)):
+            np.ctypeslib.as_array(self.api.llama_get_logits_ith(self.many, i), shape=(self.n_vocab,)).argmax()
+
+    def close_batch(self) -> None:
+        self.api.llama_batch_free(self.batch)
+        self.api.llama_free(self.many)
 
     def reset(self) -> None:
         self.api.llama_memory_clear(self.api.llama_get_memory(self.context), True)
@@ -122,12 +166,16 @@ def main() -> None:
     name, path, threads = sys.argv[1], sys.argv[2], int(sys.argv[3])
     how = dict(pair.split("=") for pair in sys.argv[4:])
     started = time.perf_counter()
-    engine = TeachLlama(path, threads, **how) if name == "teachllama" else LlamaCpp(path, threads)
+    engine = TeachLlama(path, threads, **how) if name == "teachllama" else LlamaCpp(path, threads, **how)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
-    seq_len = 1024
+    seq_len, evaluated = 1024, 0  # positions that the tasks' own tokens fill
     for line in sys.stdin:
         task = json.loads(line)
-        engine.reset()
+        if task["task"] == "decode" and 0 < task.get("n_past", 0) == evaluated:
+            engine.rewind(evaluated)  # a long context is read once
+        else:
+            engine.reset()
+            evaluated = 0
         if task["task"] == "memory":
             engine.evaluate([1])
             print(json.dumps(memory()), flush=True)
@@ -147,8 +195,22 @@ def main() -> None:
             answer["ids"] = ids
         else:
             n_past = task.get("n_past", 0)
+            if task["task"] == "batch":
+                engine.open_batch(task["sessions"])
+                row = (TOKENS * task["sessions"])[: task["sessions"]]
+                engine.step_batch(row)
+                started = time.perf_counter()
+                for _ in range(task["n"]):
+                    engine.step_batch(row)
+                answer["seconds"] = time.perf_counter() - started
+                engine.close_batch()
+                print(json.dumps(answer), flush=True)
+                continue
             ids = (TOKENS * (max(n_past, task["n"]) // len(TOKENS) + 1))[: n_past or task["n"]]
-            token = engine.evaluate(ids) if task["task"] == "decode" else 0
+            token = 7
+            if task["task"] == "decode" and evaluated != n_past:
+                engine.evaluate(ids)
+                evaluated = n_past
             started = time.perf_counter()
             if task["task"] == "decode":
                 for _ in range(task["n"]):

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 from typing import Any
 
 import gguf
-import llvmlite.binding as llvm
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 from gguf import GGMLQuantizationType as T
 
 from teachllama.kernels.fields import WIDTH
-from teachllama.kernels.symbols import TILE_SHAPE
+from teachllama.kernels.shapes import provide as set_shape
 from tests.tools import _add, tiny_metadata, tiny_tensors
 
 NATIVE = (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
@@ -102,16 +100,6 @@ def callable_from_python(function: Any) -> Any:
 
     set_shape(0)
     return njit(nogil=True, error_model="numpy")(function)
-
-
-_SHAPE = [0]
-_shape = ctypes.CFUNCTYPE(ctypes.c_int64)(lambda: _SHAPE[0])  # kept: compiled code points at it
-
-
-def set_shape(number: int) -> None:
-    """Which of `shapes.SHAPES` kernels called from Python take: all are in them, since only LLVM's text is cut."""
-    llvm.add_symbol(TILE_SHAPE, ctypes.cast(_shape, ctypes.c_void_p).value)
-    _SHAPE[0] = number
 
 
 class Guarded:
