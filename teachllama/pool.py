@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from teachllama import session_file
 from teachllama.errors import ClosedError, ParameterError, PoolFullError
 from teachllama.kv.cache import SLACK, STEP, KVCache
 from teachllama.kv.formula import KVDtype, positive
@@ -231,6 +232,19 @@ class Pool:
         self.model._sessions.add(session)
         self._sessions.add(session)
         return session
+
+    def load_session(
+        self, path: str | os.PathLike[str], *, rebuild: bool = False, seq_len: int | None = None
+    ) -> Session:
+        """A session of this pool in the state that a file holds; see `Model.load_session`.
+
+        Raises:
+            SessionFileError: the file is refused, with reason "memory" where the pool has no room for it.
+        """
+        create = lambda *, kv_dtype, **settings: self.create_session(**settings)
+        return session_file.load(
+            self.model, path, rebuild=rebuild, kv_dtype=self.kv_dtype, seq_len=seq_len, create=create
+        )
 
     # ---- counting ----
 
