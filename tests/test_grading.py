@@ -139,7 +139,9 @@ def test_a_function_that_breaks_a_limit_is_stopped_in_every_exercise_and_the_res
         if exercise.cell or mark.exercise == 2:
             assert (mark.visible, mark.hidden) == exercise.points
         else:
-            assert (mark.visible + mark.hidden, mark.mistake) == (0, limit)
+            assert mark.visible + mark.hidden == 0
+            # A machine that is very busy may run out of time before it has filled the memory.
+            assert mark.mistake in (limit, "endless" if limit == "memory" else limit)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +150,8 @@ def test_a_function_that_breaks_a_limit_is_stopped_in_every_exercise_and_the_res
         f"open({str(SOURCE)!r})", f"import io; io.FileIO({str(SOURCE)!r})", f"import os; os.open({str(SOURCE)!r}, 0)",
         f"import os; os.open({str(SOURCE.parent.parent / '..' / 'lessons' / SOURCE.name)!r}, 0)",
         f"np.fromfile({str(SOURCE)!r}, 'u1')", f"np.memmap({str(SOURCE)!r}, 'u1')", "open('x', 'w')",
-        "open('/proc/self/environ')", "import os; os.system('true')", "import socket", "import ctypes; ctypes.CDLL(None)",
+        "open('/proc/self/environ')", "import os; os.system('true')", "import socket",
+        "import ctypes; ctypes.CDLL(None)",
         "import ctypes; ctypes.pythonapi.PyErr_Clear", "import ctypes; ctypes.string_at(id(np), 8)",
         "import ctypes; ctypes.c_int.from_address(id(np))",
         "import gc; gc.get_objects()", "from teachllama.lessons import lesson", "import exercises.make",
