@@ -139,7 +139,9 @@ def test_a_function_that_breaks_a_limit_is_stopped_in_every_exercise_and_the_res
         if exercise.cell or mark.exercise == 2:
             assert (mark.visible, mark.hidden) == exercise.points
         else:
-            assert (mark.visible + mark.hidden, mark.mistake) == (0, limit)
+            assert mark.visible + mark.hidden == 0
+            # A machine that is very busy may run out of time before it has filled the memory.
+            assert mark.mistake in (limit, "endless" if limit == "memory" else limit)
 
 
 @pytest.mark.parametrize(

@@ -51,9 +51,11 @@ PICTURES: dict[str, Callable[[], Any]] = {
     "clocks": lambda: pictures.clocks(hands(9, 1.0, 0.05, 0.0003), ["pair 0\na", "pair 8\nb", "pair 16\nc"]),
     "one hand": lambda: pictures.clocks(hands(1, 1.0), ["pair 0"]),
     "curve": lambda: pictures.activation_curve(silu, [0.0, 1.1, -1.1]),
-    "one head": lambda: pictures.attention_weights(PIECES, {"layer 0, head 0": causal(9)}),
-    "two heads": lambda: pictures.attention_weights(PIECES, {"layer 0, head 0": causal(9), "b": np.eye(9)}),
-    "one token": lambda: pictures.attention_weights(["The"], {"a": np.ones((1, 1))}),
+    "a drawing of a layer": lambda: pictures.one_layer(128, 384, 4, 2, 32),
+    "a drawing of a large layer": lambda: pictures.one_layer(8192, 28_672, 64, 8, 128),
+    "one story": lambda: pictures.last_looks({"a red kite": (PIECES, causal(9)[-1])}),
+    "three stories": lambda: pictures.last_looks({name: (PIECES, causal(9)[-1]) for name in ("a", "b", "c")}),
+    "one token": lambda: pictures.last_looks({"a": (["The"], [1.0])}),
     "layers": lambda: pictures.answer_by_layer([0.0, 0.1, 0.8] * 10, [" a", "\n", " Paris"] * 10, " Paris"),
     "one layer": lambda: pictures.answer_by_layer([0.0], ["x"], " Paris"),
 }
@@ -119,12 +121,15 @@ def test_the_curve_is_the_function_that_was_given() -> None:
     assert np.array_equal(dots.get_ydata(), silu(np.array([0.0, 2.0])))
 
 
-def test_attention_is_drawn_as_given_and_nothing_above_the_diagonal() -> None:
-    weights = causal(3)
-    figure = pictures.attention_weights(["The", " cat", " sat"], {"a head": weights})
-    image = np.ma.filled(figure.axes[0].images[0].get_array().astype(float), np.nan)
-    assert np.array_equal(image[np.tril_indices(3)], weights[np.tril_indices(3)])
-    assert np.isnan(image[np.triu_indices(3, 1)]).all()
+def test_looks_are_drawn_as_given_and_the_longest_is_named() -> None:
+    figure = pictures.last_looks({"her red": (["The", " kite", " red"], [0.1, 0.7, 0.2])})
+    assert [bar.get_height() for bar in figure.axes[0].patches] == [0.1, 0.7, 0.2]
+    assert "her red: 70% at 'kite'" in figure.alt
+
+
+def test_the_drawing_of_a_layer_names_every_shape() -> None:
+    alt = pictures.one_layer(128, 384, 4, 2, 32).alt
+    assert all(word in alt for word in ("128", "384", "4 heads of 32", "keys and values (2)"))
 
 
 def test_the_answer_by_layer_says_after_which_layers_it_is_likeliest() -> None:
@@ -142,8 +147,9 @@ def test_the_answer_by_layer_says_after_which_layers_it_is_likeliest() -> None:
         lambda: pictures.whole_matrix(np.ones(3), "a"),
         lambda: pictures.whole_matrix(np.ones((0, 3)), "a"),
         lambda: pictures.clocks(np.ones((2, 2)), ["a"]),
-        lambda: pictures.attention_weights(["a"], {}),
-        lambda: pictures.attention_weights(["a"], {"head": np.ones((2, 2))}),
+        lambda: pictures.last_looks({}),
+        lambda: pictures.last_looks({"a": (["a"], [0.5, 0.5])}),
+        lambda: pictures.one_layer(0, 1, 1, 1, 1),
         lambda: pictures.answer_by_layer([0.5], [], "a"),
     ],
 )

@@ -19,6 +19,7 @@ from teachllama.lessons.common.style import (
     FAINT,
     GREEN,
     INK,
+    ORANGE,
     PURPLE,
     SKY,
     SMALL,
@@ -196,34 +197,80 @@ def activation_curve(function: Callable[[np.ndarray], np.ndarray], points: Seque
 
 
 @drawn
-def attention_weights(pieces: Sequence[str], heads: Mapping[str, np.ndarray]) -> Picture:
-    """Attention weights over a sentence: for each token (row) how much it takes from each earlier one (column).
+def one_layer(dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, head_dim: int) -> Picture:
+    """One layer of a Llama as two branches off the residual stream, with the shapes of what flows."""
+    if min(dim, hidden_dim, n_heads, n_kv_heads, head_dim) < 1:
+        raise ParameterError(
+            f"sizes are {dim}, {hidden_dim}, {n_heads}, {n_kv_heads}, {head_dim}; expected 1 or more each"
+        )
+    qkv = f"q (n, {n_heads}, {head_dim})\nk, v (n, {n_kv_heads}, {head_dim})"
+    box = {"boxstyle": "round,pad=0.35", "facecolor": "white", "edgecolor": BLUE, "linewidth": 1.4}
+    branches = (
+        ("attention", (
+            ("RMSNorm", f"(n, {dim})"), ("three\nmatrices", qkv),
+            ("RoPE\non q and k", "the same"), ("look back\n(KV cache)", f"(n, {n_heads} · {head_dim})"),
+            ("output\nmatrix", f"(n, {dim})"),
+        )),
+        ("feed-forward", (
+            ("RMSNorm", f"(n, {dim})"), ("two\nmatrices", f"gate, up\n(n, {hidden_dim})"),
+            ("SiLU(gate)\n× up", f"(n, {hidden_dim})"), ("down\nmatrix", f"(n, {dim})"),
+        )),
+    )  # fmt: skip
+    fig = picture(5.4)
+    ax = fig.add_subplot()
+    ax.set_xlim(-0.6, 5.85)
+    ax.set_ylim(-2.75, 0.95)
+    ax.axis("off")
+    ax.plot([0, 0], [0.75, -2.6], color=ORANGE, linewidth=7, solid_capstyle="butt", zorder=0)
+    note(ax, f"x: the residual stream, one vector per token, (n, {dim})", (0.12, 0.78), va="center", weight="bold")
+    arrow = {"arrowstyle": "-|>", "color": INK, "shrinkA": 0, "shrinkB": 0}
+    for row, (name, boxes) in enumerate(branches):
+        y = 0.2 - 1.55 * row
+        ends = [0.04, *(1.05 * (i + 1) - 0.43 for i in range(len(boxes)))]
+        for i, (text, shape) in enumerate(boxes):
+            x = 1.05 * (i + 1)
+            ax.annotate("", (x - 0.43, y), (ends[0] if i == 0 else x - 0.62, y), arrowprops=arrow)
+            ax.text(x, y, text, ha="center", va="center", fontsize=SMALL, bbox=box)
+            note(ax, shape, (x, y - 0.42), ha="center", va="top", fontsize=9.5, color=dark(BLUE))
+        last = 1.05 * len(boxes)
+        back = y - 0.95
+        ax.plot([last + 0.43, last + 0.52, last + 0.52], [y, y, back], color=INK, linewidth=1.2)
+        ax.annotate("", (0.13, back), (last + 0.52, back), arrowprops=arrow)
+        ax.plot([0], [back], "o", markersize=17, color="white", markeredgecolor=INK, zorder=3)
+        ax.text(0, back - 0.01, "+", ha="center", va="center", fontsize=15, zorder=4)
+        note(ax, name, (-0.12, y), ha="right", weight="bold", fontsize=9.5, rotation=90, va="center")
+    fig.alt = (
+        f"One layer. The residual stream x, n vectors of {dim} numbers, runs from top to bottom. Attention reads it: "
+        f"RMSNorm; three matrices make queries ({n_heads} heads of {head_dim}), keys and values ({n_kv_heads}); "
+        f"RoPE turns queries and keys; each query looks back at the cache; the output matrix gives {dim} numbers, "
+        f"which are added to the stream. Then the feed-forward network: RMSNorm; gate and up make {hidden_dim} each; "
+        "SiLU of the gate times up; down gives what is added."
+    )
+    return fig
+
+
+@drawn
+def last_looks(stories: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> Picture:
+    """Where the last token of each story looks: a bar for each earlier token.
 
     Args:
-        pieces: the n tokens' texts.
-        heads: title -> (n, n) weights; one panel each.
+        stories: title -> (the n tokens' texts, the n attention weights of the last one).
     """
-    n = len(pieces)
-    if not heads or any(np.shape(w) != (n, n) for w in heads.values()) or not n:
-        raise ParameterError(f"expected weights of shape {(n, n)} for {n} tokens, and at least one head")
-    fig = picture(2.1 + 0.27 * n)
-    labels = [visible(p) for p in pieces]
-    for ax, (name, weights) in zip(fig.subplots(1, len(heads), squeeze=False, sharey=True)[0], heads.items()):
-        shown = np.where(np.tri(n, dtype=bool), weights, np.nan)
-        ax.imshow(shown, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        ax.stairs(np.arange(n) - 0.5, np.arange(n + 1) - 0.5, baseline=None, color=FAINT, linewidth=1)
-        ax.set_xticks(range(n), labels, rotation=90, fontsize=SMALL)
-        ax.set_yticks(range(n), labels, fontsize=SMALL)
-        _table(ax)
-        ax.set_title(name, fontsize=BODY)
-        ax.set_xlabel("looks at this token (darker: more)")
-        ax.set_ylabel("this token" if not ax.get_subplotspec().colspan.start else " ")
-    tops = (
-        f"{name}: " + ", ".join(f"{p.strip()} looks most at {pieces[int(np.argmax(row))].strip()}"
-                                for p, row in list(zip(pieces, w))[1:])
-        for name, w in heads.items()
-    )  # fmt: skip
-    fig.alt = "Attention weights, darker where larger, nothing above the diagonal. " + "; ".join(tops) + "."
+    if not stories or any(len(pieces) != len(weights) or not pieces for pieces, weights in stories.values()):
+        raise ParameterError("expected at least one story, with as many weights as tokens")
+    fig = picture(0.6 + 1.75 * len(stories))
+    for ax, (title, (pieces, weights)) in zip(fig.subplots(len(stories), 1, squeeze=False)[:, 0], stories.items()):
+        most = int(np.argmax(weights))
+        ax.bar(range(len(pieces)), weights, color=[VERMILION if i == most else SKY for i in range(len(pieces))])
+        ax.set_xticks(range(len(pieces)), [visible(p).strip("␣")[:8] or "␣" for p in pieces], rotation=60, ha="right",
+                      rotation_mode="anchor", fontsize=9)  # fmt: skip
+        ax.set_ylim(0, 1.15)
+        ax.set_yticks([0, 1], ["0", "100%"])
+        ax.set_title(title, fontsize=BODY, loc="left")
+    fig.alt = "Where the last token looks. " + "; ".join(
+        f"{title}: {max(weights):.0%} at {pieces[int(np.argmax(weights))].strip()!r}"
+        for title, (pieces, weights) in stories.items()
+    ) + "."  # fmt: skip
     return fig
 
 
