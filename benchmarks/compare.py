@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: physical cores")
     parser.add_argument("--pairs", type=int, default=5, help="measurements of each task, each beside the peer's")
     parser.add_argument("--loads", type=int, default=5, help="how many times each model is loaded by both")
-    parser.add_argument("--only", default="", help="measure only variants whose name contains this")
+    parser.add_argument("--only", default="", help="only variants whose name has one of these, with commas")
     parser.add_argument("--cpu", default="", help="compile our kernels for this processor, by LLVM's name (haswell)")
     parser.add_argument("--busy", action="store_true", help="save figures of a busy machine, too")
     parser.add_argument("--save", default="", metavar="FILE", help="default: docs/measured/speed-KIND.json")
@@ -218,11 +218,11 @@ def main() -> None:
         except FetchError:
             print("gemma3-270m is not here: left out")
         for name, path in variants.items():
-            if args.only not in name:
+            if not any(part in name for part in args.only.split(",")):
                 continue
-            for kind, copy in copies.items():
+            for copy_kind, copy in copies.items():
                 if copy == path:
-                    requantize(smollm2, copy, kind)
+                    requantize(smollm2, copy, copy_kind)
             print(f"\n{name:26}{'ours':>9}{'off':>9}{'on':>9} {'ratio':>8}   spread; off, on: its flash attention")
             loads: list[tuple[float, float]] = []
             for i in range(args.loads):
@@ -239,10 +239,10 @@ def main() -> None:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path), "sha256": sha256}
             print(f"{'load':26} {mine:>11.2f} s {theirs:>11.2f} s {theirs / mine:>6.2f}x")
-            for kind in ("resident", "private"):
-                memory = found[kind]
+            for which in ("resident", "private"):
+                memory = found[which]
                 megabytes = f"{memory['ours'] / 1e6:>10.0f} MB {memory['peer'] / 1e6:>10.0f} MB"
-                print(f"{kind + ', one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
+                print(f"{which + ', one token':26} {megabytes} {memory['peer'] / memory['ours']:>6.2f}x")
             ours.close()
             for peer in peers.values():
                 peer.close()

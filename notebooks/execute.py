@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import psutil
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -50,6 +51,10 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 
 if __name__ == "__main__":
-    for path in [Path(p) for p in sys.argv[1:]] or sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
+    named = [Path(p) for p in sys.argv[1:] if p != "--busy"]
+    busy = psutil.cpu_percent(1) / 100 * (psutil.cpu_count() or 1)
+    if busy > 0.7 and "--busy" not in sys.argv:  # the times that are stored would be another machine's
+        raise SystemExit(f"other programs keep {busy:.1f} processors busy; wait for an idle machine, or say --busy")
+    for path in named or sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
         print(f"running {path.name}", flush=True)
         execute(path)

@@ -28,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compiles the kernels if that was not done before."""
     from teachllama.kernels import machine_code
+    from teachllama.kernels.shapes import shape_for
 
     path = printable(str(machine_code.file()))
+    print(shape_for(machine_code.host_machine()))
     if machine_code.is_warm():
         print(f"the kernels for this processor are compiled already: {path}")
         return 0

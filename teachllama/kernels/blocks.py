@@ -43,6 +43,7 @@ from teachllama.kernels.simd import (
     u8_at,
     u32_at,
     zeros16,
+    zeros_1x16,
     zeros_2x16,
     zeros_4x16,
     zeros_8x16,
@@ -170,7 +171,7 @@ def doubled_e2m1(q: Any) -> Any:
     return size * ((q >> 3) * -2 + 1)
 
 
-def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tuple[Any, Any, Any]:
+def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy: bool = False) -> tuple[Any, Any, Any]:
     """For one type: `matvec` (rows times a vector), `few` (times several), `unpack` (a row as float32)."""
 
     @jit
@@ -190,12 +191,32 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
         return fma(w1, x1, fma(w0, x0, acc))
 
     @jit
+    def few(
+        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
+        zeros: Any,
+    ) -> None:  # fmt: skip
+        """out[t, r] = row r times x[t], for as many vectors as `zeros` has rows: a row is unpacked once for all.
+
+        Products are added in the order of `matvec`: each vector's results are bit for bit those it has alone.
+        """
+        for r in range(begin, end):
+            row, acc = w + r * row_bytes, zeros
+            for i in range(groups):
+                w0, w1 = weights(row, i)
+                prefetch(row + i * (row_bytes // groups) + AHEAD)
+                acc = add_vectors(add_vectors(acc, x + 128 * i, x_step, w0), x + 128 * i + 64, x_step, w1)
+            store_sums(acc, out + 4 * r, out_step)
+
+    @jit
     def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
         """out[r] = row r times x, for begin <= r < end.
 
         Four rows share a read of x. They lie far apart, a quarter of all rows: a processor follows four separate
         streams of memory well, and cannot track four rows that share a page.
         """
+        if heavy and tile_shape() != EIGHT_BY_32:  # with four rows, numbers would not fit in registers
+            few(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin, end, zeros_1x16())
+            return
         quarter, group_bytes = (end - begin) // 4, row_bytes // groups
         far, far_out = quarter * row_bytes, 4 * quarter
         for r in range(begin, begin + quarter):
@@ -227,23 +248,6 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False) -> tu
             put_f32(out + 4 * r, hsum(acc))
 
     @jit
-    def few(
-        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
-        zeros: Any,
-    ) -> None:  # fmt: skip
-        """out[t, r] = row r times x[t], for as many vectors as `zeros` has rows: a row is unpacked once for all.
-
-        Products are added in the order of `matvec`: each vector's results are bit for bit those it has alone.
-        """
-        for r in range(begin, end):
-            row, acc = w + r * row_bytes, zeros
-            for i in range(groups):
-                w0, w1 = weights(row, i)
-                prefetch(row + i * (row_bytes // groups) + AHEAD)
-                acc = add_vectors(add_vectors(acc, x + 128 * i, x_step, w0), x + 128 * i + 64, x_step, w1)
-            store_sums(acc, out + 4 * r, out_step)
-
-    @jit
     def unpack(row: int, groups: int, out: int) -> None:
         for i in range(groups):
             w0, w1 = weights(row, i)
@@ -263,12 +267,12 @@ _matvec_f16, _few_f16, _unpack_f16 = _functions(f16, False, False)
 _matvec_bf16, _few_bf16, _unpack_bf16 = _functions(bf16, False, False)
 _matvec_q8_0, _few_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
 _matvec_q4_0, _few_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
-_matvec_q4_1, _few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True)
-_matvec_q5_0, _few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True)
-_matvec_q5_1, _few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True)
-_matvec_q4_k, _few_q4_k, _unpack_q4_k = _functions(q4_k, True, True)
-_matvec_q5_k, _few_q5_k, _unpack_q5_k = _functions(q5_k, True, True)
-_matvec_q6_k, _few_q6_k, _unpack_q6_k = _functions(q6_k, False, False)
+_matvec_q4_1, _few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True, heavy=True)
+_matvec_q5_0, _few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True, heavy=True)
+_matvec_q5_1, _few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True, heavy=True)
+_matvec_q4_k, _few_q4_k, _unpack_q4_k = _functions(q4_k, True, True, heavy=True)
+_matvec_q5_k, _few_q5_k, _unpack_q5_k = _functions(q5_k, True, True, heavy=True)
+_matvec_q6_k, _few_q6_k, _unpack_q6_k = _functions(q6_k, False, False, heavy=True)
 _matvec_mxfp4, _few_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False)
 
 
