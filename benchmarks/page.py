@@ -104,6 +104,7 @@ def picture(result: dict[str, Any], to: Path) -> None:
     """Ratios as bars with their spread, a group for each model, and the line where both are equal."""
     import matplotlib
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
 
     from teachllama.show.style import BLUE, GREEN, INK, ORANGE, PURPLE, RC, SKY, VERMILION
 
@@ -118,13 +119,14 @@ def picture(result: dict[str, Any], to: Path) -> None:
                 axes.barh(y, row["ratio"], 0.11, color=colours[t])
                 low, high = row["ratio"] - row["ratios"][0], row["ratios"][-1] - row["ratio"]
                 axes.errorbar(row["ratio"], y, xerr=[[low], [high]], color=INK, lw=1, capsize=2)
-                axes.text(row["ratios"][-1] + 0.05, y, f"{row['ratio']:.2f}  {task}", va="center", fontsize=10)
+                text = axes.text(row["ratios"][-1] + 0.05, y, f"{row['ratio']:.2f}  {task}", va="center", fontsize=10)
+                text.set_path_effects([withStroke(linewidth=3, foreground="white")])
         axes.axvline(1, color=INK, lw=1.2, ls=(0, (5, 2)))
         axes.set_yticks(range(len(models)), [name.replace(" (as published)", "") for name, _ in models])
         axes.invert_yaxis()
         largest = max(row["ratios"][-1] for _, found in models for row in found["rows"].values())
         axes.set_xlim(0, largest * 1.55)
-        axes.set_xlabel("times llama.cpp's speed at its better setting, same file, same run (dashed: equal)")
+        axes.set_xlabel("times llama.cpp's speed at its better setting (dashed: equal)")
         figure.savefig(to, dpi=120)
 
 

@@ -17,7 +17,7 @@ EVENING = (  # in the order in which one reads it
     "batch.py", "kv/pages.py", "kv/cache.py", "config.py", "model.py", "sampling.py", "session.py",
     "generate.py",
 )  # fmt: skip
-BUDGETS = {"the evening path": 2550, "kernels": 2700}  # aims: 1,700 each
+BUDGETS = {"the evening path": 2550, "kernels": 2750}  # aims: 1,700 each
 
 
 def code_lines(path: Path) -> int:
