@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import zipfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -105,9 +106,23 @@ def lies(exercise: Any) -> str:
     return "\n".join(f"def {name}(*args):\n    return E(1)" for name in exercise.names)
 
 
+def pairs_of(ways: Iterable[str], share: int) -> list[Any]:
+    """Each way with some of the lessons, in turn, so that every lesson meets some; with TEACHLLAMA_ALL_CHEATS with all.
+
+    All together take twenty minutes.
+    """
+    every = bool(os.environ.get("TEACHLLAMA_ALL_CHEATS"))
+    chosen = [
+        (way, lesson)
+        for i, way in enumerate(ways)
+        for j, lesson in enumerate(ALL)
+        if every or (i + j) % (len(ALL) // share) == 0
+    ]
+    return [pytest.param(way, lesson, id=f"{lesson.notebook}-{way}") for way, lesson in chosen]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("found", ALL, ids=lambda l: l.notebook)
-@pytest.mark.parametrize("cheat", [*CHEATS, *WAYS_TO_LIE])
+@pytest.mark.parametrize(("cheat", "found"), pairs_of([*CHEATS, *WAYS_TO_LIE], 1))
 def test_a_cheat_gets_no_points_in_any_exercise(found: Lesson, cheat: str) -> None:
     if cheat in CHEATS:
         marks = marks_of(found, lambda i, e, _: f"{CHEATS[cheat]}\n{dummy(e)}")
@@ -125,8 +140,7 @@ BREAKS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("found", ALL, ids=lambda l: l.notebook)
-@pytest.mark.parametrize("limit", BREAKS)
+@pytest.mark.parametrize(("limit", "found"), pairs_of(BREAKS, 1))
 def test_a_function_that_breaks_a_limit_is_stopped_in_every_exercise_and_the_rest_is_graded(
     found: Lesson, limit: str
 ) -> None:
