@@ -191,7 +191,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
         return fma(w1, x1, fma(w0, x0, acc))
 
     @jit
-    def few(
+    def some(
         w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
         zeros: Any,
     ) -> None:  # fmt: skip
@@ -208,6 +208,18 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
             store_sums(acc, out + 4 * r, out_step)
 
     @jit
+    def few(
+        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
+    ) -> None:
+        """`some` of 2, 4 or 8 vectors."""
+        if n == 8:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
+        elif n == 4:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_4x16())
+        else:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
+
+    @jit
     def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
         """out[r] = row r times x, for begin <= r < end.
 
@@ -215,7 +227,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
         streams of memory well, and cannot track four rows that share a page.
         """
         if heavy and tile_shape() != EIGHT_BY_32:  # with four rows, numbers would not fit in registers
-            few(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin, end, zeros_1x16())
+            some(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin, end, zeros_1x16())
             return
         quarter, group_bytes = (end - begin) // 4, row_bytes // groups
         far, far_out = quarter * row_bytes, 4 * quarter
@@ -339,33 +351,33 @@ def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: i
 
 @jit
 def _some(
-    kind: int, w: int, columns: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, zeros: Any
+    kind: int, w: int, columns: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
 ) -> None:
     nbytes, groups = row_nbytes(kind, columns), columns // GROUP
     if kind == _Q8_0:
-        _few_q8_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q8_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q4_1:
-        _few_q4_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q4_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q4_0:
-        _few_q4_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q4_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q5_0:
-        _few_q5_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q5_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q5_1:
-        _few_q5_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q5_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q4_K:
-        _few_q4_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q4_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q5_K:
-        _few_q5_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q5_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _Q6_K:
-        _few_q6_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_q6_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _MXFP4:
-        _few_mxfp4(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_mxfp4(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _F16:
-        _few_f16(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_f16(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _BF16:
-        _few_bf16(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_bf16(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _F32:
-        _few_f32(w, nbytes, groups, x, x_step, out, out_step, begin, end, zeros)
+        _few_f32(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
 
 
 @jit
@@ -379,13 +391,13 @@ def multiply_few(
     """
     t = 0
     while t + 8 <= n and tile_shape() == EIGHT_BY_32:  # eight sums of 16 fit in its registers, and no others'
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_8x16())
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(8))
         t += 8
     while t + 4 <= n:
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_4x16())
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(4))
         t += 4
     if t + 2 <= n:
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, zeros_2x16())
+        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(2))
         t += 2
     if t < n:
         matvec(kind, w, columns, x + t * x_step, out + t * out_step, begin, end)

@@ -127,6 +127,9 @@ def llvm_ir() -> str:
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
     name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
+    # `few` exists for each type. Inlined into one function, the places of all their registers would make its frame
+    # larger than a page, and on Windows such frames need a function that may not be there.
+    text = re.sub(r"^(define [^\n]*blocks[^\n]*few[^\n]*\))([^()\n]*{)$", r"\1 noinline\2", text, flags=re.M)
     return text.replace(name, SYMBOL)
 
 
