@@ -210,7 +210,8 @@ class Scheduler:
     def requests(self) -> list[Request]:
         """Those that are not done: running ones, then waiting ones."""
         with self._lock:
-            return [*self._running, *self._waiting]
+            running = list(self._running)  # an interrupted step may have left one in both, until the next
+            return [*running, *(r for r in self._waiting if r not in running)]
 
     # ---- running ----
 
