@@ -54,13 +54,10 @@ def eval_batch(work: Iterable[tuple[Session, Iterable[int]]], *, wanted: str = "
                     f"{len(new)} token(s) at position {session.n_past} of session {session.number} do not fit in its "
                     f"seq_len {session.seq_len}. No session was changed"
                 )
-        try:
-            for session in sessions:
-                session._running = "eval_batch()"
-            return _eval(sessions, ids, wanted == "all")
-        finally:
-            for session in sessions:
-                session._running = ""
+        for session in sessions:
+            held.callback(setattr, session, "_running", "")  # each of them, also if an interrupt comes between
+            session._running = "eval_batch()"
+        return _eval(sessions, ids, wanted == "all")
 
 
 def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -> list[np.ndarray]:
