@@ -314,3 +314,17 @@ def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pyte
         pass
     assert log.getvalue() == ""
     assert not cache.file().parent.exists()
+
+
+@pytest.mark.parametrize("before", ["", " local_unnamed_addr", " unnamed_addr"])
+@pytest.mark.parametrize("attributes", ["", " #5"])
+def test_what_must_stay_a_function_of_its_own_is_marked_where_llvm_wants_it(before: str, attributes: str) -> None:
+    # Numba writes the second form, with attributes, where it has compiled these functions before, as a notebook may.
+    name = "_ZN10teachllama7kernels6blocks10_functions12_3clocals_3e3fewB2v6"
+    body = "{\n  ret i32 0\n}\n"
+    text = f"define linkonce_odr i32 @{name}(ptr captures(none) %a, i64 %b){before}{attributes} {body}"
+    text += f"define i32 @other(i64 %b){before}{attributes} {body}attributes #5 = {{ nounwind }}\n"
+    module = cache.llvm.parse_assembly(cache._few_apart(text))
+    attributes_of = {f.name: b" ".join(f.attributes) for f in module.functions}
+    assert b"noinline" in attributes_of[name]
+    assert b"noinline" not in attributes_of["other"]

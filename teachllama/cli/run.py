@@ -74,8 +74,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"running {printable(path.name)} with {printable(model.name)}", flush=True)
         execution.wait()
     except KeyboardInterrupt:  # before or after the time in which `wait` sees to it
-        execution.stopped = True
-        execution.join()
+        execution.abandon()
     except DeadKernelError:
         failure = f"the Python that runs the cells died in cell {execution.cell}: it may have run out of memory"
     except (CellControlSignal, TimeoutError) as e:
@@ -117,7 +116,7 @@ class _Execution:
         self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was begun
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
-        self._done = threading.Event()
+        self._done, self._lock, self._begun = threading.Event(), threading.Lock(), False
         self._environment, self._worker = environment, threading.Thread(target=self._execute, daemon=True)
         self._status = Status(
             lambda: f"cell {self.cell} of {len(notebook.cells)}:" if self.cell else "starting Python:"
@@ -143,12 +142,21 @@ class _Execution:
         if self._error is not None and not self.stopped:
             raise self._error
 
-    def join(self) -> None:
-        """Returns when the thread that executes the cells has ended, if it was started."""
-        if self._worker.is_alive():
+    def abandon(self) -> None:
+        """Begins no further cell; returns when the thread that executes them has ended.
+
+        An interrupted `Thread.start` doesn't say whether there will be a thread: the thread does, by having begun.
+        """
+        with self._lock:
+            self.stopped, begun = True, self._begun
+        if begun:
             self._done.wait(60)
 
     def _execute(self) -> None:
+        with self._lock:
+            self._begun = not self.stopped
+        if not self._begun:  # by now nobody waits for a kernel, and nobody would end it
+            return
         try:
             with tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder:
                 manager = self._client.create_kernel_manager()

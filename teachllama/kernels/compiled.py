@@ -15,7 +15,7 @@ from teachllama import threads
 from teachllama.batch import Batch, Run
 from teachllama.errors import ClosedError
 from teachllama.kernels import fields, machine_code
-from teachllama.kernels.fields import CHUNK, FEW, WIDTH
+from teachllama.kernels.fields import CHUNK, FEW, TILE_FROM, WIDTH
 from teachllama.kernels.program import Instructions, lower
 from teachllama.kernels.record import record
 from teachllama.kernels.team import team
@@ -61,7 +61,8 @@ class CompiledForward:
         self._workspace_at = 0
         self._job, self._tables = np.zeros((), fields.JOB), np.zeros(MAX_ROPES, np.int64)
         self._row_table, self._angles = np.zeros(FEW, fields.ROW), np.zeros((FEW, MAX_ROPES), np.int64)
-        self._angles_at = self._angles.ctypes.data
+        self._angles_at = [self._angles[t].ctypes.data for t in range(FEW)]
+        self._in_use: list[np.ndarray] = []
         self._closed = False
 
     def __call__(self, batch: Batch) -> np.ndarray:
@@ -99,25 +100,26 @@ class CompiledForward:
                 raise ValueError("positions out of range")  # caller bug
             for begin in range(run.begin, run.end, MAX_BATCH):
                 end = min(begin + MAX_BATCH, run.end)
-                if end - begin > FEW:
-                    self._call(programs, batch, tokens, [(run, begin, end)], out)
+                if end - begin >= TILE_FROM:
+                    self._call(programs, batch, tokens, [(run, begin, end)], out, is_few=False)
                     continue
                 if n_few + end - begin > FEW:
-                    self._call(programs, batch, tokens, few, out)
+                    self._call(programs, batch, tokens, few, out, is_few=True)
                     few, n_few = [], 0
                 few.append((run, begin, end))
                 n_few += end - begin
         if few:
-            self._call(programs, batch, tokens, few, out)
+            self._call(programs, batch, tokens, few, out, is_few=True)
         return out
 
     def _call(
-        self, programs: _Programs, batch: Batch, tokens: np.ndarray, pieces: list[tuple[Run, int, int]], out: np.ndarray
-    ) -> None:
+        self, programs: _Programs, batch: Batch, tokens: np.ndarray, pieces: list[tuple[Run, int, int]],
+        out: np.ndarray, *, is_few: bool,
+    ) -> None:  # fmt: skip
         """One call: the pieces' keys and values into their caches, and the logits of their rows wanted into `out`."""
         n = sum(end - begin for _, begin, end in pieces)
         (run, first, last), n_threads = pieces[0], threads.get_num_threads()
-        start, is_few = int(batch.positions[first]), n <= FEW
+        start = int(batch.positions[first])
         program = programs.few if is_few else programs.tiles
         if len(pieces) > 1:  # not always side by side: other sessions' many tokens may stand between them
             rows = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
@@ -164,20 +166,19 @@ class CompiledForward:
         self, programs: _Programs, batch: Batch, pieces: list[tuple[Run, int, int]], n: int
     ) -> np.ndarray[Any, Any]:
         """A ROW for each token. Its `parts` is the number of chunks that its attention takes at most."""
-        table, n_tables, t = self._row_table[:n], len(programs.angles), 0
-        for run, _, _ in pieces:  # first, since a table that grows moves
-            for angles in programs.angles:
-                angles.reach(int(batch.positions[run.end - 1]) + 1, run.cache.seq_len)
+        table, t = self._row_table[:n], 0
+        self._in_use = []  # tables of angles: one that grows for a later session is another array
         for run, begin, end in pieces:
-            cache = run.cache
+            cache, first = run.cache, int(batch.positions[begin])
             keys, values = cache.addresses()
-            first = int(batch.positions[begin])
+            angles = [one.reach(first + end - begin, cache.seq_len) for one in programs.angles]
+            starts = [(one.ctypes.data, one.strides[0]) for one in angles]
+            self._in_use += angles
             session = keys.ctypes.data, values.ctypes.data, cache.seq_len
             for position in range(first, first + end - begin):
-                for i, angles in enumerate(programs.angles):
-                    self._angles[t, i] = angles.address(position, cache.seq_len)
-                angles_at = self._angles_at + 8 * MAX_ROPES * t
-                table[t] = (*session, position, first, angles_at if n_tables else 0, (position + CHUNK) // CHUNK)
+                for i, (at, step) in enumerate(starts):
+                    self._angles[t, i] = at + position * step
+                table[t] = (*session, position, first, self._angles_at[t], (position + CHUNK) // CHUNK)
                 t += 1
         return table
 
@@ -247,11 +248,6 @@ class _Angles:
         if table is None or len(table) < n:
             table = self._kept[is_long] = self._made(seq_len, 2 * n if table is not None else n)
         return table
-
-    def address(self, position: int, seq_len: int) -> int:
-        """Where one position's cosines are, and then its sines. The table has reached it."""
-        table = self.reach(position + 1, seq_len)
-        return table.ctypes.data + position * table.strides[0]
 
     def tiles(self, start: int, n: int, seq_len: int) -> np.ndarray:
         """Cosines, then sines, of n positions as tiles (2 * pairs, width)."""

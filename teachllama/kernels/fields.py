@@ -10,7 +10,8 @@ from enum import IntEnum
 import numpy as np
 
 WIDTH = 32  # tokens of a tile
-FEW = 16  # tokens, of all sessions together, that are evaluated as vectors and not as tiles
+FEW = 16  # tokens, of all sessions together, that are evaluated as vectors
+TILE_FROM = 12  # tokens of one session from which a tile is faster, half empty as it may be
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
 CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends

@@ -127,10 +127,17 @@ def llvm_ir() -> str:
     # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
     name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
-    # `few` exists for each type. Inlined into one function, the places of all their registers would make its frame
-    # larger than a page, and on Windows such frames need a function that may not be there.
-    text = re.sub(r"^(define [^\n]*blocks[^\n]*few[^\n]*\))([^()\n]*{)$", r"\1 noinline\2", text, flags=re.M)
-    return text.replace(name, SYMBOL)
+    return _few_apart(text).replace(name, SYMBOL)
+
+
+def _few_apart(text: str) -> str:
+    """Forbids LLVM to inline `few`, which exists for each type of blocks.
+
+    Inlined into one function, the places of all their registers would make its frame larger than a page, and on Windows
+    such frames need a function that may not be there.
+    """
+    head = r"^(define [^\n]*blocks[^\n]*3few[^\n]*\)(?: (?:local_)?unnamed_addr)?)([^()\n]*{)$"
+    return re.sub(head, r"\1 noinline\2", text, flags=re.M)
 
 
 def optimized(ir: str, machine: Any) -> Any:

@@ -24,7 +24,7 @@ from numba.np import numpy_support
 
 from teachllama.kernels import symbols
 
-_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
 # Parts of kernels: Numba types them and makes LLVM's text of them, and nothing else; `machine_code.py` does the rest.
@@ -61,7 +61,7 @@ class _RowsModel(models.PrimitiveModel):
 
 
 F32x8, F32x16, F32x32 = (VectorType("F32", _F32, lanes) for lanes in (8, 16, 32))
-I32x16, I32x32 = VectorType("I32", _I32, 16), VectorType("I32", _I32, 32)
+I32x16 = VectorType("I32", _I32, 16)
 
 MASKED = -1e30  # the score of a key that a token must not see: e^MASKED is 0, and no NaN comes of it
 Emit = Callable[[Any, Any], Any]  # (LLVM builder, arguments) -> LLVM value
@@ -141,7 +141,6 @@ u8_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8), _I64))
 u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
 i64_at = _function(_I, (_A,), lambda b, a: _load(b, a[0], _I64))
 put_f32 = _function(types.void, (_A, _F), _store)
-put_i64 = _function(types.void, (_A, _I), _store)
 put_i8 = _function(types.void, (_A, _I), lambda b, a: _store(b, (a[0], b.trunc(a[1], _I8))))
 put_i16 = _function(types.void, (_A, _I), lambda b, a: _store(b, (a[0], b.trunc(a[1], _I16))))
 put_f16 = _function(types.void, (_A, _F), lambda b, a: _store(b, (a[0], b.fptrunc(a[1], _F16))))

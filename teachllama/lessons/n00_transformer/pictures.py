@@ -17,10 +17,8 @@ from teachllama.lessons.common.style import (
     BODY,
     DASHED,
     FAINT,
-    GREEN,
     INK,
     ORANGE,
-    PURPLE,
     SKY,
     SMALL,
     VERMILION,
@@ -34,8 +32,6 @@ from teachllama.lessons.common.style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-HANDS = (BLUE, VERMILION, GREEN, PURPLE)
 
 
 @drawn

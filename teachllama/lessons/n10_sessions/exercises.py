@@ -116,7 +116,6 @@ def _fingerprint(tensors: Tensors) -> str:
 _REORDERED = dict(reversed(list(_MODEL.items())))
 _TRADED = {**_MODEL, "blk.0": _MODEL["blk.1"], "blk.1": _MODEL["blk.0"]}
 _RENAMED = {("blk.2" if name == "blk.1" else name): data for name, data in _MODEL.items()}
-_MOVED = {**_MODEL, "embed": _MODEL["embed"][:-1], "norm": _MODEL["norm"] + _MODEL["embed"][-1:]}
 # name of the mistake -> (another model, whether it is the same, what it means if the answer disagrees)
 _PAIRS: tuple[tuple[str, Tensors, bool, str], ...] = (
     ("unstable", dict(_MODEL), True, "The same model gets two fingerprints: is something random in it, or an address?"),
