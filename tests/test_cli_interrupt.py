@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -236,3 +237,44 @@ def test_ctrl_c_before_the_first_cell_runs_none(start: Start, tmp_path: Path) ->
     assert "afirst cell" not in out
     assert "stopped before the first cell" in err
     assert page.exists()
+
+
+@pytest.mark.parametrize("begins", ["before the interrupt", "after it"])
+def test_an_interrupt_while_the_thread_of_the_cells_starts_leaves_no_kernel_behind(
+    begins: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nbformat = pytest.importorskip("nbformat")
+    from teachllama.cli import run
+
+    path = Path(notebook(tmp_path / "n.ipynb", "1"))
+    execution = run._Execution(nbformat.read(path, as_version=4), path, 60, {})
+    worker, executed = execution._worker, []
+    entered, may_end = threading.Event(), threading.Event()
+
+    def execute(**_: object) -> None:
+        entered.set()
+        may_end.wait(30)
+        executed.append("a kernel that was started, and ended")
+
+    monkeypatch.setattr(execution._client, "execute", execute)
+    start = worker.start
+
+    def interrupted() -> None:
+        if begins == "before the interrupt":
+            start()
+            entered.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        execution.wait()
+    if begins == "after it":
+        execution.abandon()
+        start()
+        worker.join(30)
+        assert executed == []
+    else:
+        threading.Timer(0.2, may_end.set).start()
+        execution.abandon()  # returns when the kernel has ended, and no sooner
+        assert executed
+    assert execution.stopped
