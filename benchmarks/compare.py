@@ -8,11 +8,15 @@ with flash attention off and on, and the better of the two counts in each turn.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
+import shlex
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,6 +36,11 @@ TASKS: dict[str, dict[str, Any]] = {
     "4 sessions at once": {"task": "batch", "sessions": 4, "n": 32},
     "8 sessions at once": {"task": "batch", "sessions": 8, "n": 24},
     "16 sessions at once": {"task": "batch", "sessions": 16, "n": 16},
+}
+C_FLAGS = {  # a shape's kind -> bytes of a vector, and what a C compiler is told
+    "AVX-512": (64, ("-march=native", "-mprefer-vector-width=512")),
+    "AVX2": (32, ("-mavx2", "-mfma")),
+    "NEON": (16, ("-march=native",)),
 }
 MAX_LOAD = 0.7  # other programs' share of one processor, above which nothing is published
 
@@ -126,13 +135,91 @@ def machine(threads: int) -> dict[str, Any]:
     data[:] = 1
     small = np.ones((threads, 3 * 48 * 256), np.float32)
 
-    def product(i: int) -> None:
+    def product(i: int, call: Callable[..., object]) -> None:
         at = small[i].ctypes.data
-        products(at, at + 4 * 48 * 256, at + 8 * 48 * 256, 2000)
+        call(at, at + 4 * 48 * 256, at + 8 * 48 * 256, 2000)
 
+    work = 2000 * 2 * 48 * 256 * 32
     bandwidth = rate(lambda i: [read(data.ctypes.data + i * nbytes, nbytes) for _ in range(4)], 4 * nbytes)
-    flops = rate(product, 2000 * 2 * 48 * 256 * 32)
-    return {"processor": processor(), "threads": threads, "read_gb_s": bandwidth / 1e9, "f32_gflop_s": flops / 1e9}
+    found = {"processor": processor(), "threads": threads, "read_gb_s": bandwidth / 1e9}
+    found["f32_gflop_s"] = rate(lambda i: product(i, products), work) / 1e9
+    if c_products := compiled_c():
+        found["c_gflop_s"] = rate(lambda i: product(i, c_products), work) / 1e9
+    return found
+
+
+def compiled_c() -> Callable[..., object] | None:
+    """The same products as a C loop (`tile.c`), compiled for the same processor; None without a C compiler."""
+    from teachllama.kernels.machine_code import host_machine
+    from teachllama.kernels.shapes import shape_for
+
+    compiler, shape = shutil.which("cc"), shape_for(host_machine())
+    if compiler is None or shape.kind not in C_FLAGS:
+        return None
+    nbytes, flags = C_FLAGS[shape.kind]
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "tile.so"
+        shapes = [f"-DROWS={shape.rows}", f"-DLANES={shape.lanes}", f"-DVECTOR={nbytes}"]
+        subprocess.run(
+            [compiler, "-O3", "-ffast-math", "-shared", "-fPIC", *flags, *shapes, str(HERE / "tile.c"), "-o", library],
+            check=True,
+        )
+        products = ctypes.CDLL(str(library)).products
+    products.argtypes, products.restype = [ctypes.c_void_p] * 3 + [ctypes.c_long], None
+    return products
+
+
+class LlamaBench:
+    """A second engine, if the reader has built one: its own `llama-bench` measures it (ik_llama.cpp's, llama.cpp's).
+
+    It is started for each turn with both settings of flash attention, and told to measure once.
+    """
+
+    def __init__(self, command: str, model: Path, threads: int):
+        sizes = [task for task in TASKS.values() if "sessions" not in task and task.get("n_past", 0) < 512]
+        prompts = ",".join(str(task["n"]) for task in sizes if task["task"] == "prefill")
+        (decoded,) = (str(task["n"]) for task in sizes if task["task"] == "decode")
+        how = ["-p", prompts, "-n", decoded, "-t", str(threads), "-fa", "0,1", "-r", "1", "-o", "json"]
+        self.command = [*shlex.split(command), "-m", str(model), *how]
+
+    def turn(self) -> dict[str, dict[str, float]]:
+        """Task -> flash attention off, on -> tokens a second."""
+        done = subprocess.run(self.command, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{shlex.join(self.command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+        return paces_of(done.stdout)
+
+
+def paces_of(text: str) -> dict[str, dict[str, float]]:
+    """What llama-bench printed as JSON: our name of the task -> flash attention off, on -> tokens a second."""
+    names = {(task["task"], task["n"]): name for name, task in TASKS.items() if task.get("n_past", 0) < 512}
+    paces: dict[str, dict[str, float]] = {}
+    try:
+        for row in json.loads(text):
+            task = ("prefill", row["n_prompt"]) if row["n_prompt"] else ("decode", row["n_gen"])
+            paces.setdefault(names[task], {})["on" if row["flash_attn"] else "off"] = row["avg_ts"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise SystemExit(f"not what llama-bench prints with -o json ({e!r}): {text[:200]!r}") from None
+    return paces
+
+
+def measure_second(ours: Engine, second: LlamaBench, pairs: int) -> dict[str, Any]:
+    """The tasks that llama-bench knows, in turns: paces, and ratios to its better setting."""
+    turns = []
+    for _ in range(pairs):
+        theirs = second.turn()
+        for name in theirs:
+            task = TASKS[name]
+            theirs[name]["ours"] = task["n"] / ours.ask(task)["seconds"]
+        turns.append(theirs)
+    rows = {}
+    for name in turns[0]:
+        found = [turn[name] for turn in turns]
+        ratios = sorted(row["ours"] / max(row["off"], row["on"]) for row in found)
+        paces = {who: statistics.median(row[who] for row in found) for who in found[0]}
+        rows[name] = {"ratio": statistics.median(ratios), "ratios": ratios, **paces}
+        print(row_of(name, rows[name]), flush=True)
+    return {"command": Path(second.command[0]).name, "rows": rows}
 
 
 def measure(ours: Engine, peers: dict[str, Engine], pairs: int) -> dict[str, Any]:
@@ -154,6 +241,15 @@ def measure(ours: Engine, peers: dict[str, Engine], pairs: int) -> dict[str, Any
         rows[name] = {"ratio": statistics.median(ratios), "ratios": ratios, "load": load, **paces}
         print(row_of(name, rows[name]), flush=True)
     return {"rows": rows, **memory}
+
+
+def weights_of(path: Path) -> int:
+    """How many weights each token of a prompt is multiplied with: all matrices but the embedding and the output's."""
+    import teachllama as tl
+
+    with tl.open_gguf(path) as file:
+        inner = [t for name, t in file.tensors.items() if len(t.shape) > 1 and name.startswith("blk.")]
+        return sum(math.prod(t.shape) for t in inner)
 
 
 def other_load() -> float:
@@ -178,6 +274,9 @@ def main() -> None:
     parser.add_argument("--loads", type=int, default=5, help="how many times each model is loaded by both")
     parser.add_argument("--only", default="", help="only variants whose name has one of these, with commas")
     parser.add_argument("--cpu", default="", help="compile our kernels for this processor, by LLVM's name (haswell)")
+    parser.add_argument(
+        "--llama-bench", default="", metavar="COMMAND", help="a second engine: its llama-bench and its own options"
+    )
     parser.add_argument("--busy", action="store_true", help="save figures of a busy machine, too")
     parser.add_argument("--save", default="", metavar="FILE", help="default: docs/measured/speed-KIND.json")
     args = parser.parse_args()
@@ -199,7 +298,8 @@ def main() -> None:
     limits = machine(threads) | {"kind": kind}
     print(
         f"{limits['processor']}, {threads} threads: reads {limits['read_gb_s']:.1f} GB/s, "
-        f"{limits['f32_gflop_s']:.0f} GFLOP/s of float32\nmedians of {args.pairs} pairs"
+        f"{limits['f32_gflop_s']:.0f} GFLOP/s of float32 "
+        f"(a C loop: {limits.get('c_gflop_s', 0):.0f})\nmedians of {args.pairs} pairs"
     )
     flags = Path(args.peer).parent.parent / "build-flags"
     result: dict[str, Any] = {
@@ -237,6 +337,10 @@ def main() -> None:
             mine, theirs = (statistics.median(column) for column in zip(*loads, strict=True))
             with open(path, "rb") as file:
                 sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            found["n_weights"] = weights_of(path)
+            if args.llama_bench:
+                print(f"beside {args.llama_bench}")
+                found["second"] = measure_second(ours, LlamaBench(args.llama_bench, path, threads), args.pairs)
             found |= {"load": {"ours": mine, "peer": theirs}, "file_nbytes": os.path.getsize(path), "sha256": sha256}
             print(f"{'load':26} {mine:>11.2f} s {theirs:>11.2f} s {theirs / mine:>6.2f}x")
             for which in ("resident", "private"):

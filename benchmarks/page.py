@@ -66,6 +66,41 @@ def bandwidth_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def arithmetic_table(result: dict[str, Any]) -> str:
+    """How near a prefill of 512 tokens comes to the float32 products a second that a C loop makes; "" if none ran."""
+    limit = result["machine"].get("c_gflop_s")
+    if not limit:
+        return ""
+    lines = [
+        f"{result['machine']['kind']}: a C loop of the same shape makes {limit:.0f} GFLOP/s here, the kernels' own "
+        f"tile {result['machine']['f32_gflop_s']:.0f}.",
+        "",
+        "| model | prefill 512 | of the C loop's pace |",
+        "|---|---:|---:|",
+    ]
+    for name, found in result["models"].items():
+        pace = 2 * found["n_weights"] * found["rows"]["prefill 512"]["ours"] / 1e9
+        lines.append(f"| {name} | {pace:.0f} GFLOP/s | {100 * pace / limit:.0f} % |")
+    return "\n".join(lines) + "\n"
+
+
+def second_table(result: dict[str, Any]) -> str:
+    """Beside a second engine's llama-bench, if there was one."""
+    lines = [
+        f"{result['machine']['kind']}:",
+        "",
+        "| model | engine | task | teachllama | its flash attention off / on | ratio to the better | it loses |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for name, found in result["models"].items():
+        for task, row in found.get("second", {"rows": {}})["rows"].items():
+            lines.append(
+                f"| {name} | {found['second']['command']} | {task} | {row['ours']:,.0f} tok/s | "
+                f"{row['off']:,.0f} / {row['on']:,.0f} tok/s | **{row['ratio']:.2f}** | {loss(row['ratio'])} |"
+            )
+    return "\n".join(lines) + "\n" if len(lines) > 4 else ""
+
+
 def fidelity_table(result: dict[str, Any]) -> str:
     """KL divergence and agreement."""
     lines = [
@@ -137,6 +172,9 @@ def main() -> None:
     (measured / "speed.inc").write_text("\n".join(map(speed_table, kinds.values())), encoding="utf-8")
     tables = [f"{r['machine']['kind']}:\n\n{bandwidth_table(r)}" for r in kinds.values()]
     (measured / "bandwidth.inc").write_text("\n".join(tables), encoding="utf-8")
+    arithmetic = [table for r in kinds.values() if (table := arithmetic_table(r))]
+    (measured / "arithmetic.inc").write_text("\n".join(arithmetic), encoding="utf-8")
+    (measured / "second.inc").write_text("\n".join(filter(None, map(second_table, kinds.values()))), encoding="utf-8")
     for name, result in kinds.items():
         picture(result, DOCS / "images" / f"{name}.png")
     fidelity = json.loads((measured / "fidelity.json").read_text(encoding="utf-8"))
