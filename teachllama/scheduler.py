@@ -19,8 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from teachllama.batching import eval_batch
-from teachllama.errors import ClosedError, ContextFullError, PoolFullError
+from teachllama.errors import ClosedError, ContextFullError, ParameterError, PoolFullError
 from teachllama.generate import Token
+from teachllama.kv.stored import PAGE
 from teachllama.pool import Pool
 from teachllama.request import Request
 from teachllama.sampling import GREEDY, SamplingParams
@@ -67,6 +68,8 @@ class Scheduler:
         self, pool: Pool, *, max_tokens_per_step: int = 256, max_running: int | None = None,
         seq_len: int | None = None, prefixes: bool = True,
     ):  # fmt: skip
+        if not isinstance(pool, Pool):
+            raise ParameterError(f"pool is {pool!r}; expected a pool, from model.create_pool()")
         self.pool, self.prefixes, limit = pool, prefixes, 2**31
         self.max_tokens_per_step = whole("max_tokens_per_step", max_tokens_per_step, 1, limit)
         most = max(1, self.max_tokens_per_step // 2) if max_running is None else max_running
@@ -197,7 +200,8 @@ class Scheduler:
             if running and needed > self._spare(running):
                 return
             if request.session is None:
-                request.session = self.pool.create_session(seq_len=self.seq_len)
+                longest = self.pool.longest + PAGE  # a session that could have more would need a long table for nothing
+                request.session = self.pool.create_session(seq_len=min(self.seq_len, longest))
             if self.prefixes and not request.session.n_past:
                 reused = self.pool.prefixes.attach(request.session, tokens)
                 if not request.n_preempted:  # later what it gave up itself may come back to it

@@ -401,8 +401,10 @@ SOAK = max(300, int(os.environ.get("TEACHLLAMA_SOAK", "0")))
 @pytest.mark.slow
 @pytest.mark.timeout(300 + SOAK)
 def test_many_requests_one_after_another_lose_no_page_no_token_and_no_memory(model: tl.Model) -> None:
-    """TEACHLLAMA_SOAK says how many requests, 300 or more: 10,000 take some minutes. They are cancelled, stopped, forked, in a pool
-    that is too small for them, and steps are interrupted anywhere; one in 50 is compared with a session alone.
+    """TEACHLLAMA_SOAK says how many requests, 300 or more: 10,000 take some minutes.
+
+    They are cancelled, stopped, forked, in a pool that is too small for them, and steps are interrupted anywhere; one
+    in 50 is compared with a session alone.
     """
     if model.backend == "numpy":
         pytest.skip("the compiled backend is what serves")
