@@ -291,6 +291,9 @@ BAD = [
     ({"prompt": [1], "max_new_tokens": True}, tl.ParameterError), ({"prompt": [1], "seed": -1}, tl.ParameterError),
     ({"prompt": [1], "stop": ""}, tl.ParameterError), ({"prompt": [1], "stop": [1]}, tl.ParameterError),
     ({"prompt": [1], "params": {}}, tl.ParameterError), ({"prompt": [1] * 401}, tl.ContextFullError),
+    ({"prompt": [1], "stop": 5}, tl.ParameterError), ({"prompt": [1], "stop": None}, tl.ParameterError),
+    ({"prompt": None}, tl.TokenError), ({"prompt": ""}, tl.TokenError), ({"prompt": [2**70]}, tl.TokenError),
+    ({"prompt": [1], "seed": "x"}, tl.ParameterError), ({"prompt": [1], "max_new_tokens": None}, tl.ParameterError),
 ]  # fmt: skip
 
 
@@ -325,6 +328,22 @@ def test_limits_out_of_range_are_refused_and_nothing_is_taken_after_close(model:
         other.submit(ids(5))
     with pytest.raises(tl.ClosedError, match="the pool was closed"):
         other.run()
+
+
+def test_limits_far_above_what_the_pool_holds_cost_nothing_and_others_are_refused_by_name(model: tl.Model) -> None:
+    with pool_of(model, 2) as pool:
+        for how in ({"seq_len": 10**30}, {"max_running": 2**60}, {"max_tokens_per_step": -(2**40)}):
+            with pytest.raises(tl.ParameterError, match=next(iter(how))):
+                tl.Scheduler(pool, **how)
+        with pytest.raises(tl.ParameterError, match="expected a pool"):
+            tl.Scheduler(model)  # type: ignore[arg-type]
+        scheduler = tl.Scheduler(pool, max_tokens_per_step=2**31, max_running=2**31, seq_len=10**9)
+        request = scheduler.submit(ids(30), max_new_tokens=10**30)
+        scheduler.step()
+        assert request.session is not None
+        assert request.session.seq_len < 1000, "a table for positions that the pool cannot hold"
+        scheduler.run()
+        assert request.stop_reason in ("pool full", "end of text")
 
 
 def test_events_that_nobody_reads_are_kept_up_to_a_bound(model: tl.Model, monkeypatch: pytest.MonkeyPatch) -> None:
