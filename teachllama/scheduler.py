@@ -157,7 +157,7 @@ class Scheduler:
                 eval_batch([(r.session, ids) for r, ids in plan if r.session is not None])
             for request, ids in plan:
                 request.n_evaluated += len(ids)
-                if len(ids) > 1 or not request._log:
+                if len(ids) > 1 or not request.tokens:
                     self._note("prefill", request, len(ids))
             for request in self._in("running"):
                 if request.choose():
