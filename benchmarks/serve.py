@@ -19,6 +19,7 @@ import datetime
 import json
 import statistics
 import sys
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,11 +39,26 @@ WORK = {  # lengths in tokens: the median of a log-normal distribution, its sigm
 LOAD = 0.7  # arrivals, as a share of what the slower engine can serve
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much is measured."""
+
+    clients: int = 24  # requests of the 8 clients
+    turns: int = 3
+    arrivals: int = 48  # requests that come at random
+    longest: int = 1000  # tokens of an answer, at most
+    budgets: tuple[int, ...] = BUDGETS
+    repeats: int = 3
+
+
+QUICK = Size(clients=8, turns=1, arrivals=8, longest=8, budgets=BUDGETS[2:], repeats=1)
+
+
 class Texts:
     """Token ids of this documentation, from which prompts are cut."""
 
-    def __init__(self, ids: list[int], seed: int):
-        self.ids, self.rng = ids, np.random.default_rng(seed)
+    def __init__(self, ids: list[int], seed: int, longest: int):
+        self.ids, self.rng, self.longest = ids, np.random.default_rng(seed), longest
 
     def cut(self, n: int) -> list[int]:
         """n tokens in a row, from a place drawn at random."""
@@ -60,7 +76,7 @@ class Texts:
         for i in range(n):
             at += float(self.rng.exponential(1 / rate))
             beginning = common[int(self.rng.integers(len(common)))] if common and i % 2 else []
-            own, new = self.cut(self.length(*work["own"])), self.length(*work["new"])
+            own, new = self.cut(self.length(*work["own"])), min(self.longest, self.length(*work["new"]))
             asked.append({"at": at, "prompt": beginning + own, "n": new})
         return asked
 
@@ -139,14 +155,15 @@ def arrivals(ours: Engine, peer: Engine, texts: Texts, n: int) -> dict[str, Any]
     return found
 
 
-def long_prompt(engine: Engine, texts: Texts, repeats: int) -> Answers:
+def long_prompt(engine: Engine, texts: Texts, size: Size) -> Answers:
     """For each budget of a step: how long 7 others wait for tokens before a prompt of 1,000 arrives, and meanwhile."""
     traces = []
-    for _ in range(repeats):
-        others = [{"at": 0.0, "prompt": texts.cut(16), "n": 120} for _ in range(CLIENTS - 1)]
-        traces.append([*others, {"after": 30, "prompt": texts.cut(1000), "n": 2}])
+    for _ in range(size.repeats):
+        n = min(120, 2 * size.longest)
+        others = [{"at": 0.0, "prompt": texts.cut(16), "n": n} for _ in range(CLIENTS - 1)]
+        traces.append([*others, {"after": n // 4, "prompt": texts.cut(1000), "n": 2}])
     rows = []
-    for budget in BUDGETS:
+    for budget in size.budgets:
         before, during, first = [], [], []
         for trace in traces:
             *others, long = play(engine, trace, budget=budget)["requests"]
@@ -178,20 +195,20 @@ def shared_prefix(engine: Engine, texts: Texts, n_common: int, repeats: int) -> 
 
 def measure(args: argparse.Namespace, model: Path, ids: list[int], threads: int) -> dict[str, Any]:
     """Everything, in five minutes or, with --quick, in seconds."""
-    texts = Texts(ids, args.seed)
-    n, turns, repeats, n_arrivals = (8, 1, 1, 8) if args.quick else (24, 3, 3, 48)
+    size = QUICK if args.quick else Size()
+    texts = Texts(ids, args.seed, size.longest)
 
     def start(python: str, name: str, *how: str) -> Engine:
         return Engine(python, name, model, threads, *how, script="serve_worker.py")
 
-    loads, trace = [other_load()], texts.trace("clients", n)
+    loads, trace = [other_load()], texts.trace("clients", size.clients)
     ours = start(sys.executable, "teachllama")
     play(ours, trace[:2], 2)  # the first of anything is slow
     settings: dict[str, float] = {}
     for how in SETTINGS:
         peer = start(args.peer, "llama.cpp", *how)
         play(peer, trace[:2], 2)
-        settings[" ".join(how)] = summary(play(peer, trace[: n // 2], CLIENTS))["tokens_s"]
+        settings[" ".join(how)] = summary(play(peer, trace[: size.clients // 2], CLIENTS))["tokens_s"]
         peer.close()
     best = max(settings, key=lambda how: settings[how])
     print("llama.cpp, tokens a second: " + ", ".join(f"{k}: {v:.0f}" for k, v in settings.items()), flush=True)
@@ -199,14 +216,14 @@ def measure(args: argparse.Namespace, model: Path, ids: list[int], threads: int)
     play(peer, trace[:2], 2)
     result: dict[str, Any] = {"settings": settings, "best": best}
     loads.append(other_load())
-    result["clients"] = closed(ours, peer, trace, turns)
+    result["clients"] = closed(ours, peer, trace, size.turns)
     loads.append(other_load())
-    result["arrivals"] = arrivals(ours, peer, texts, n_arrivals)
+    result["arrivals"] = arrivals(ours, peer, texts, size.arrivals)
     loads.append(other_load())
-    result["long"] = {"ours": long_prompt(ours, texts, repeats), "peer": long_prompt(peer, texts, repeats)}
+    result["long"] = {"ours": long_prompt(ours, texts, size), "peer": long_prompt(peer, texts, size)}
     result["shared"] = [
-        {who: shared_prefix(engine, texts, n_common, 2 * repeats) for who, engine in (("ours", ours), ("peer", peer))}
-        for n_common in (500, 512)
+        {who: shared_prefix(engine, texts, n, 2 * size.repeats) for who, engine in (("ours", ours), ("peer", peer))}
+        for n in (500, 512)
     ]
     ours.close()
     peer.close()
