@@ -6,7 +6,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= lab,test,docs
 
-.PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench clean
+.PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench bench-serve clean
 
 # Rebuilt when pyproject.toml changes; the stamp's name records the extras.
 $(VENV)/.installed-%: pyproject.toml
@@ -90,7 +90,14 @@ bench: $(INSTALLED) $(PEER)
 	$(BIN)/python benchmarks/compare.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/fidelity.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/sampling.py --peer .venv-peer/bin/python
+	$(BIN)/python benchmarks/serve.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/page.py
+
+# The load test of docs/serving.md alone: five minutes.
+bench-serve: $(INSTALLED) $(PEER)
+	$(BIN)/teachllama fetch smollm2-135m
+	$(BIN)/teachllama warmup
+	$(BIN)/python benchmarks/serve.py --peer .venv-peer/bin/python
 
 clean:
 	rm -rf $(VENV) .venv-peer .venv-peer-gelu docs/_build docs/notebooks out exercises/release exercises/gradebook.db .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -48,9 +48,11 @@ MAX_LOAD = 0.7  # other programs' share of one processor, above which nothing is
 class Engine:
     """A worker process and how to ask it."""
 
-    def __init__(self, python: str, name: str, model: Path, threads: int, *how: str, cpu: str = ""):
+    def __init__(
+        self, python: str, name: str, model: Path, threads: int, *how: str, cpu: str = "", script: str = "worker.py"
+    ):
         env = os.environ | ({"TEACHLLAMA_KERNEL_CPU": cpu} if cpu else {})
-        command = [python, str(HERE / "worker.py"), name, str(model), str(threads), *how]
+        command = [python, str(HERE / script), name, str(model), str(threads), *how]
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,102 @@ def sampling_table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def milliseconds(values: list[float]) -> str:
+    """Percentiles, as the tables show them."""
+    return " / ".join(f"{1000 * value:,.0f}" for value in values)
+
+
+def serve_tables(result: dict[str, Any]) -> str:
+    """The load test: what was measured, what it was to be, and the four questions, each with llama.cpp beside it."""
+    machine, clients, arrived = result["machine"], result["clients"], result["arrivals"]
+    asked = result["work"]["clients"]
+    own, new, (n_texts, n_common) = (result["work"]["arrivals"][kind] for kind in ("own", "new", "shared"))
+    settings = ", ".join(f"{how}: {pace:,.0f}" for how, pace in result["settings"].items())
+    gain, ratio = (statistics.median(clients[kind]) for kind in ("gains", "ratios"))
+    smallest, shared = result["long"]["ours"][0], result["shared"][0]["ours"]
+    goals = [
+        ("8 clients, times the tokens of one request at a time", "3 or more", gain, gain >= 3),
+        ("8 clients, times llama.cpp's tokens", "1.3 or more", ratio, ratio >= 1.3),
+        ("between tokens while 1,000 tokens arrive in pieces: 99th percentile, times the median without", "3 or less",
+         smallest["ratio"], smallest["ratio"] <= 3),
+        ("first token with 500 shared tokens, times sooner", "8 or more", shared["ratio"], shared["ratio"] >= 8),
+    ]  # fmt: skip
+    lines = [
+        f"Measured on {result['date']}: {machine['processor']} ({machine['kind']}), {machine['threads']} threads; "
+        f"other programs kept at most {result['other_load']:.1f} processors busy. {result['model']}, a cache of F16. "
+        f"Peer: llama.cpp (llama-cpp-python 0.3.36), built with `{result['peer_build']}`, at the best of four settings "
+        f"(`{result['best']}`; tokens a second with 8 clients: {settings}).",
+        "",
+        "| goal | wanted | measured | reached |",
+        "|---|---|---:|---|",
+        *(f"| {what} | {wanted} | {got:.2f} | {'yes' if yes else 'no'} |" for what, wanted, got, yes in goals),
+        "",
+        f"8 clients, each with one request at a time, {clients['eight'][0]['n_requests']} in all; short prompts "
+        f"(median {asked['own'][0]} tokens) and answers of {asked['new'][0]} (median); the middle of "
+        f"{len(clients['gains'])} turns. Of the requests, {100 * clients['same_as_alone']:.0f} % begin with the same "
+        f"8 tokens as one at a time, and {100 * clients['same_as_peer']:.0f} % with llama.cpp's.",
+        "",
+        "| | tokens a second | first token, ms: 50th / 95th / 99th percentile | between tokens, ms |",
+        "|---|---:|---:|---:|",
+    ]
+    for label, kind in (
+        ("teachllama, one at a time", "one"), ("teachllama, 8 clients", "eight"),
+        ("llama.cpp, one at a time", "peer_one"), ("llama.cpp, 8 clients", "peer"),
+    ):  # fmt: skip
+        row = sorted(clients[kind], key=lambda found: found["tokens_s"])[len(clients[kind]) // 2]
+        lines.append(serve_row(label, row))
+    lines += [
+        "",
+        f"{arrived['n_requests']} requests, Poisson arrivals, {arrived['rate']:.2f} a second (70 % of what the slower "
+        f"of the two can serve), seed {result['seed']}. Every other one begins with one of {n_texts} texts of "
+        f"{n_common} tokens; lengths are log-normal: {own[0]} tokens of its own (sigma {own[1]}, {own[2]} to {own[3]}) "
+        f"and {new[0]} generated (sigma {new[1]}, {new[2]} to {new[3]}). Of {arrived['n_prompt']:,} prompt tokens, "
+        f"{arrived['prefixes']['reused']:,} were reused, {arrived['peer']['reused']:,} in llama.cpp.",
+        "",
+        "| | tokens a second | first token, ms: 50th / 95th / 99th percentile | between tokens, ms |",
+        "|---|---:|---:|---:|",
+        serve_row("teachllama, prefixes", arrived["prefixes"]),
+        serve_row("teachllama, no prefixes", arrived["none"]),
+        serve_row("llama.cpp, slots keep what they hold", arrived["peer"]),
+        "",
+        "A prompt of 1,000 tokens arrives while 7 others generate. Between tokens of the others, in ms: the median "
+        "before, and the 99th percentile until the prompt's first token.",
+        "",
+        "| rows of a step | teachllama: before, 99th | ratio | the prompt's first token | llama.cpp: before, 99th "
+        "| ratio | the prompt's first token |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for pair in zip(result["long"]["ours"], result["long"]["peer"], strict=True):
+        cells = [
+            f"{1000 * row['median_s']:.0f}, {1000 * row['during_s'][2]:,.0f} | {row['ratio']:.1f} | "
+            f"{row['first_s']:.2f} s"
+            for row in pair
+        ]
+        whole = " (all at once)" if pair[0]["budget"] > 1000 else ""
+        lines.append(f"| {pair[0]['budget']:,}{whole} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "The first token of a prompt whose beginning is there already, as another had it; 12 tokens are its own.",
+        "",
+        "| shared tokens | teachllama: reused | with, without | times sooner | llama.cpp: reused | with, without "
+        "| times sooner |",
+        "|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["shared"]:
+        cells = [
+            f"{found['reused']} | {milliseconds([found['with']])}, {milliseconds([found['without']])} ms | "
+            f"{found['ratio']:.1f}"
+            for found in (row["ours"], row["peer"])
+        ]
+        lines.append(f"| {row['ours']['n_common']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def serve_row(label: str, row: dict[str, Any]) -> str:
+    """Throughput and delays of one trace."""
+    return f"| {label} | {row['tokens_s']:,.0f} | {milliseconds(row['first_s'])} | {milliseconds(row['between_s'])} |"
+
+
 def picture(result: dict[str, Any], to: Path) -> None:
     """Ratios as bars with their spread, a group for each model, and the line where both are equal."""
     import matplotlib
@@ -180,6 +277,8 @@ def main() -> None:
     fidelity = json.loads((measured / "fidelity.json").read_text(encoding="utf-8"))
     sampling = json.loads((measured / "sampling.json").read_text(encoding="utf-8"))
     (measured / "sampling.inc").write_text(sampling_table(sampling), encoding="utf-8")
+    serve = json.loads((measured / "serve.json").read_text(encoding="utf-8"))
+    (measured / "serve.inc").write_text(serve_tables(serve), encoding="utf-8")
     (measured / "fidelity.inc").write_text(fidelity_table(fidelity), encoding="utf-8")
 
 

@@ -34,8 +34,9 @@ from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.pool import Pool
 from teachllama.prefixes import Prefixes
+from teachllama.request import Request
 from teachllama.sampling import SamplingParams
-from teachllama.scheduler import Event, Request, Scheduler
+from teachllama.scheduler import Event, Scheduler
 from teachllama.session import Session
 from teachllama.session_file import SessionInfo, inspect_session
 from teachllama.spec import ModelSpec

@@ -10,6 +10,7 @@ Knows nothing of arithmetic.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING
@@ -156,7 +157,7 @@ class PagedCache(KVCache):
 
     def close(self) -> None:
         """Gives every page back to the pool."""
-        self.closed = True
+        self.closed = True  # from here on its table does not count, even if an interrupt comes before the next line
         self.release_from(0)
 
 
@@ -256,7 +257,7 @@ class Pool:
         """How many hold each page: (n_pages,)."""
         if self._counts is None:
             with self.lock:
-                held = [cache.held.ravel() for cache in list(self.caches)]
+                held = [cache.held.ravel() for cache in list(self.caches) if not cache.closed]
                 pages = np.concatenate([*held, self.prefixes.pages()])
                 self._counts = np.bincount(pages[pages >= 0], minlength=self.n_pages)
         return self._counts
@@ -285,6 +286,12 @@ class Pool:
             most = n if window is None or step is None else min(n, window + SLACK + STEP + step + PAGE)
             total += -(-most // PAGE)
         return total
+
+    @property
+    def longest(self) -> int:
+        """Positions that one session can have in the whole pool, as far as layers without a window limit them."""
+        n_whole = self._windows_cached.count(None)
+        return PAGE * (self.n_pages // n_whole) if n_whole else sys.maxsize
 
     def take(self, n: int) -> np.ndarray:
         """Numbers of n free pages; whoever asks holds the lock, and writes them into a table before letting go of it.

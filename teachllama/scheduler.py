@@ -6,8 +6,8 @@ prompt doesn't stall the others (https://arxiv.org/abs/2308.16369). Requests are
 came, when the pool has pages for their tokens. When it has too few to go on, the youngest request gives its pages up
 and waits; its tokens stay, and are evaluated again.
 
-What a request has done is written in one place, its log of tokens, each with the state of its random numbers: an error
-in the middle of a step loses nothing.
+All requests that are not done stand in one list, in the order in which they came; each knows its state. So an error in
+the middle of a step, wherever it comes, leaves nothing in two places.
 """
 
 from __future__ import annotations
@@ -16,18 +16,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-import numpy as np
-
-from teachllama import sampling
 from teachllama.batching import eval_batch
-from teachllama.errors import ClosedError, ContextFullError, ParameterError, PoolFullError, TeachLlamaError
-from teachllama.generate import TextStream, Token
-from teachllama.pool import Pool, PooledSession
+from teachllama.errors import ClosedError, ContextFullError, ParameterError, PoolFullError
+from teachllama.generate import Token
+from teachllama.kv.stored import PAGE
+from teachllama.pool import Pool
+from teachllama.request import Request
 from teachllama.sampling import GREEDY, SamplingParams
-from teachllama.session import checked_ids
+from teachllama.whole_numbers import whole
 
 PIECE = 32  # prompts are cut at multiples of this, a tile of the kernels: then the logits are those of the whole
 REST = 16  # fewer tokens of a prompt than this are not left for a piece of their own: the kernels run them otherwise
@@ -53,85 +51,6 @@ class Event:
     why: str = ""
 
 
-@dataclass(slots=True)
-class Timings:
-    """When things happened to a request, in seconds of `time.perf_counter`; 0: not yet."""
-
-    submitted: float = 0.0
-    admitted: float = 0.0
-    tokens: list[float] = field(default_factory=list)
-    finished: float = 0.0
-
-    @property
-    def ttft_s(self) -> float:
-        """Time to first token, waiting included."""
-        return self.tokens[0] - self.submitted if self.tokens else 0.0
-
-
-class Request:
-    """One prompt and what comes of it. Made by `Scheduler.submit`.
-
-    Attributes:
-        number: tells requests apart.
-        prompt: its tokens.
-        state: "waiting", "running", "finished", "cancelled" or "failed".
-        stop_reason: as `session.stats` has it: "length", "end of text", "stop string", "context full"; or "pool full",
-            "cancelled", or an error's text.
-        n_reused: prompt tokens that were not evaluated, as prefixes had them. n_evaluated: all that were, again and
-            again after each preemption. n_preempted: how often its pages were taken.
-        timings: when things happened.
-    """
-
-    def __init__(
-        self, number: int, prompt: list[int], params: SamplingParams, most: int, seed: int | None, stops: list[str]
-    ):
-        self.number, self.prompt, self.params, self.max_new_tokens = number, prompt, params, most
-        self.state, self.stop_reason = "waiting", ""
-        self.n_reused = self.n_evaluated = self.n_preempted = 0
-        self.timings = Timings(submitted=time.perf_counter())
-        self.session: PooledSession | None = None
-        self.stops = stops
-        self._log: list[tuple[int, dict[str, Any]]] = []  # each token, and the random numbers' state after it
-        self._first_state = dict(np.random.default_rng(seed).bit_generator.state)
-        # What reads the log and makes text of it: None before the first token, and after an interrupt in the middle.
-        self._stream: TextStream | None = None
-        self._n_streamed, self._n_given = 0, 0  # tokens of the log in the text; shown tokens that `step` has returned
-        self.shown: list[Token] = []  # the text, token by token
-        self._cancelled = False
-
-    @property
-    def tokens(self) -> list[int]:
-        """What was generated, without a token that ended the text."""
-        return [token for token, _ in self._log]
-
-    @property
-    def text(self) -> str:
-        """What can be shown of it: characters that are whole, up to a stop string."""
-        return "".join(token.piece for token in self.shown)
-
-    @property
-    def usage(self) -> dict[str, int]:
-        """Tokens: of the prompt, of them reused, generated, evaluated in all."""
-        n = {"n_prompt": len(self.prompt), "n_reused": self.n_reused, "n_generated": len(self._log)}
-        return n | {"n_evaluated": self.n_evaluated}
-
-    @property
-    def done(self) -> bool:
-        """True when nothing will come any more."""
-        return self.state in ("finished", "cancelled", "failed")
-
-    def cancel(self) -> None:
-        """Ends the request at the next step; of a request that is done this changes nothing. Any thread may call it."""
-        self._cancelled = True
-
-    def _wanted(self) -> list[int]:
-        """All its tokens so far."""
-        return self.prompt + self.tokens
-
-    def __repr__(self) -> str:
-        return f"<Request {self.number}: {self.state}, {len(self.prompt)} + {len(self._log)} tokens>"
-
-
 class Scheduler:
     """Runs requests on the sessions of a pool.
 
@@ -149,18 +68,16 @@ class Scheduler:
         self, pool: Pool, *, max_tokens_per_step: int = 256, max_running: int | None = None,
         seq_len: int | None = None, prefixes: bool = True,
     ):  # fmt: skip
-        most = pool.model.config.seq_len if seq_len is None else seq_len
-        running = max(1, max_tokens_per_step // 2) if max_running is None else max_running
-        for name, value in (("max_tokens_per_step", max_tokens_per_step), ("max_running", running), ("seq_len", most)):
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 2**31:
-                raise ParameterError(f"{name} is {value!r}; expected a whole number, 1 or more")
-        self.pool, self.max_tokens_per_step, self.seq_len = pool, int(max_tokens_per_step), int(most)
-        self.max_running, self.prefixes = min(int(running), self.max_tokens_per_step), prefixes
+        if not isinstance(pool, Pool):
+            raise ParameterError(f"pool is {pool!r}; expected a pool, from model.create_pool()")
+        self.pool, self.prefixes, limit = pool, prefixes, 2**31
+        self.max_tokens_per_step = whole("max_tokens_per_step", max_tokens_per_step, 1, limit)
+        most = max(1, self.max_tokens_per_step // 2) if max_running is None else max_running
+        self.max_running = min(whole("max_running", most, 1, limit), self.max_tokens_per_step)
+        self.seq_len = whole("seq_len", pool.model.config.seq_len if seq_len is None else seq_len, 1, limit)
         self.n_steps, self.closed = 0, False
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []  # the oldest first
-        self._number = 0
-        self._ended: list[Request] = []  # whose last tokens `step` has yet to return
+        self._requests: list[Request] = []  # in the order in which they came; those that are done until `step` ends
+        self._n_submitted = 0
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
         self._lock, self._turn = threading.Lock(), threading.Lock()  # of what any thread may touch; of a step
 
@@ -176,31 +93,22 @@ class Scheduler:
             ParameterError, TokenError: something is out of range. ContextFullError: the prompt is longer than seq_len.
             PoolFullError: it is longer than the whole pool. ClosedError: the scheduler was closed.
         """
-        model, stops = self.pool.model, [stop] if isinstance(stop, str) else list(stop)
-        if any(not isinstance(s, str) or not s for s in stops):
-            raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, (int, np.integer)) or max_new_tokens < 0:
-            raise ParameterError(f"max_new_tokens is {max_new_tokens!r}; expected a whole number, 0 or more")
-        if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-            raise ParameterError(f"seed is {seed!r}; expected None or a whole number that is not negative")
-        if not isinstance(params, SamplingParams):
-            raise ParameterError(f"params is {params!r}; expected SamplingParams")
-        ids = model.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
-        ids = checked_ids(ids, model.config.vocab_size).tolist()
-        if len(ids) > self.seq_len:
-            raise ContextFullError(f"the prompt has {len(ids)} tokens, and a request at most seq_len {self.seq_len}")
-        if self._pages_for(len(ids)) > self.pool.n_pages:
+        request = Request(self.pool.model, prompt, params, max_new_tokens, seed, stop)
+        n, needed = len(request.prompt), self._pages_for(len(request.prompt))
+        if n > self.seq_len:
+            raise ContextFullError(f"the prompt has {n} tokens, and a request at most seq_len {self.seq_len}")
+        if needed > self.pool.n_pages:
             raise PoolFullError(
-                f"the prompt's {len(ids)} tokens need {self._pages_for(len(ids))} pages, and the whole pool has "
-                f"{self.pool.n_pages}; shorten it, or create a larger pool"
+                f"the prompt's {n} tokens need {needed} pages, and the whole pool has {self.pool.n_pages}; shorten it, "
+                "or create a larger pool"
             )
         with self._lock:
             if self.closed or self.pool.closed:
                 raise ClosedError("the scheduler or its pool was closed; create another")
-            self._number += 1
-            request = Request(self._number, ids, params, int(max_new_tokens), seed, stops)
-            self._note("submitted", request, len(ids))
-            self._waiting.append(request)
+            self._n_submitted += 1
+            request.number = self._n_submitted
+            self._note("submitted", request, n)
+            self._requests.append(request)
         return request
 
     def _note(self, what: str, request: Request, n: int = 0, why: str = "") -> None:
@@ -208,10 +116,12 @@ class Scheduler:
 
     @property
     def requests(self) -> list[Request]:
-        """Those that are not done: running ones, then waiting ones."""
+        """Those that are not done, the oldest first."""
+        return self._in("running", "waiting")
+
+    def _in(self, *states: str) -> list[Request]:
         with self._lock:
-            running = list(self._running)  # an interrupted step may have left one in both, until the next
-            return [*running, *(r for r in self._waiting if r not in running)]
+            return [request for request in self._requests if request.state in states]
 
     # ---- running ----
 
@@ -247,16 +157,15 @@ class Scheduler:
                 eval_batch([(r.session, ids) for r, ids in plan if r.session is not None])
             for request, ids in plan:
                 request.n_evaluated += len(ids)
-                if len(ids) > 1 or not request._log:
+                if len(ids) > 1 or not request.tokens:
                     self._note("prefill", request, len(ids))
-            for request in list(self._running):
-                self._choose(request)
+            for request in self._in("running"):
+                if request.choose():
+                    self._note("token", request, len(request.tokens))
                 self._settle(request)
-            touched = dict.fromkeys([*self._ended, *self.requests])
-            ready = [(r, token) for r in touched for token in r.shown[r._n_given :]]
-            for request in touched:
-                request._n_given = len(request.shown)
-            self._ended = []
+            with self._lock:
+                ready = [(request, token) for request in self._requests for token in request.take()]
+                self._requests = [request for request in self._requests if not request.done]
             return ready
 
     def close(self) -> None:
@@ -265,68 +174,58 @@ class Scheduler:
             with self._lock:
                 self.closed = True
             for request in self.requests:
-                self._end(request, "cancelled", "closed")
+                request.end("cancelled", "closed")
+                self._settle(request)
 
     def _repair(self) -> None:
         """Ends what was cancelled, and puts right what a step that was interrupted has left."""
         if self.pool.closed:
             raise ClosedError("the pool was closed, and its sessions with it; create another, and submit again")
-        with self._lock:
-            self._running = [r for r in self._running if not r.done]
-            self._waiting = deque(r for r in self._waiting if not r.done)
-            for request in list(self._running):
-                if request.session is None or request.session.closed:
-                    request.session, request.state = None, "waiting"
-                    self._running.remove(request)
-                    if request not in self._waiting:
-                        self._waiting.appendleft(request)
-                elif request in self._waiting:
-                    self._waiting.remove(request)
         for request in self.requests:
+            if request.session is None or request.session.closed:
+                request.session, request.state = None, "waiting"
             self._settle(request)
 
     def _admit(self) -> None:
         """Gives waiting requests a session, in their order, for as long as the pool has pages for their tokens."""
-        while self._waiting and len(self._running) < self.max_running:
-            request = self._waiting[0]
-            tokens = request._wanted()
+        for request in self._in("waiting"):
+            running = self._in("running")
+            if len(running) >= self.max_running:
+                return
+            tokens = request.prompt + request.tokens
             needed = self._pages_for(len(tokens) + 1)
             if self.prefixes:  # what is reused need not be free, but if it is idle, it is so no longer
                 matched = self._pages_for(self.pool.prefixes.match(tokens))
                 needed -= matched - self.pool.prefixes.n_idle_of(tokens)
-            if self._running and needed > self._spare():
+            if running and needed > self._spare(running):
                 return
             if request.session is None:
-                request.session = self.pool.create_session(seq_len=self.seq_len)
+                longest = self.pool.longest + PAGE  # a session that could have more would need a long table for nothing
+                request.session = self.pool.create_session(seq_len=min(self.seq_len, longest))
             if self.prefixes and not request.session.n_past:
                 reused = self.pool.prefixes.attach(request.session, tokens)
                 if not request.n_preempted:  # later what it gave up itself may come back to it
                     request.n_reused = reused
             request.timings.admitted = request.timings.admitted or time.perf_counter()
-            with self._lock:
-                request.state = "running"
-                self._running.append(request)
-                self._waiting.popleft()
+            request.state = "running"
             self._note("admitted", request, request.session.n_past)
 
     def _pages_for(self, n: int) -> int:
         return self.pool.pages_for(n, self.max_tokens_per_step)
 
-    def _spare(self) -> int:
+    def _spare(self, running: list[Request]) -> int:
         """Pages that can be had and that no running request has been admitted for."""
         promised = sum(
-            self._pages_for(len(r.prompt) + len(r._log) + 1) - self._pages_for(r.session.n_past)
-            for r in self._running
-            if r.session is not None
+            self._pages_for(r.n_tokens + 1) - self._pages_for(r.n_tokens - len(r.lacking())) for r in running
         )
         return self.pool.n_available - max(0, promised)
 
     def _plan(self) -> list[tuple[Request, list[int]]]:
         """What this step evaluates: a token of each that generates, then pieces of prompts, the oldest first."""
-        while self._running:
+        while running := self._in("running"):
             plan: list[tuple[Request, list[int]]] = []
             left = self.max_tokens_per_step
-            pending = [(r, r._wanted()[r.session.n_past :]) for r in self._running if r.session is not None]
+            pending = [(request, request.lacking()) for request in running]
             for request, tokens in sorted(pending, key=lambda p: len(p[1]) > 1):  # keeps the order of age in each kind
                 n = self._piece(len(tokens), left)
                 if n:
@@ -336,10 +235,11 @@ class Scheduler:
                          for r, ids in plan)  # fmt: skip
             if not needed or needed <= self.pool.n_available:
                 return plan
-            if len(self._running) == 1:
-                self._end(self._running[0], "finished", "pool full")
+            if len(running) > 1:
+                self._preempt(running[-1])
             else:
-                self._preempt(self._running[-1])
+                running[0].end("finished", "pool full")
+                self._settle(running[0])
         return []
 
     def _piece(self, n: int, left: int) -> int:
@@ -355,13 +255,11 @@ class Scheduler:
         """Takes the pages of a request, which waits again, before all others."""
         given_up = self._give_up_session(request)
         request.n_preempted += 1
-        with self._lock:
-            request.state = "waiting"
-            self._waiting.appendleft(request)
-            self._running.remove(request)
+        request.state = "waiting"
         self._note("preempted", request, given_up)
 
     def _give_up_session(self, request: Request) -> int:
+        """Closes its session, if it has one. Returns how many tokens were evaluated in it."""
         session, n = request.session, 0
         if session is not None and not session.closed:
             n = session.n_past
@@ -371,63 +269,9 @@ class Scheduler:
         request.session = None
         return n
 
-    def _end(self, request: Request, state: str, why: str) -> None:
-        self._read_log(request, to_the_end=True)
-        self._give_up_session(request)
-        request.stop_reason, request.timings.finished = why, time.perf_counter()
-        with self._lock:
-            self._ended.append(request)
-            request.state = state
-            self._running = [r for r in self._running if r is not request]
-            self._waiting = deque(r for r in self._waiting if r is not request)
-        self._note(state, request, len(request._log), why)
-
-    def _choose(self, request: Request) -> None:
-        """Samples a token where all before it are evaluated."""
-        session = request.session
-        if request._cancelled or session is None or session.n_past < len(request.prompt) + len(request._log):
-            return None
-        if len(request._log) >= request.max_new_tokens:
-            return self._end(request, "finished", "length")
-        rng = np.random.default_rng(0)
-        rng.bit_generator.state = request._log[-1][1] if request._log else request._first_state
-        try:
-            token = sampling.sample(session.logits, request.params, session.tokens, rng)
-        except TeachLlamaError as e:
-            return self._end(request, "failed", str(e))
-        if token in self.pool.model.tokenizer.eog_ids:
-            return self._end(request, "finished", "end of text")
-        request._log.append((token, rng.bit_generator.state))  # both at once: nothing can come between
-        request.timings.tokens.append(time.perf_counter())
-        self._note("token", request, len(request._log))
-        return None
-
     def _settle(self, request: Request) -> None:
-        """Makes text of new tokens, and ends what has come to its end."""
-        if request.done:
-            return None
-        if request._cancelled:
-            return self._end(request, "cancelled", "cancelled")
-        if request._log and self._read_log(request):
-            return self._end(request, "finished", "stop string")
-        if len(request.prompt) + len(request._log) > self.seq_len:  # the last token has no place
-            return self._end(request, "finished", "context full")
-        if request._log and len(request._log) >= request.max_new_tokens:
-            return self._end(request, "finished", "length")
-        return None
-
-    def _read_log(self, request: Request, to_the_end: bool = False) -> bool:
-        """Brings a request's text up to its log; says whether a stop string has come."""
-        stream, request._stream = request._stream, None  # None: an interrupt from here on makes all of it again
-        if stream is None:
-            stream, request._n_streamed, shown = TextStream(self.pool.model.tokenizer, request.stops), 0, []
-        else:
-            shown = request.shown
-        for token, _ in request._log[request._n_streamed :]:
-            shown.extend(stream.push(token))
-        if to_the_end:
-            shown.extend(stream.flush())
-        request.shown, request._n_streamed = shown, len(request._log)
-        if not to_the_end:  # what was flushed cannot be gone on with
-            request._stream = stream
-        return stream.stopped
+        """Ends what has come to its end."""
+        if not request.done and request.ending(self.seq_len):
+            self._give_up_session(request)
+            request.finish()
+            self._note(request.state, request, len(request.tokens), request.stop_reason)

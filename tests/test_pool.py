@@ -371,6 +371,20 @@ def with_fault(after: int | None, call: Any) -> bool:
         sys.settrace(before)
 
 
+def test_a_session_whose_close_is_interrupted_anywhere_is_open_or_holds_no_page(model: tl.Model) -> None:
+    with pool_of(model, 4) as pool:
+        for after in range(100):
+            session = pool.create_session(seq_len=200)
+            session.eval(ids(70))
+            held = pool.n_pages - pool.n_free
+            ended = with_fault(after, session.close)
+            assert pool.n_free == pool.n_pages - (0 if session.closed else held)
+            if ended:
+                return
+            session.close()
+        pytest.fail("closing takes more than 100 lines")
+
+
 @pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(step, min_size=3, max_size=25))

@@ -1,0 +1,185 @@
+"""`Request`: one prompt and what comes of it: its tokens, their text, when they came and why it ended.
+
+What a request has done is written in one place, its log of tokens, each with the state of its random numbers: an error
+in the middle of a step loses nothing. Knows nothing of other requests, nor of who is evaluated next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from teachllama import sampling
+from teachllama.errors import ParameterError, TeachLlamaError
+from teachllama.generate import TextStream, Token
+from teachllama.sampling import SamplingParams
+from teachllama.session import Session, checked_ids
+from teachllama.whole_numbers import is_whole, whole
+
+if TYPE_CHECKING:
+    from teachllama.model import Model
+
+
+@dataclass(slots=True)
+class Timings:
+    """When things happened to a request, in seconds of `time.perf_counter`; 0: not yet."""
+
+    submitted: float = 0.0
+    admitted: float = 0.0
+    tokens: list[float] = field(default_factory=list)
+    finished: float = 0.0
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to first token, waiting included."""
+        return self.tokens[0] - self.submitted if self.tokens else 0.0
+
+
+class Request:
+    """One prompt and what comes of it. Made by `Scheduler.submit`.
+
+    Attributes:
+        number: tells requests apart; a younger one has a larger number.
+        prompt: its tokens.
+        state: "waiting", "running", "finished", "cancelled" or "failed".
+        stop_reason: as `session.stats` has it: "length", "end of text", "stop string", "context full"; or "pool full",
+            "cancelled", or an error's text.
+        n_reused: prompt tokens that were not evaluated, as prefixes had them. n_evaluated: all that were, again and
+            again after each preemption. n_preempted: how often its pages were taken.
+        timings: when things happened.
+        session: where it is evaluated; None without pages.
+        shown: the text, token by token.
+    """
+
+    def __init__(
+        self, model: Model, prompt: str | Iterable[int], params: SamplingParams, max_new_tokens: int,
+        seed: int | None, stop: str | Sequence[str],
+    ):  # fmt: skip
+        self.stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
+        if any(not isinstance(s, str) or not s for s in self.stops):
+            raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
+        if seed is not None and not is_whole(seed, 0):
+            raise ParameterError(f"seed is {seed!r}; expected None or a whole number that is not negative")
+        if not isinstance(params, SamplingParams):
+            raise ParameterError(f"params is {params!r}; expected SamplingParams")
+        self.max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+        ids = model.encode(prompt, add_special=True, parse_special=True) if isinstance(prompt, str) else prompt
+        self.prompt: list[int] = checked_ids(ids, model.config.vocab_size).tolist()
+        self.number, self.params, self.state, self.stop_reason = 0, params, "waiting", ""
+        self.n_reused = self.n_evaluated = self.n_preempted = 0
+        self.timings = Timings(submitted=time.perf_counter())
+        self.session: Session | None = None
+        self.shown: list[Token] = []
+        self._tokenizer = model.tokenizer
+        self._ending: tuple[str, str] | None = None  # the state and the reason that its end will have
+        self._log: list[tuple[int, dict[str, Any]]] = []  # each token, and the random numbers' state after it
+        self._first_state = dict(np.random.default_rng(seed).bit_generator.state)
+        # What reads the log and makes text of it: None before the first token, and after an interrupt in the middle.
+        self._stream: TextStream | None = None
+        self._n_streamed, self._n_given = 0, 0  # tokens of the log in the text; shown tokens that `take` has returned
+
+    @property
+    def tokens(self) -> list[int]:
+        """What was generated, without a token that ended the text."""
+        return [token for token, _ in self._log]
+
+    @property
+    def text(self) -> str:
+        """What can be shown of it: characters that are whole, up to a stop string."""
+        return "".join(token.piece for token in self.shown)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens: of the prompt, of them reused, generated, evaluated in all."""
+        n = {"n_prompt": len(self.prompt), "n_reused": self.n_reused, "n_generated": len(self._log)}
+        return n | {"n_evaluated": self.n_evaluated}
+
+    @property
+    def done(self) -> bool:
+        """True when nothing will come any more."""
+        return self.state in ("finished", "cancelled", "failed")
+
+    def cancel(self) -> None:
+        """Ends the request at the next step; of a request that is done this changes nothing. Any thread may call it."""
+        self.end("cancelled", "cancelled")
+
+    # ---- for the scheduler ----
+
+    @property
+    def n_tokens(self) -> int:
+        """Of the prompt, and generated."""
+        return len(self.prompt) + len(self._log)
+
+    def end(self, state: str, why: str) -> None:
+        """Says how the request will end; what was said first counts."""
+        self._ending = self._ending or (state, why)
+
+    def lacking(self) -> list[int]:
+        """Its tokens that its session has yet to evaluate."""
+        return (self.prompt + self.tokens)[self.session.n_past if self.session else 0 :]
+
+    def choose(self) -> bool:
+        """Samples the next token, if all before it are evaluated; says whether there is one."""
+        session = self.session
+        if self._ending or session is None or session.n_past < self.n_tokens or len(self._log) >= self.max_new_tokens:
+            return False
+        rng = np.random.default_rng(0)
+        rng.bit_generator.state = self._log[-1][1] if self._log else self._first_state
+        try:
+            token = sampling.sample(session.logits, self.params, session.tokens, rng)
+        except TeachLlamaError as e:
+            self.end("failed", str(e))
+            return False
+        if token in self._tokenizer.eog_ids:
+            self.end("finished", "end of text")
+            return False
+        self._log.append((token, rng.bit_generator.state))  # both at once: nothing can come between
+        self.timings.tokens.append(time.perf_counter())
+        return True
+
+    def ending(self, seq_len: int) -> tuple[str, str] | None:
+        """State and reason, where it has come to its end; makes text of new tokens."""
+        if not self._ending:
+            if self._log and self._read_log():
+                self.end("finished", "stop string")
+            elif self.n_tokens > seq_len:  # the last token has no place
+                self.end("finished", "context full")
+            elif len(self._log) >= self.max_new_tokens and (self._log or not self.lacking()):
+                self.end("finished", "length")
+        return self._ending
+
+    def finish(self) -> None:
+        """Puts the end into effect: all of the text, and the state."""
+        assert self._ending is not None
+        self._read_log(to_the_end=True)
+        state, self.stop_reason = self._ending
+        self.timings.finished, self.state = time.perf_counter(), state
+
+    def _read_log(self, to_the_end: bool = False) -> bool:
+        """Brings the text up to the log; says whether a stop string has come."""
+        stream, self._stream = self._stream, None  # None: an interrupt from here on makes all of it again
+        if stream is None:
+            stream, self._n_streamed, shown = TextStream(self._tokenizer, self.stops), 0, []
+        else:
+            shown = self.shown
+        for token, _ in self._log[self._n_streamed :]:
+            shown.extend(stream.push(token))
+        if to_the_end:
+            shown.extend(stream.flush())
+        self.shown, self._n_streamed = shown, len(self._log)
+        if not to_the_end:  # what was flushed cannot be gone on with
+            self._stream = stream
+        return stream.stopped
+
+    def take(self) -> list[Token]:
+        """What can be shown and was not taken before."""
+        new = self.shown[self._n_given :]
+        self._n_given += len(new)
+        return new
+
+    def __repr__(self) -> str:
+        return f"<Request {self.number}: {self.state}, {len(self.prompt)} + {len(self._log)} tokens>"
