@@ -33,6 +33,7 @@ from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.pool import Pool
+from teachllama.prefix_file import PrefixesInfo, inspect_prefixes
 from teachllama.prefixes import Prefixes
 from teachllama.sampling import SamplingParams
 from teachllama.scheduler import Event, Request, Scheduler
@@ -64,6 +65,7 @@ __all__ = [
     "Pool",
     "PoolFullError",
     "Prefixes",
+    "PrefixesInfo",
     "Request",
     "SamplingParams",
     "Scheduler",
@@ -79,6 +81,7 @@ __all__ = [
     "attention_weights",
     "embed",
     "eval_batch",
+    "inspect_prefixes",
     "inspect_session",
     "kv_cache_bytes",
     "kv_layout_from_metadata",

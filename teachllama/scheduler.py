@@ -292,8 +292,8 @@ class Scheduler:
             tokens = request._wanted()
             needed = self._pages_for(len(tokens) + 1)
             if self.prefixes:  # what is reused need not be free, but if it is idle, it is so no longer
-                matched = self._pages_for(self.pool.prefixes.match(tokens))
-                needed -= matched - self.pool.prefixes.n_idle_of(tokens)
+                matched = self._pages_for(self.pool.prefixes.match(tokens, self.seq_len))
+                needed -= matched - self.pool.prefixes.n_idle_of(tokens, self.seq_len)
             if self._running and needed > self._spare():
                 return
             if request.session is None:

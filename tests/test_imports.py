@@ -14,8 +14,8 @@ ROOMS = (
     ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
-    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",), ("prefixes",),
-    ("pool",), ("batching",), ("scheduler",), ("looking", "embeddings", "requantize"),
+    ("kernels", "fingerprint"), ("hub",), ("generate", "checked_file"), ("session_file",), ("prefix_file",),
+    ("model",), ("session",), ("prefixes",), ("pool",), ("batching",), ("scheduler",), ("looking", "embeddings", "requantize"),
     ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
