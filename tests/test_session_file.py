@@ -72,7 +72,7 @@ def saved(model: tl.Model, tmp_path: Path) -> Path:
 
 
 def resign(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any], dict[str, str]], None]) -> Path:
-    """Changes a session file and makes all its checksums right, as somebody hostile would.
+    """Changes a session file, or one of prefixes, and makes all its checksums right, as somebody hostile would.
 
     Args:
         edit: changes tensors, the header and the metadata in place.
@@ -81,11 +81,12 @@ def resign(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any], di
 
     with safe_open(path, framework="np") as file:
         metadata = dict(file.metadata())
-    tensors, header = load_file(path), json.loads(metadata["session"])
+    field = "session" if "session" in metadata else "prefixes"
+    tensors, header = load_file(path), json.loads(metadata[field])
     edit(tensors, header, metadata)
     if header.get("checksums"):
         header["checksums"] = {name: checked_file.checksum(a) for name, a in tensors.items()}
-    metadata["session"] = json.dumps(header)
+    metadata[field] = json.dumps(header)
     table = [
         checked_file.Tensor(n, checked_file.dtype_name(a.dtype), a.shape, a.nbytes)
         if a.dtype in list(map(np.dtype, checked_file.NAMES.values()))
