@@ -33,6 +33,7 @@ from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
 from teachllama.looking import Alternative, alternatives, attention_weights
 from teachllama.model import Model, load_model
 from teachllama.pool import Pool
+from teachllama.prefix_file import PrefixesInfo, inspect_prefixes
 from teachllama.prefixes import Prefixes
 from teachllama.request import Request
 from teachllama.sampling import SamplingParams
@@ -65,6 +66,7 @@ __all__ = [
     "Pool",
     "PoolFullError",
     "Prefixes",
+    "PrefixesInfo",
     "Request",
     "SamplingParams",
     "Scheduler",
@@ -80,6 +82,7 @@ __all__ = [
     "attention_weights",
     "embed",
     "eval_batch",
+    "inspect_prefixes",
     "inspect_session",
     "kv_cache_bytes",
     "kv_layout_from_metadata",

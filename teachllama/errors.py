@@ -49,13 +49,13 @@ class TemplateError(TeachLlamaError):
 
 
 class SessionFileError(TeachLlamaError):
-    """A session file that could not be written, or that is refused. Nothing was changed.
+    """A session file, or one of prefixes, that could not be written, or that is refused. Nothing was changed.
 
     Attributes:
         reason: why, as a word or two that a program can compare: "missing", "not a file", "not a session file",
-            "truncated", "damaged", "newer version", "other model", "other quantization", "other weights",
-            "other settings", "other tokenizer", "other rope", "other cache type", "window", "seq_len", "memory",
-            "permission", "symbolic link", "disk full", "too large".
+            "not a prefix file", "truncated", "damaged", "newer version", "other model", "other quantization",
+            "other weights", "other settings", "other tokenizer", "other rope", "other cache type", "other page size",
+            "window", "seq_len", "memory", "permission", "symbolic link", "disk full", "too large".
         can_rebuild: True where `load_session(path, rebuild=True)` would evaluate the file's tokens instead.
     """
 

@@ -96,7 +96,7 @@ class PagedCache(KVCache):
         self._tables[1][:, 2:] = at + self._values_at[:, None]
         return self._tables
 
-    def _page(self, layer: int, which: int, block: int) -> np.ndarray | None:
+    def page(self, layer: int, which: int, block: int) -> np.ndarray | None:
         """One page's keys or values, (G, 64, bytes a row); None where there is none."""
         page = int(self.held[layer, block])
         if page < 0:
@@ -108,7 +108,7 @@ class PagedCache(KVCache):
         """A copy, gathered from pages; zeros where there is none."""
         out = np.zeros((self.shapes[layer].n_kv_heads, max(0, end - begin), self.rows[layer][which]), np.uint8)
         for block in range(begin // PAGE, -(-end // PAGE)):
-            page, first = self._page(layer, which, block), max(begin, block * PAGE)
+            page, first = self.page(layer, which, block), max(begin, block * PAGE)
             last = min(end, (block + 1) * PAGE)
             if page is not None:
                 out[:, first - begin : last - begin] = page[:, first - block * PAGE : last - block * PAGE]
@@ -118,7 +118,7 @@ class PagedCache(KVCache):
         """The reverse of `read`, where pages are held."""
         end = begin + rows.shape[1]
         for block in range(begin // PAGE, -(-end // PAGE)):
-            page, first, last = self._page(layer, which, block), max(begin, block * PAGE), min(end, (block + 1) * PAGE)
+            page, first, last = self.page(layer, which, block), max(begin, block * PAGE), min(end, (block + 1) * PAGE)
             if page is not None:
                 page[:, first - block * PAGE : last - block * PAGE] = rows[:, first - begin : last - begin]
 
@@ -134,6 +134,8 @@ class PagedCache(KVCache):
 
     def release_from(self, n_past: int) -> None:
         """Gives back the pages that hold no position before n_past."""
+        if not n_past:
+            self.whole_from = 0
         self._let_go(slice(None), slice(-(-n_past // PAGE), None))
         self.ready_to = min(self.ready_to, n_past)
 
@@ -143,7 +145,7 @@ class PagedCache(KVCache):
             raise ParameterError("a session of a pool can only be forked within that pool")
         with self.pool.lock:
             self.hold(other.held[:, : -(-n_past // PAGE)])
-        self.kept_from = other.kept_from
+        self.kept_from, self.whole_from = other.kept_from, other.whole_from
 
     @property
     def held_nbytes(self) -> int:
@@ -153,7 +155,7 @@ class PagedCache(KVCache):
     def clear(self) -> None:
         """Gives every page back."""
         self.release_from(0)
-        self.kept_from = 0
+        self.kept_from = self.whole_from = 0
 
     def close(self) -> None:
         """Gives every page back to the pool."""
@@ -206,6 +208,7 @@ class Pool:
             for s, rows in zip(shape.shapes, shape.rows, strict=True)
         ]
         shape.close()
+        self.kv_dtype = shape.kv_dtype
         self.page_nbytes = -(-max(sizes) // 64) * 64
         self.n_pages = nbytes // self.page_nbytes
         self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]  # of layers that cache
@@ -310,6 +313,16 @@ class Pool:
             self.prefixes.evict(n - self.n_free)
             free = np.flatnonzero(self.counts() == 0)
         return free[:n]
+
+    def pin(self, pages: np.ndarray) -> PagedCache:
+        """Holds pages, (n_layers, n), so that nobody else can have them until the result is closed or collected.
+
+        What the pages hold is found as in a cache of n times 64 positions: see `PagedCache.page`.
+        """
+        with self.lock:
+            pin = PagedCache(self, PAGE * max(1, pages.shape[1]), swa_full=True)
+            pin.hold(pages)
+        return pin
 
     def memory(self, page: int) -> np.ndarray:
         """One page, uint8 (page_nbytes,)."""

@@ -3,19 +3,21 @@
 A radix tree whose edges are 64 token ids: a page's positions. A node holds the page of each layer, and is found by the
 ids themselves, which are compared one by one. https://arxiv.org/abs/2312.07104 (RadixAttention)
 
-Knows nothing of arithmetic: a page is a number.
+`prefix_file.py` writes and reads it. Knows nothing of arithmetic: a page is a number.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama.errors import ParameterError
+from teachllama import prefix_file
+from teachllama.errors import ClosedError, ParameterError
 from teachllama.kv.stored import PAGE
 
 if TYPE_CHECKING:
@@ -53,21 +55,37 @@ class PrefixStatistics:
     n_hits: int
     n_reused: int  # tokens that were not evaluated again
     n_evicted: int  # tokens that were let go of for want of pages
+    n_loaded: int = 0  # tokens that came from files
 
 
 class Prefixes:
-    """The tree of one pool: `pool.prefixes`."""
+    """The tree of one pool: `pool.prefixes`.
+
+    Attributes:
+        pool: whose pages these are.
+        roots: of the tree; a model with LongRoPE has a second one, for its long sessions.
+    """
 
     def __init__(self, pool: Pool):
-        self._pool = pool
-        self._root = Node((), np.empty(0, np.int64), None)
-        self._n_lookups = self._n_hits = self._n_reused = self._n_evicted = 0
+        self.pool = pool
+        # LongRoPE turns keys by other frequencies in sessions longer than this: what those evaluate is theirs alone.
+        ropes = [layer.attention.rope for layer in pool.model.spec.layers]
+        self._long_above = min(
+            (r.original_seq_len for r in ropes if r and r.long_frequencies is not None), default=None
+        )
+        self.roots = [Node((), np.empty(0, np.int64), None) for _ in range(1 if self._long_above is None else 2)]
+        self._n_lookups = self._n_hits = self._n_reused = self._n_evicted = self._n_loaded = 0
+
+    def root_for(self, seq_len: int | None) -> Node:
+        """The root of what sessions of this length share. None: the model's own length."""
+        seq_len = self.pool.model.config.seq_len if seq_len is None else seq_len
+        return self.roots[self._long_above is not None and seq_len > self._long_above]
 
     # ---- looking ----
 
     def nodes(self) -> Iterator[Node]:
         """All nodes, parents before their children."""
-        waiting = list(self._root.children.values())
+        waiting = [child for root in self.roots for child in root.children.values()]
         while waiting:
             node = waiting.pop()
             yield node
@@ -78,20 +96,24 @@ class Prefixes:
         held = [node.pages for node in self.nodes()]
         return np.concatenate(held) if held else np.empty(0, np.int64)
 
-    def match(self, tokens: Sequence[int]) -> int:
-        """How many of the tokens need no evaluation: whole pages, and never the last token, whose logits are wanted."""
-        with self._pool.lock:
-            return PAGE * len(self._path(tokens))
+    def match(self, tokens: Sequence[int], seq_len: int | None = None) -> int:
+        """How many of the tokens need no evaluation: whole pages, and never the last token, whose logits are wanted.
 
-    def n_idle_of(self, tokens: Sequence[int]) -> int:
+        Args:
+            seq_len: of the session that will evaluate them, as in `Pool.create_session`.
+        """
+        with self.pool.lock:
+            return PAGE * len(self._path(tokens, seq_len))
+
+    def n_idle_of(self, tokens: Sequence[int], seq_len: int | None = None) -> int:
         """How many of the pages that `match` finds no session holds."""
-        with self._pool.lock:
-            counts, held = self._pool.counts(), [node.pages for node in self._path(tokens)]
+        with self.pool.lock:
+            counts, held = self.pool.counts(), [node.pages for node in self._path(tokens, seq_len)]
             return sum(int((counts[pages[pages >= 0]] < 2).sum()) for pages in held)
 
-    def _path(self, tokens: Sequence[int]) -> list[Node]:
+    def _path(self, tokens: Sequence[int], seq_len: int | None) -> list[Node]:
         path: list[Node] = []
-        node: Node | None = self._root
+        node: Node | None = self.root_for(seq_len)
         for at in range(0, (len(tokens) - 1) // PAGE * PAGE, PAGE):
             node = node.children.get(tuple(tokens[at : at + PAGE])) if node is not None else None
             if node is None:
@@ -103,7 +125,7 @@ class Prefixes:
 
     def _kept_from(self, path: list[Node]) -> int | None:
         """The position from which windows are held whole; None if the next position would attend to more."""
-        windows = self._pool.windows
+        windows = self.pool.windows
         sliding = [layer for layer, window in enumerate(windows) if window is not None]
         if not sliding or not path:
             return 0
@@ -116,13 +138,14 @@ class Prefixes:
     @property
     def statistics(self) -> PrefixStatistics:
         """What the tree holds now, and what it was good for so far."""
-        with self._pool.lock:
+        with self.pool.lock:
             pages = self.pages()
             idle = sum(int((node.pages >= 0).sum()) for node in self._idle())
             n_tokens = PAGE * sum(1 for _ in self.nodes())
             return PrefixStatistics(
-                n_tokens, int((pages >= 0).sum()), idle, self._n_lookups, self._n_hits, self._n_reused, self._n_evicted
-            )
+                n_tokens, int((pages >= 0).sum()), idle, self._n_lookups, self._n_hits, self._n_reused, self._n_evicted,
+                self._n_loaded,
+            )  # fmt: skip
 
     # ---- taking and giving ----
 
@@ -136,11 +159,11 @@ class Prefixes:
             ParameterError: the session is of another pool, or not empty.
         """
         cache = self._cache_of(session)
-        with session.lock, self._pool.lock:
+        with session.lock, self.pool.lock:
             cache.check_open()
             if session.n_past:
                 raise ParameterError(f"{session!r} is not empty; reset() it, or create another")
-            path = self._path(tokens)[: (session.seq_len - 1) // PAGE]
+            path = self._path(tokens, session.seq_len)[: (session.seq_len - 1) // PAGE]
             kept_from = self._kept_from(path)
             self._n_lookups += 1
             if not path or kept_from is None or (kept_from and cache.swa_full):
@@ -164,13 +187,16 @@ class Prefixes:
             ParameterError: the session is of another pool.
         """
         cache, new, now = self._cache_of(session), 0, next(_turns)
-        with session.lock, self._pool.lock:
+        with session.lock, self.pool.lock:
             cache.check_open()
-            node = self._root
+            node = self.root_for(session.seq_len)
+            sliding = [layer for layer, window in enumerate(self.pool.windows) if window is not None]
             for block in range(session.n_past // PAGE):
                 tokens, pages = tuple(session.tokens[block * PAGE : (block + 1) * PAGE]), cache.held[:, block].copy()
+                if block * PAGE < cache.whole_from:
+                    pages[sliding] = -1
                 child = node.children.get(tokens)
-                self._pool.changed()
+                self.pool.changed()
                 if child is None:
                     child = Node(tokens, pages, node)
                     node.children[tokens] = child
@@ -182,15 +208,90 @@ class Prefixes:
 
     def _cache_of(self, session: Session) -> PagedCache:
         cache = session._cache
-        if getattr(cache, "pool", None) is not self._pool:
+        if getattr(cache, "pool", None) is not self.pool:
             raise ParameterError(f"{session!r} is not of this pool; create it with pool.create_session()")
         return cache  # type: ignore[return-value]
+
+    # ---- files ----
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the tree to a file, whole or not at all; `load` reads it. Format: docs/sessions.md.
+
+        The file holds the tokens in readable form; only you can read it (mode 0600).
+
+        Raises:
+            SessionFileError: it could not be written; a file that was there is as it was.
+            ClosedError: the pool or its model was closed.
+        """
+        self._check_open()
+        prefix_file.save(self, path)
+
+    def load(self, path: str | os.PathLike[str], *, partial: bool = False) -> int:
+        """Adds what a file holds to the tree. What is there already stays as it is, and nothing is evicted.
+
+        Everything is checked before the tree changes. Loaded prefixes count as used before all others: where pages are
+        wanted later, they go first.
+
+        Args:
+            partial: where the pool has too few free pages, take what fits, the last used first. Otherwise the file is
+                refused then.
+
+        Returns:
+            how many positions are new to the tree.
+
+        Raises:
+            SessionFileError: the file is refused, and the tree is as it was. `reason` says why: as for session files,
+                "not a prefix file", "other page size", and "memory" where the pool has too few free pages.
+            ClosedError: the pool or its model was closed.
+        """
+        self._check_open()
+        return prefix_file.load(self, path, partial)
+
+    def in_order(self) -> list[Node]:
+        """All nodes, the last used first, and parents before their children."""
+        depth: dict[Node, int] = {}
+        for node in (nodes := list(self.nodes())):
+            depth[node] = 1 + depth.get(node.parent, 0) if node.parent is not None else 0
+        return sorted(nodes, key=lambda node: (-node.used, depth[node]))
+
+    def adopt(self, tokens: np.ndarray, parents: np.ndarray, pages: np.ndarray) -> int:
+        """Adds blocks, some of which may be there; whoever asks holds the pool's lock, and the pages.
+
+        Args:
+            tokens: (n, 64); of blocks that are no two the same, the last used first.
+            parents: (n,): of each block an earlier one, or -1 - i for root i.
+            pages: (n_layers, n); -1: none.
+
+        Returns:
+            how many positions are new.
+        """
+        places: list[Node] = []
+        new: list[tuple[Node, Node]] = []
+        self.pool.changed()
+        for i, (ids, parent) in enumerate(zip(map(tuple, tokens.tolist()), parents.tolist(), strict=True)):
+            above, used = places[parent] if parent >= 0 else self.roots[-1 - parent], -1 - i
+            node = above.children.get(ids)
+            if node is None:
+                node = Node(ids, pages[:, i].copy(), above, used=used)
+                new.append((above, node))
+            else:
+                node.pages, node.used = np.where(node.pages < 0, pages[:, i], node.pages), max(node.used, used)
+            places.append(node)
+        for above, node in reversed(new):  # children first: what is reached from the roots is whole
+            above.children[node.tokens] = node
+        self._n_loaded += PAGE * len(new)
+        return PAGE * len(new)
+
+    def _check_open(self) -> None:
+        if self.pool.closed:
+            raise ClosedError("this pool was closed, and its prefixes with it; create another with create_pool()")
+        self.pool.model.weights  # raises if the model is closed
 
     # ---- making room ----
 
     def _idle(self) -> list[Node]:
         """Nodes that no session holds, nor any node below them: children before parents."""
-        counts, idle = self._pool.counts(), set()
+        counts, idle = self.pool.counts(), set()
         order = list(self.nodes())[::-1]
         for node in order:
             alone = (counts[node.pages[node.pages >= 0]] < 2).all()
@@ -204,19 +305,20 @@ class Prefixes:
 
     def evict(self, n_pages: int) -> None:
         """Lets go of leaves that no session holds, the longest unused first, until so many pages are free."""
-        with self._pool.lock:
+        with self.pool.lock:
             idle = self._idle()
             while n_pages > 0 and idle:
                 leaf = min((node for node in idle if not node.children), key=lambda node: node.used)
                 idle.remove(leaf)
                 assert leaf.parent is not None
-                self._pool.changed()
+                self.pool.changed()
                 del leaf.parent.children[leaf.tokens]
                 n_pages -= int((leaf.pages >= 0).sum())
                 self._n_evicted += PAGE
 
     def clear(self) -> None:
         """Lets go of everything; pages that sessions hold stay theirs."""
-        with self._pool.lock:
-            self._pool.changed()
-            self._root.children.clear()
+        with self.pool.lock:
+            self.pool.changed()
+            for root in self.roots:
+                root.children.clear()

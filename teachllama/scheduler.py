@@ -75,6 +75,11 @@ class Scheduler:
         most = max(1, self.max_tokens_per_step // 2) if max_running is None else max_running
         self.max_running = min(whole("max_running", most, 1, limit), self.max_tokens_per_step)
         self.seq_len = whole("seq_len", pool.model.config.seq_len if seq_len is None else seq_len, 1, limit)
+        # A session that could be longer than the pool would need a long table for nothing. But LongRoPE turns keys by
+        # the length that is asked for.
+        shorter = min(self.seq_len, pool.longest + PAGE)
+        is_same = pool.prefixes.root_for(shorter) is pool.prefixes.root_for(self.seq_len)
+        self._session_len = shorter if is_same else self.seq_len
         self.n_steps, self.closed = 0, False
         self._requests: list[Request] = []  # in the order in which they came; those that are done until `step` ends
         self._n_submitted = 0
@@ -195,13 +200,12 @@ class Scheduler:
             tokens = request.prompt + request.tokens
             needed = self._pages_for(len(tokens) + 1)
             if self.prefixes:  # what is reused need not be free, but if it is idle, it is so no longer
-                matched = self._pages_for(self.pool.prefixes.match(tokens))
-                needed -= matched - self.pool.prefixes.n_idle_of(tokens)
+                matched = self._pages_for(self.pool.prefixes.match(tokens, self._session_len))
+                needed -= matched - self.pool.prefixes.n_idle_of(tokens, self._session_len)
             if running and needed > self._spare(running):
                 return
             if request.session is None:
-                longest = self.pool.longest + PAGE  # a session that could have more would need a long table for nothing
-                request.session = self.pool.create_session(seq_len=min(self.seq_len, longest))
+                request.session = self.pool.create_session(seq_len=self._session_len)
             if self.prefixes and not request.session.n_past:
                 reused = self.pool.prefixes.attach(request.session, tokens)
                 if not request.n_preempted:  # later what it gave up itself may come back to it

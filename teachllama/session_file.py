@@ -1,38 +1,25 @@
-"""Session files: written whole or not at all, and checked before anything in them is believed.
+"""Session files: token ids, keys and values layer by layer in the cache's own type, logits.
 
-A safetensors file, which that library reads and writes: token ids, keys and values layer by layer in the cache's own
-type, logits; in its metadata the position, random state, fingerprints of model and tokenizer, a checksum per tensor.
-`docs/sessions.md` describes it to the byte. Every refusal is a `SessionFileError` that names what was found, what was
-expected, and what to do.
-
-The file is untrusted. Sizes are checked before the library sees it, everything else before a session exists. Checksums
-find accidents, not malice: whoever can write the file can also make its checksums right. What such a file can do is put
-words into the conversation; it can't run code or reach memory.
+In the header the position, random state, fingerprints of model and tokenizer. `checked_file.py` has the container, and
+what is checked of any such file. Everything else is checked here, before a session exists. Whoever can write the file
+can put words into the conversation, but can't run code or reach memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import errno
-import hashlib
 import json
 import math
 import os
-import re
 import reprlib
-import shutil
-import stat
-import tempfile
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 
+from teachllama.checked_file import CheckedFile, Fields, Tensor, check_target, dtype_name, write
 from teachllama.errors import ParameterError, SessionFileError, TeachLlamaError
 from teachllama.fingerprint import SHORT, TEXTS, Fingerprint
 from teachllama.generate import GenerationStats
@@ -43,25 +30,9 @@ if TYPE_CHECKING:
     from teachllama.model import Model
     from teachllama.session import Session
 
-FORMAT, VERSION = "teachllama session", 1
-MAX_HEADER_BYTES = 4 * 1024 * 1024  # a conversation of 128,000 tokens is a fifth of that as text
 MAX_SEED = 2**4096
-LARGE_NBYTES = 64_000_000  # a tensor from which on it is worth asking whether there is memory for it
-STALE_S = 3600  # a save that was killed leaves a folder behind; the next save of that name removes it after this long
 KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # a cache's types as arrays; of others the bytes
-NAMES = {"F32": np.float32, "F16": np.float16, "U16": np.uint16, "U8": np.uint8, "I32": np.int32}  # types we write
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1), 112)  # 112: Windows
 Message = dict[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """One tensor of a session file."""
-
-    name: str
-    dtype: str  # safetensors' name
-    shape: tuple[int, ...]
-    nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +76,11 @@ def save(session: Session, path: str | os.PathLike[str], messages: list[Message]
         messages: of a chat, to be kept with it.
     """
     path = os.fsdecode(path)
-    _check_target(path)
+    check_target(path)
     if session.seed is not None and session.seed >= MAX_SEED:
         raise SessionFileError(f"{path}: the session's seed is above 2**4096; give it a smaller one", "too large")
-    arrays, header = _arrays_of(session), _header_of(session)
-    with ThreadPoolExecutor(2) as pool:  # hashing releases Python's lock
-        header["checksums"] = dict(zip(arrays, pool.map(_checksum, arrays.values()), strict=True))
-    metadata = {"format": FORMAT, "version": str(VERSION), "session": json.dumps(header)}
-    if messages is not None:
-        metadata["messages"] = json.dumps(messages)
-    table = [Tensor(name, _dtype_name(a.dtype), a.shape, a.nbytes) for name, a in arrays.items()]
-    metadata["digest"] = _digest(metadata, table)
-    if (n := sum(map(len, metadata.values()))) > MAX_HEADER_BYTES // 2:
-        raise SessionFileError(
-            f"{path}: the conversation's messages and the header are {n:,} bytes, and a session file holds at most "
-            f"{MAX_HEADER_BYTES // 2:,} of them; save the messages by themselves, as JSON",
-            "too large",
-        )
-    _write(path, arrays, metadata)
+    texts = {} if messages is None else {"messages": json.dumps(messages)}
+    write(SessionFile, path, _arrays_of(session), _header_of(session), texts)
 
 
 def _arrays_of(session: Session) -> dict[str, np.ndarray]:
@@ -176,314 +134,44 @@ def _header_of(session: Session) -> dict[str, Any]:
     }
 
 
-def _check_target(path: str) -> None:
-    """Refuses to replace anything but a plain file of this user's."""
-    try:
-        found = os.lstat(path)
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as e:
-        _refuse_path(path, e, "written")
-    if stat.S_ISLNK(found.st_mode):
-        raise SessionFileError(
-            f"{path} is a symbolic link (to {os.path.realpath(path)}); saving would replace the link, not the file it "
-            "leads to. Nothing was changed; save to that path itself, or remove the link",
-            "symbolic link",
-        )
-    if not stat.S_ISREG(found.st_mode):
-        raise SessionFileError(f"{path} is not a regular file; give the name of a file to write", "not a file")
-    if hasattr(os, "geteuid") and found.st_uid != os.geteuid():
-        raise SessionFileError(
-            f"{path} belongs to another user (user id {found.st_uid}; you are {os.geteuid()}). Nothing was changed; "
-            "choose another name",
-            "permission",
-        )
-
-
-def _write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes the file in a folder of its own beside `path`, and moves it there in one step when it is on the disk."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
-
-    folder, name = os.path.split(path)
-    start, end = f".{name[:40]}.", ".saving"
-    private = None
-    try:
-        _remove_stale(folder or ".", start, end)
-        private = tempfile.mkdtemp(prefix=start, suffix=end, dir=folder or ".")  # only this user can look inside
-        draft = os.path.join(private, "session")
-        save_file(arrays, draft, metadata)
-        os.chmod(draft, 0o600)
-        _flush(draft)
-        os.replace(draft, path)
-        if os.name == "posix":
-            _flush(folder or ".")
-    except SafetensorError as e:
-        code = re.search(r"\(os error (\d+)\)", str(e))
-        _refuse_path(path, OSError(int(code[1]), os.strerror(int(code[1]))) if code else e, "written")
-    except (OSError, ValueError) as e:  # ValueError: a NUL character in the path
-        _refuse_path(path, e, "written")
-    finally:
-        if private is not None:
-            shutil.rmtree(private, ignore_errors=True)
-
-
-def _flush(path: str) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _remove_stale(folder: str, start: str, end: str) -> None:
-    with os.scandir(folder) as entries:
-        names = [entry.path for entry in entries if entry.name.startswith(start) and entry.name.endswith(end)]
-    for path in names:
-        try:
-            found = os.lstat(path)
-        except FileNotFoundError:  # another writer's, who has finished
-            continue
-        if stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > STALE_S:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _refuse_path(path: str, e: Exception, done: str) -> NoReturn:
-    """Raises for a path that the operating system, or the library, would not read or write."""
-    code, said = getattr(e, "errno", None), getattr(e, "strerror", None) or str(e)
-    unchanged = "; a file that was there is as it was" if done == "written" else ""
-    if code in _FULL:
-        raise SessionFileError(
-            f"{path} could not be written: {said}. Nothing was left behind{unchanged}; make room, or save elsewhere",
-            "disk full",
-        ) from None
-    if code == errno.ENOENT:
-        raise SessionFileError(f"{path}: no such file or folder; check the path", "missing") from None
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS):
-        raise SessionFileError(
-            f"{path} could not be {done}: {said}{unchanged}. Session files are their owner's alone (mode 0600); check "
-            "who owns it and its folder",
-            "permission",
-        ) from None
-    raise SessionFileError(f"{path} could not be {done}: {said}{unchanged}", "not a file") from None
-
-
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-class SessionFile:
-    """An open session file whose header was checked; tensors are checked as they are read.
+class SessionFile(CheckedFile, reader="model.load_session()"):
+    """An open session file; `header` has its fields."""
 
-    Attributes:
-        header: the metadata's JSON, as a dict of the fields that `_Header` checks.
-        table: name -> `Tensor`.
-    """
+    FORMAT, VERSION, FIELD = "teachllama session", 1, "session"
+    NAME, WRITER = "session file", "session.save()"
 
-    def __init__(self, path: str | os.PathLike[str]):
-        self.path = os.fsdecode(path)
-        self.nbytes = self._check_size()
-        self._open()
-        try:
-            self.metadata: dict[str, str] = self._file.metadata() or {}
-            self._check_kind()
-            self.table = {name: self._tensor(name) for name in self._file.offset_keys()}
-            found = self.metadata.get("digest", "")
-            if _digest(self.metadata, list(self.table.values())) != found:
-                self.fail("its header doesn't have the digest that was written with it: it was damaged, or changed")
-            self.header = _Header(self)
-            missing = self.table.keys() ^ self.header.checksums.keys()
-            if missing:
-                self.fail(f"tensor {min(missing)!r} is not both in the file and in its list of checksums")
-            self._check_tokens_shape()
-        except BaseException:
-            self.close()
-            raise
+    header: _Header
 
-    def _check_size(self) -> int:
-        """Bytes of the file. The library would believe a header length that no session file has."""
-        try:
-            if not stat.S_ISREG(os.stat(self.path).st_mode):  # a FIFO would block open() forever
-                raise SessionFileError(f"{self.path} is not a regular file; give a session file", "not a file")
-            with open(self.path, "rb") as file:
-                nbytes, start = os.fstat(file.fileno()).st_size, file.read(9)
-        except (OSError, ValueError) as e:  # ValueError: a NUL character in the path
-            _refuse_path(self.path, e, "read")
-        length = int.from_bytes(start[:8], "little")
-        if nbytes < 10 or start[8:] != b"{":
-            self.fail(
-                f"{nbytes:,} bytes that do not begin as a safetensors file does; expected a file that session.save() "
-                "wrote",
-                "truncated" if nbytes < 10 else "not a session file",
-            )
-        if length > nbytes - 8:
-            self.fail(
-                f"the file is {nbytes:,} bytes long, and its header alone would be {length:,}: it is truncated, or its "
-                "first bytes are damaged",
-                "truncated",
-            )
-        if length > MAX_HEADER_BYTES:
-            self.fail(
-                f"its header would be {length:,} bytes; session files have at most {MAX_HEADER_BYTES:,}", "too large"
-            )
-        return nbytes
+    def _check_header(self) -> None:
+        self.header = _Header(self)
 
-    def _open(self) -> None:
-        from safetensors import SafetensorError, safe_open
-
-        try:  # not memory-mapped: a file that is truncated meanwhile would end the process
-            self._file = safe_open(self.path, framework="np", backend="pread").__enter__()
-        except SafetensorError as e:
-            reason = "truncated" if "fully covered" in str(e) else "damaged"
-            self.fail(f"its table of tensors and its {self.nbytes:,} bytes do not fit together ({e})", reason)
-        except OSError as e:
-            _refuse_path(self.path, e, "read")
-
-    def _check_kind(self) -> None:
-        version = self.metadata.get("version", "")
-        if self.metadata.get("format") != FORMAT or not re.fullmatch(r"[0-9]{1,6}", version):
-            self.fail(
-                "a safetensors file, but not of a session: its metadata has no "
-                f"format {FORMAT!r} with a version; expected a file that session.save() wrote",
-                "not a session file",
-            )
-        self.version = int(version)
-        if self.version > VERSION:
-            self.fail(
-                f"written in format version {self.version}; this teachllama reads up to {VERSION}. Upgrade it with: "
-                "pip install --upgrade teachllama",
-                "newer version",
-            )
-
-    def _tensor(self, name: str) -> Tensor:
-        part = self._file.get_slice(name)
-        shape, dtype = tuple(part.get_shape()), str(part.get_dtype())
-        if dtype not in NAMES:
-            self.fail(f"tensor {name!r} has type {dtype}; session files have {', '.join(NAMES)}")
-        return Tensor(name, dtype, shape, math.prod(shape) * np.dtype(NAMES[dtype]).itemsize)
-
-    def _check_tokens_shape(self) -> None:
+    def _check_shapes(self) -> None:
         tokens, n = self.table.get("tokens"), self.header.n_past
         if tokens is None or (tokens.dtype, tokens.shape) != ("I32", (n,)):
             found = f"{tokens.dtype} {tokens.shape}" if tokens else "none"
             self.fail(f"n_past is {n}, so tensor 'tokens' must be I32 ({n},); found {found}")
 
-    def read(self, name: str) -> np.ndarray:
-        """A tensor whose checksum is right.
 
-        Raises:
-            SessionFileError: it is not, or the file was cut off meanwhile, or there is no memory for it.
-        """
-        from safetensors import SafetensorError
-
-        tensor = self.table[name]
-        if tensor.nbytes > LARGE_NBYTES:
-            self.check_memory(tensor.nbytes, f"tensor {name!r}")
-        can_rebuild = name != "tokens"
-        try:
-            array = self._file.get_tensor(name)
-        except (SafetensorError, OSError) as e:
-            self.fail(f"tensor {name!r} could not be read: {e}", "truncated", can_rebuild)
-        if _checksum(array) != self.header.checksums[name]:
-            self.fail(
-                f"tensor {name!r} doesn't have the checksum that was written with it: at least one bit has changed",
-                can_rebuild=can_rebuild,
-            )
-        return array
-
-    def check_memory(self, nbytes: int, what: str) -> None:
-        """Raises where less memory than this is available."""
-        if nbytes > (available := psutil.virtual_memory().available):
-            self.fail(
-                f"{what} takes {nbytes:,} bytes of memory, and {available:,} are available; close sessions or models, "
-                "or load it where there is more",
-                "memory",
-            )
-
-    def fail(self, problem: str, reason: str = "damaged", can_rebuild: bool = False) -> NoReturn:
-        """Raises SessionFileError; says how to rebuild where that is possible."""
-        raise self.refusal(problem, reason, can_rebuild)
-
-    def refusal(self, problem: str, reason: str, can_rebuild: bool = False) -> SessionFileError:
-        """The error that `fail` raises."""
-        advice = "; load_session(path, rebuild=True) evaluates its tokens again" if can_rebuild else ""
-        return SessionFileError(f"{self.path}: {problem}{advice}", reason, can_rebuild)
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.__exit__(None, None, None)
-
-    def __enter__(self) -> SessionFile:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
-
-
-class _Header:
-    """The fields of a header, each of its type and within its range."""
+class _Header(Fields):
+    """The fields of a session's header."""
 
     def __init__(self, file: SessionFile):
-        self._file = file
-        values = self._json("session", dict)
-        self.made_by = self._text(values.get("made_by"), "made_by")
-        self.model = Fingerprint(**self._strings(values.get("model"), "model"))
+        super().__init__(file)
+        values = self.values
         self.seq_len = self._whole(values.get("seq_len"), "seq_len", 1, MAX_SEQ_LEN)
         self.n_past = self._whole(values.get("n_past"), "n_past", 0, self.seq_len)
         self.kept_from = self._whole(values.get("kept_from"), "kept_from", 0, self.n_past)
         self.can_rewind_to = self._whole(values.get("can_rewind_to"), "can_rewind_to", 0, self.n_past)
-        self.kv_dtype = self._kv_dtype(values.get("kv_dtype"))
         self.swa_full = self._whole(values.get("swa_full"), "swa_full", 0, 1) == 1
         self.seed = None if values.get("seed") is None else self._hex(values["seed"], "seed", MAX_SEED)
         self.random = self._random(values.get("random"))
         self.stats = self._stats(values.get("stats"))
-        self.checksums: dict[str, str] = values.get("checksums", {})
-        if not isinstance(self.checksums, dict) or not all(isinstance(c, str) for c in self.checksums.values()):
-            self._fail("checksums", self.checksums, "a checksum per tensor")
         self.messages: list[Message] | None = None
         if "messages" in file.metadata:
             self.messages = self._messages(self._json("messages", list))
-
-    def _fail(self, name: str, found: Any, expected: str) -> NoReturn:
-        self._file.fail(f"its header has {name} {reprlib.repr(found)}; expected {expected}")
-
-    def _json(self, name: str, kind: type) -> Any:
-        text = self._file.metadata.get(name, "")
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, kind):
-            self._fail(name, text, f"JSON, {kind.__name__}")
-        return value
-
-    def _text(self, value: Any, name: str) -> str:
-        if not isinstance(value, str) or len(value) > 1000:
-            self._fail(name, value, "a short text")
-        return value
-
-    def _kv_dtype(self, value: Any) -> Any:
-        """One type's name, or those of keys and values."""
-        if isinstance(value, list) and len(value) == 2:
-            return tuple(self._text(v, "kv_dtype") for v in value)
-        return self._text(value, "kv_dtype")
-
-    def _whole(self, value: Any, name: str, least: int, most: int) -> int:
-        if not isinstance(value, int) or not least <= value <= most:
-            self._fail(name, value, f"a whole number from {least} to {most}")
-        return int(value)
-
-    def _hex(self, value: Any, name: str, above: int) -> int:
-        if not isinstance(value, str) or not re.fullmatch(r"0x[0-9a-f]{1,1024}", value) or int(value, 16) >= above:
-            self._fail(name, value, "a hexadecimal number, 0x...")
-        return int(value, 16)
-
-    def _strings(self, value: Any, name: str) -> dict[str, str]:
-        fields = Fingerprint.__dataclass_fields__.keys()
-        whole = isinstance(value, dict) and value.keys() == fields and all(isinstance(v, str) for v in value.values())
-        if not whole:
-            self._fail(name, value, f"texts named {', '.join(fields)}")
-        return value
 
     def _random(self, value: Any) -> dict[str, Any]:
         if not isinstance(value, dict) or value.get("bit_generator") != "PCG64":
@@ -513,21 +201,6 @@ class _Header:
             if not texts or message.keys() != {"role", "content"}:
                 self._fail("messages", message, "role and content")
         return value
-
-
-def _digest(metadata: Mapping[str, str], table: list[Tensor]) -> str:
-    """SHA-256 of everything in a header but this digest itself, in an order of its own: the library's may differ."""
-    texts = sorted((key, value) for key, value in metadata.items() if key != "digest")
-    rows = sorted((t.name, t.dtype, t.shape) for t in table)
-    return hashlib.sha256(json.dumps([texts, rows]).encode()).hexdigest()
-
-
-def _checksum(array: np.ndarray) -> str:
-    return hashlib.sha256(array.reshape(-1).view(np.uint8).data).hexdigest()
-
-
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    return next(name for name, kind in NAMES.items() if dtype == kind)
 
 
 def inspect_session(path: str | os.PathLike[str], *, verify: bool = True) -> SessionInfo:
@@ -570,14 +243,14 @@ def load(
     model.weights  # raises if the model is closed
     with SessionFile(path) as file:
         h = file.header
-        why = _difference(file, model)
+        why = difference(file, model)
         if why is not None and not why.can_rebuild:
             raise why
         tokens = file.read("tokens")
         if len(tokens) and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.config.vocab_size:
             file.fail(f"it holds token ids outside the vocabulary, 0 to {model.config.vocab_size - 1}")
         why = why or _unlike(file, model, kv_dtype, seq_len, swa_full)
-        outdated = file.version < VERSION
+        outdated = file.version < file.VERSION
         if why is not None and not rebuild and not outdated:
             raise why
         seq_len = h.seq_len if seq_len is None else int(seq_len)
@@ -633,7 +306,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
             session.restored, session._loaded = loaded.restored, loaded._loaded
 
 
-def _difference(file: SessionFile, model: Model) -> SessionFileError | None:
+def difference(file: CheckedFile, model: Model) -> SessionFileError | None:
     """Why this file's keys and values are not this model's, by name; None if they are."""
     theirs, ours = file.header.model, model.fingerprint
     differ = {f for f in Fingerprint.__dataclass_fields__ if f not in TEXTS and getattr(theirs, f) != getattr(ours, f)}
@@ -681,7 +354,7 @@ def _difference(file: SessionFile, model: Model) -> SessionFileError | None:
     )
 
 
-def _other_weights(file: SessionFile, model: Model) -> SessionFileError:
+def _other_weights(file: CheckedFile, model: Model) -> SessionFileError:
     theirs, ours = file.header.model, model.fingerprint
     names = model._identity.names
     pairs = (
@@ -762,7 +435,7 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
         cache.prepare(0, n_past)
     except TeachLlamaError as e:  # a pool that is full
         raise file.refusal(f"there is no room for it: {e}", "memory") from None
-    cache.kept_from = h.kept_from
+    cache.kept_from = cache.whole_from = h.kept_from
     if cache.swa_full == h.swa_full and cache.can_rewind_to != h.can_rewind_to:
         file.fail(f"it says can_rewind_to {h.can_rewind_to:,}; expected {cache.can_rewind_to:,}", can_rebuild=True)
     expected: dict[str, tuple[str, tuple[int, ...]]] = {"tokens": ("I32", (n_past,))}
@@ -771,13 +444,8 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
     for layer in range(len(cache.shapes)):
         for name, none in _none_of(cache, layer).items():
             shape = (none.shape[0], n_past - first_held(cache, layer), none.shape[2])
-            expected[f"layer.{layer}.{name}"] = (_dtype_name(none.dtype), shape)
-    for name in sorted(expected.keys() | file.table.keys()):
-        wanted, tensor = expected.get(name), file.table.get(name)
-        found = None if tensor is None else (tensor.dtype, tensor.shape)
-        if found != wanted:
-            say = lambda x: f"{x[0]} {x[1]}" if x else "none"
-            file.fail(f"tensor {name!r} is {say(found)}; expected {say(wanted)}", can_rebuild=True)
+            expected[f"layer.{layer}.{name}"] = (dtype_name(none.dtype), shape)
+    file.check_tensors(expected, every=True, can_rebuild=True)
     file.check_memory(sum(t.nbytes for t in file.table.values()), "this session")
 
     def put(layer: int) -> None:

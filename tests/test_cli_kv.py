@@ -16,6 +16,7 @@ import pytest
 from teachllama.cli import main
 from teachllama.cli.inspect import cut, printable, width_of
 from teachllama.gguf_file import open_gguf
+from teachllama.kv import kv_layout_from_metadata
 from tests.test_gguf_file import split_model
 
 
@@ -154,6 +155,39 @@ def test_one_kv_dtype_may_be_asked_for_and_its_blocks_are_counted(
     assert out["kv"]["q8_0"]["token_nbytes"] == 4 * 2 * 128 * 34 // 32
 
 
+@pytest.mark.parametrize("written", ["q8_0,f16", "Q8_0/F16", "q8_0, f16"])
+def test_keys_and_values_may_have_types_of_their_own(written: str, gpt_oss: str, capsys: Any) -> None:
+    argv = ["kv", gpt_oss, "--seq-len", "1000", "--memory", "20MB", "--kv-dtype", written]
+    out = run_json(capsys, *argv)
+    assert list(out["kv"]) == ["q8_0/f16"]
+    with open_gguf(gpt_oss, metadata_only=True) as file:
+        layout = kv_layout_from_metadata(file.metadata)
+    pair = layout.bytes(1000, ("q8_0", "f16"))
+    assert out["kv"]["q8_0/f16"]["seq_len_nbytes"] == pair
+    assert layout.bytes(1000, "q8_0") < pair < layout.bytes(1000, "f16")
+    free = 20_000_000 - out["weights_nbytes"] - out["scratch_nbytes"]
+    assert out["kv"]["q8_0/f16"]["fits"]["sessions"] == free // pair
+    text = run(capsys, *argv)
+    assert "in q8_0/f16:" in text
+    assert "x 34/32 + " in text
+    assert f"in all {pair:,} bytes" in text
+    products = [int(line.rsplit("=", 1)[1].replace(",", "")) for line in text.splitlines() if " positions x " in line]
+    assert sum(products) == pair
+
+
+def test_engines_count_pairs_or_say_why_they_have_none(gpt_oss: str, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["kv", gpt_oss, "--seq-len", "1000", "--engine"]
+    with_v = run_json(capsys, *argv, "llama.cpp", "--kv-dtype", "q8_0", "--v-dtype", "f16")["engine"]["kv"]["q8_0"]
+    assert run_json(capsys, *argv, "llama.cpp", "--kv-dtype", "q8_0,f16")["engine"]["kv"]["q8_0/f16"] == with_v
+    own = run_json(capsys, *argv, "teachllama", "--kv-dtype", "q8_0,f16")
+    assert own["engine"]["kv"]["q8_0/f16"]["kv_nbytes"] == own["kv"]["q8_0/f16"]["seq_len_nbytes"]
+    assert "one type for keys and values" in fails(capsys, *argv, "vllm", "--kv-dtype", "q8_0,f16")
+    twice = fails(capsys, *argv, "llama.cpp", "--kv-dtype", "q8_0,f16", "--v-dtype", "f32")
+    assert "given twice" in twice
+    assert "takes one --kv-dtype" in fails(capsys, *argv[:4], "--kv-dtype", "q8_0,f16", "--explain", "1MB")
+    assert list(run_json(capsys, *argv[:4], "--kv-dtype", "f16,f16")["kv"]) == ["f16"]
+
+
 def test_a_type_whose_blocks_do_not_fit_is_a_dash_or_an_error(tmp_path: Path, capsys: Any) -> None:
     path = write(tmp_path / "phi.gguf", "phi2", {"block_count": 2, "context_length": 64, "embedding_length": 240,
                                                  "attention.head_count": 3})  # fmt: skip
@@ -199,6 +233,9 @@ def test_a_context_beyond_the_native_one_is_answered_with_a_note(gpt_oss: str, c
         (["--seq-len", "9" * 4000], "--seq-len is '999"),
         (["--sessions", "0"], "--sessions is 0"),
         (["--kv-dtype", "q9"], "f32, f16, bf16"),
+        (["--kv-dtype", "f16,q9"], "q8_0,f16"),
+        (["--kv-dtype", "f16,f16,f16"], "q8_0,f16"),
+        (["--kv-dtype", ","], "q8_0,f16"),
         (["--memory", "lots"], "--memory is 'lots'"),
     ],
 )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +21,7 @@ if sys.platform == "win32":
 
 import nbformat
 
+import teachllama as tl
 from exercises import make
 from teachllama import cli
 from teachllama.lessons import lesson, lessons
@@ -27,7 +30,8 @@ from teachllama.lessons.common.exercise import Lesson
 from teachllama.lessons.grading import batch
 from teachllama.lessons.grading.collect import Submission, Unreachable, collect
 from teachllama.lessons.grading.one import Mark, NotANotebook, answers, grade
-from teachllama.lessons.grading.remote import Student
+from teachllama.lessons.grading.puzzle import judge_puzzle
+from teachllama.lessons.grading.remote import Student, check_user, run_as
 from teachllama.lessons.grading.student import decode, encode
 
 ALL = lessons()
@@ -347,3 +351,92 @@ def test_a_notebook_that_ends_its_grading_process_does_not_stop_the_batch(
     marks, failed = batch.grade_all(submissions, lesson("06"), tmp_path, "s")
     assert marks == {}
     assert failed == [Unreachable("ann", "a.ipynb", "the grading process ended (9): ")]
+
+
+# ---- on a cluster, and as another user ----
+
+
+def test_the_workers_of_a_cluster_grade_and_what_they_cannot_do_is_said(
+    tmp_path: Path, right: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
+    given = tmp_path / "in"
+    given.mkdir()
+    wrong = notebook(lesson("06"), lambda i, e, solution: dummy(e))
+    for name, text in (("ann", right), ("bob", wrong), ("dud", "{")):
+        (given / f"{name}.06_architectures.ipynb").write_text(text)
+    arguments = ["grade", "06", str(given), "--seed", "word", "--jobs", "1", "--out"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address=None) as cluster:
+            address = cluster.scheduler_address
+            assert cli.main([*arguments, str(tmp_path / "there"), "--cluster", address]) == 1
+            assert cli.main([*arguments, str(tmp_path / "user"), "--cluster", address, "--as-user", "no-such"]) == 1
+            assert not list((tmp_path / "user").rglob("*.json"))
+            monkeypatch.setattr(batch, "__version__", "9.9")
+            assert cli.main([*arguments, str(tmp_path / "other"), "--cluster", address]) == 1
+    said = capsys.readouterr()
+    assert "2 graded, 1 not" in said.out
+    assert ("no system user 'no-such'" if os.geteuid() == 0 else "needs root") in said.err
+    assert "and this machine 9.9" in said.err
+    book = (tmp_path / "there" / "06_architectures.csv").read_text()
+    for line in ("ann,06_architectures,2,3,2,4,2,13,13,", "bob,06_architectures,0,0,0,0,0,0,13,", "dud,06_arch"):
+        assert line in book
+
+
+def test_a_cluster_that_cannot_grade_is_named_and_nothing_is_kept_of_it(
+    tmp_path: Path, right: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="the cluster extra is not installed")
+    monkeypatch.setattr(batch, "CONNECT_S", 1)
+    (tmp_path / "ann.06_architectures.ipynb").write_text(right)
+    arguments = ["grade", "06", str(tmp_path), "--out", str(tmp_path / "out"), "--cluster"]
+    assert cli.main([*arguments, "tcp://127.0.0.1:9"]) == 1
+    assert cli.main([*arguments, "nonsense://1"]) == 1
+    with distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster:
+        assert cli.main([*arguments, cluster.scheduler_address]) == 1
+    said = capsys.readouterr().err
+    for words in ("no Dask scheduler answers at tcp://127.0.0.1:9", "answers at nonsense://1", "has no workers"):
+        assert words in said, said
+    assert "Traceback" not in said
+    # A worker that died is no fault of the notebook's: the next run tries again.
+    answer = {"failed": "the cluster could not grade it: KilledWorker()", "again": True}
+    monkeypatch.setattr(batch, "_here", lambda jobs: lambda waiting, *_: ((s, answer) for s in waiting))
+    submissions = [Submission("ann", "a.ipynb", right, 0)]
+    assert batch.grade_all(submissions, lesson("06"), tmp_path / "out", "s")[1][0].reason == answer["failed"]
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can run programs as somebody else")
+def test_another_user_has_a_group_of_its_own_and_not_roots() -> None:
+    done = subprocess.run(["id"], capture_output=True, text=True, check=True, **run_as("nobody"))
+    assert done.stdout.startswith("uid=65534")
+    assert "root" not in done.stdout
+    for user, words in (
+        ("no-such-user", "no system user"),
+        ("root", "who may do anything"),
+        ("a\0b", "no system user"),
+    ):
+        with pytest.raises(tl.TeachLlamaError, match=words):
+            check_user(user)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can run programs as somebody else")
+def test_students_code_runs_as_the_user_that_was_asked_for() -> None:
+    try:
+        check_user("nobody")
+    except tl.TeachLlamaError as e:
+        assert "may read them" in str(e)
+        pytest.skip(str(e))
+    found = lesson("04")
+    right = grade(notebook(found, lambda i, e, solution: solution), found, "s", "nobody")
+    assert [(m.visible, m.hidden) for m in right] == [e.points for e in found.exercises]
+    peep = "import os\nraise ValueError(f'{os.getuid()} {os.getgid()} {os.getgroups()}')"
+    for mark in grade(notebook(found, lambda i, e, solution: peep), found, "s", "nobody"):
+        assert "65534 65534 []" in mark.feedback
+
+
+def test_the_puzzles_process_knows_nothing_of_the_instructors_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEACHLLAMA_GRADE_SEED", "secret")
+    result = judge_puzzle("import os\nraise ValueError(sorted(k for k in os.environ if k.startswith('TEACH')))")
+    assert "ValueError: []" in result.message

@@ -14,9 +14,9 @@ ROOMS = (
     ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
-    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",), ("prefixes",),
-    ("pool",), ("batching", "request"), ("scheduler",), ("looking", "embeddings", "requantize"),
-    ("chat", "memory", "cluster"), ("cli",),
+    ("kernels", "fingerprint"), ("hub",), ("generate", "checked_file"), ("session_file",), ("prefix_file",),
+    ("model",), ("session",), ("prefixes",), ("pool",), ("batching", "request"), ("scheduler",),
+    ("looking", "embeddings", "requantize"), ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
 TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import teachllama as tl
-from teachllama import session_file
+from teachllama import checked_file, session_file
 from teachllama.gguf_file import open_gguf
 from teachllama.kv.cache import KVCache
 from teachllama.session_file import SessionFile
@@ -72,7 +72,7 @@ def saved(model: tl.Model, tmp_path: Path) -> Path:
 
 
 def resign(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any], dict[str, str]], None]) -> Path:
-    """Changes a session file and makes all its checksums right, as somebody hostile would.
+    """Changes a session file, or one of prefixes, and makes all its checksums right, as somebody hostile would.
 
     Args:
         edit: changes tensors, the header and the metadata in place.
@@ -81,18 +81,19 @@ def resign(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any], di
 
     with safe_open(path, framework="np") as file:
         metadata = dict(file.metadata())
-    tensors, header = load_file(path), json.loads(metadata["session"])
+    field = "session" if "session" in metadata else "prefixes"
+    tensors, header = load_file(path), json.loads(metadata[field])
     edit(tensors, header, metadata)
     if header.get("checksums"):
-        header["checksums"] = {name: session_file._checksum(a) for name, a in tensors.items()}
-    metadata["session"] = json.dumps(header)
+        header["checksums"] = {name: checked_file.checksum(a) for name, a in tensors.items()}
+    metadata[field] = json.dumps(header)
     table = [
-        session_file.Tensor(n, session_file._dtype_name(a.dtype), a.shape, a.nbytes)
-        if a.dtype in list(map(np.dtype, session_file.NAMES.values()))
-        else session_file.Tensor(n, str(a.dtype), a.shape, a.nbytes)
+        checked_file.Tensor(n, checked_file.dtype_name(a.dtype), a.shape, a.nbytes)
+        if a.dtype in list(map(np.dtype, checked_file.NAMES.values()))
+        else checked_file.Tensor(n, str(a.dtype), a.shape, a.nbytes)
         for n, a in tensors.items()
     ]
-    metadata["digest"] = session_file._digest(metadata, table)
+    metadata["digest"] = checked_file.digest(metadata, table)
     target = path.with_name("edited.session")
     save_file({name: np.ascontiguousarray(a) for name, a in tensors.items()}, target, metadata)
     return target
@@ -451,7 +452,7 @@ def test_a_newer_version_is_refused_and_an_older_one_rebuilt(
     newer = resign(saved, lambda tensors, header, metadata: metadata.update(version="2"))
     refused(lambda: model.load_session(newer, rebuild=True), "newer version", "version 2", "up to 1", "pip install")
     refused(lambda: tl.inspect_session(newer), "newer version")
-    monkeypatch.setattr(session_file, "VERSION", 2)
+    monkeypatch.setattr(SessionFile, "VERSION", 2)
     with model.load_session(saved) as loaded:
         assert (loaded.restored, loaded.n_past) == (0, 40)
         np.testing.assert_allclose(loaded.logits, model.create_session(seq_len=64).eval(ids(40)))
@@ -690,7 +691,7 @@ def test_permission_errors_are_named(model: tl.Model, saved: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied")
 
     with model.load_session(saved) as session, monkeypatch.context() as m:
-        m.setattr(session_file.tempfile, "mkdtemp", denied)
+        m.setattr(checked_file.tempfile, "mkdtemp", denied)
         refused(lambda: session.save(saved), "permission", "as it was")
     assert model.load_session(saved).restored == 40
 
@@ -728,7 +729,7 @@ def test_an_error_at_any_step_leaves_the_old_file_and_nothing_else(
     for failure, error in ((fails, tl.SessionFileError), (interrupted, KeyboardInterrupt)):
         with model.create_session(seq_len=8) as session, monkeypatch.context() as m:
             session.eval([1])
-            m.setattr(session_file.tempfile if step == "mkdtemp" else os, step, failure)
+            m.setattr(checked_file.tempfile if step == "mkdtemp" else os, step, failure)
             with pytest.raises(error):
                 session.save(saved)
             assert session.eval([2]) is not None

@@ -217,7 +217,7 @@ class Chat:
         shared = next((i for i, (a, b) in enumerate(zip(held, ids)) if a != b), min(len(held), len(ids)))
         shared = min(shared, len(ids) - 1)
         pool = getattr(self.session, "pool", None)  # other sessions may have had the same beginning
-        if pool is not None and pool.prefixes.match(ids) > shared:
+        if pool is not None and pool.prefixes.match(ids, self.session.seq_len) > shared:
             self.session.rewind(0)
             return ids[pool.prefixes.attach(self.session, ids) :]
         try:

@@ -102,7 +102,7 @@ def explain(
         n_reused, reason = 0, reason if differs else "window"
     pool: Any = getattr(session, "pool", None)
     if pool is not None:
-        n_reused = max(n_reused, pool.prefixes.match(ids))
+        n_reused = max(n_reused, pool.prefixes.match(ids, session.seq_len))
     layout, speed = session.model.config.kv_layout, session.stats.prefill_tps
     nbytes = layout.bytes(len(ids), session.kv_dtype) - (layout.bytes(n_reused, session.kv_dtype) if n_reused else 0)
     piece = lambda tokens: tokenizer.piece(tokens[shared]) if differs else ""

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> int:
         raise TeachLlamaError("grading needs Linux or macOS; on Windows run it in WSL")
     from teachllama.lessons.grading import batch
     from teachllama.lessons.grading.collect import collect
+    from teachllama.lessons.grading.remote import check_user
 
     if args.cluster and find_spec("distributed") is None:
         raise TeachLlamaError('--cluster needs Dask: pip install "teachllama[cluster]"')
@@ -51,6 +52,8 @@ def run(args: argparse.Namespace) -> int:
         raise TeachLlamaError(f"{printable(args.submissions)} cannot be read: {e}") from None
     if not seed:
         print(f"no --seed and no {SEED}: hidden values can be computed by whoever reads the source", file=sys.stderr)
+    if args.as_user and not args.cluster:  # workers of a cluster look for themselves
+        check_user(args.as_user)
     if not args.as_user:
         print("students' code runs as your own system user, within limits (see --as-user)", file=sys.stderr)
     progress = [0]

@@ -17,7 +17,7 @@ from typing import Any
 
 from teachllama.cli import kv_engines
 from teachllama.cli.inspect import emit, find_file, table
-from teachllama.cli.kv_engines import size_of
+from teachllama.cli.kv_engines import label, size_of
 from teachllama.cli.numbers import count_from_text, nbytes_from_text
 from teachllama.cli.terminal import columns, path_of, printable
 from teachllama.errors import GGUFError, ParameterError, UnsupportedModelError
@@ -30,6 +30,7 @@ from teachllama.kv import (
 )
 from teachllama.kv.engines import Model, Teachllama, fit, teachllama
 from teachllama.kv.explain import Question
+from teachllama.kv.formula import KVDtype, pair_of
 from teachllama.threads import get_num_threads
 
 SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
@@ -48,7 +49,7 @@ A file that cannot be read whole is answered with a note, and exit status 1.
   weights_nbytes     bytes of the file's tensors
   state_nbytes       recurrent state of one session, at any length, beside its KV cache
   memory_nbytes      --memory in bytes, or null
-  kv                 {kv_dtype: null where the heads do not divide into its blocks, else {
+  kv                 {kv_dtype (a pair as keys/values): null where the heads do not divide into its blocks, else {
     token_nbytes       bytes the first token adds, in one session
     late_token_nbytes  bytes a token adds once every sliding window is full
     seq_len_nbytes     KV cache of one session of seq_len tokens
@@ -71,7 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", metavar="FILE", help="path of a .gguf file, name of a local model, or hf:OWNER/REPO/FILE.gguf")
     add("--seq-len", metavar="N", help="context in tokens, such as 4096 or 32k (default: the model's own)")
-    add("--kv-dtype", metavar="TYPE", help=f"one of {', '.join(KV_DTYPES)} (default: {', '.join(SHOWN)} side by side)")
+    add(
+        "--kv-dtype",
+        metavar="TYPE",
+        help=f"one of {', '.join(KV_DTYPES)}, or a pair for keys and values such as q8_0,f16 or q8_0/f16 "
+        f"(default: {', '.join(SHOWN)} side by side)",
+    )
     add("--sessions", default="1", metavar="K", help="sessions at once, each with its own cache (default: 1)")
     add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16G or 16GiB")
     add("--plot", metavar="PNG", help="draw memory against context into this file (.png, .svg or .pdf)")
@@ -85,19 +91,17 @@ def run(args: argparse.Namespace) -> int:
     seq_len = None if args.seq_len is None else count_from_text("--seq-len", args.seq_len)
     sessions = count_from_text("--sessions", args.sessions)
     memory = None if args.memory is None else nbytes_from_text(args.memory)
-    args.kv_dtype = args.kv_dtype and args.kv_dtype.lower()
-    if args.kv_dtype not in (None, *KV_DTYPES):
-        raise ParameterError(f"--kv-dtype is {args.kv_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
+    kv_dtype = None if args.kv_dtype is None else kv_dtype_from_text(args.kv_dtype)
     options = kv_engines.options_from(args)
     path, metadata, weights, held, notes, doubts = _read(args.file)
     layout = kv_layout_from_metadata(metadata)
     if args.strict and (layout.doubts or doubts):
         raise UnsupportedModelError(f"--strict: {'; '.join([*layout.doubts, *doubts])}")
-    dtypes = SHOWN if args.kv_dtype is None else (args.kv_dtype,)
+    dtypes: tuple[KVDtype, ...] = SHOWN if kv_dtype is None else (kv_dtype,)
     model = Model.from_metadata(layout, metadata)
     answer = kv_answer(model, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory, held)
-    if args.kv_dtype is not None and answer["kv"][args.kv_dtype] is None:
-        layout.bytes(1, args.kv_dtype)  # raises, and says why
+    if kv_dtype is not None and answer["kv"][label(kv_dtype)] is None:
+        layout.bytes(1, kv_dtype)  # raises, and says why
     if seq_len is not None and seq_len > layout.native_seq_len:
         notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
     notes += kv_engines.weight_notes(weights, held)
@@ -108,13 +112,15 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
         if ours:
             answer["engine"]["notes"] += kv_engines.own_notes(layout.arch)
-        if args.kv_dtype is not None and args.kv_dtype in answer["engine"]["why_not"]:
-            raise ParameterError(answer["engine"]["why_not"][args.kv_dtype])
+        if kv_dtype is not None and label(kv_dtype) in answer["engine"]["why_not"]:
+            raise ParameterError(answer["engine"]["why_not"][label(kv_dtype)])
     question = None
     if args.explain is not None:
+        if isinstance(kv_dtype, tuple):
+            raise ParameterError(f"--explain takes one --kv-dtype for keys and values; found {label(kv_dtype)}")
         unit = re.search("[A-Za-z]+", args.explain)
         question = Question(
-            nbytes_from_text(args.explain, "--explain"), answer["seq_len"], args.kv_dtype or "f16", sessions,
+            nbytes_from_text(args.explain, "--explain"), answer["seq_len"], kv_dtype or "f16", sessions,
             unit[0] if unit else None, weights,
         )  # fmt: skip
         answer["explain"], _ = kv_engines.explain_answer(model, metadata, question)
@@ -142,6 +148,20 @@ def run(args: argparse.Namespace) -> int:
     if args.plot is not None and not args.json:
         emit(f"plot written to {printable(args.plot)}")
     return 1 if damage else 0
+
+
+def kv_dtype_from_text(text: str) -> KVDtype:
+    """A cache's type, or the keys' and the values' with a comma or a slash between.
+
+    Raises:
+        ParameterError: there is no such type.
+    """
+    names = [name.strip() for name in re.split("[,/]", text.lower())]
+    if len(names) > 2 or not all(name in KV_DTYPES for name in names):
+        raise ParameterError(
+            f"--kv-dtype is {text!r}; expected one of {', '.join(KV_DTYPES)}, or a pair of them such as q8_0,f16"
+        )
+    return names[0] if names[0] == names[-1] else (names[0], names[1])
 
 
 def _read(name: str) -> tuple[str, dict[str, Any], int, int, list[str], list[str]]:
@@ -193,7 +213,7 @@ def weights_nbytes(path: str) -> tuple[int, int, list[str]]:
 
 
 def kv_answer(
-    model: Model, dtypes: tuple[str, ...], seq_len: int, sessions: int, weights: int, memory: int | None, held: int
+    model: Model, dtypes: tuple[KVDtype, ...], seq_len: int, sessions: int, weights: int, memory: int | None, held: int
 ) -> dict[str, Any]:
     """The figures, with the keys that `--help` documents. `held`: bytes of the weights as this engine holds them."""
     layout, options = model.layout, Teachllama(get_num_threads())
@@ -212,13 +232,13 @@ def kv_answer(
         "fixed_nbytes": weights + sessions * layout.state_nbytes,
         "scratch_nbytes": teachllama(model, seq_len, "f32", sessions, options).compute_nbytes,
         "memory_nbytes": memory,
-        "kv": {dtype: _figures(model, dtype, seq_len, sessions, weights, memory, held, options) for dtype in dtypes},
+        "kv": {label(d): _figures(model, d, seq_len, sessions, weights, memory, held, options) for d in dtypes},
     }
 
 
 def _figures(
     model: Model,
-    dtype: str,
+    dtype: KVDtype,
     seq_len: int,
     sessions: int,
     weights: int,
@@ -331,17 +351,22 @@ def _sum(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
     """The formula with this model's numbers in it, for the first dtype that applies."""
     seq_len, sessions = answer["seq_len"], answer["sessions"]
     dtype, figures = next((d, f) for d, f in answer["kv"].items() if f is not None)
-    block, block_nbytes = KV_DTYPES[dtype]
-    per_number = f"{block_nbytes} bytes" if block == 1 else f"{block_nbytes}/{block} bytes"
+    pair = pair_of(kv_dtype_from_text(dtype))
+    each = [str(nbytes) if block == 1 else f"{nbytes}/{block}" for block, nbytes in (KV_DTYPES[t] for t in pair)]
     rows = []
     for layer, n in sorted(layout.groups.items(), key=lambda item: item[0].window or seq_len, reverse=True)[:12]:
         positions = layer.positions(seq_len)
         heads = f"{layer.n_kv_heads} KV head{'s' * (layer.n_kv_heads > 1)}"
-        numbers = f"{heads} x ({layer.key_length} + {layer.value_length})"
-        if layer.index_length:
-            numbers = f"({numbers} + {layer.index_length} index)"
-        nbytes = n * positions * (sum(layer.rows) // block) * block_nbytes
-        rows.append((str(n), f"{positions:,}", f"{numbers} x {per_number}", f"{nbytes:,}"))
+        index = f" + {layer.index_length} index" if layer.index_length else ""
+        if each[0] == each[1]:
+            numbers = f"{heads} x ({layer.key_length} + {layer.value_length})"
+            numbers = (f"({numbers}{index})" if index else numbers) + f" x {each[0]} bytes"
+        else:
+            index = index and f"{index} x {each[0]}"
+            numbers = f"{heads} x ({layer.key_length} x {each[0]} + {layer.value_length} x {each[1]})"
+            numbers = f"({numbers}{index})" if index else numbers
+        nbytes = n * KVLayout("", (layer,), 1).bytes(seq_len, pair)
+        rows.append((str(n), f"{positions:,}", numbers, f"{nbytes:,}"))
     wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for count, held, formula, product in rows:

@@ -15,6 +15,7 @@ from teachllama.families import FAMILIES
 from teachllama.gguf_file import TensorInfo
 from teachllama.kv import KV_DTYPES, engines, format_nbytes
 from teachllama.kv.explain import Explanation, Question, as_seq_len, explain
+from teachllama.kv.formula import KVDtype
 from teachllama.loading import NATIVE
 from teachllama.threads import get_num_threads
 
@@ -91,6 +92,11 @@ def options_from(args: argparse.Namespace) -> Any:
     return engines.Teachllama(get_num_threads()) if args.engine == "teachllama" else None
 
 
+def label(kv_dtype: KVDtype) -> str:
+    """A cache's type in tables and as a JSON key: "f16", or keys' and values', "q8_0/f16"."""
+    return kv_dtype if isinstance(kv_dtype, str) else "/".join(kv_dtype)
+
+
 def held_nbytes(tensors: Iterable[TensorInfo]) -> int:
     """Bytes that this engine holds tensors in: blocks as they are in the file, or float32 where it has no kernel."""
     return sum(t.nbytes if t.type.name in NATIVE or len(t.shape) < 2 else 4 * t.n_elements for t in tensors)
@@ -115,7 +121,7 @@ def own_notes(arch: str) -> list[str]:
 
 
 def engine_answer(
-    model: engines.Model, name: str, options: Any, dtypes: Sequence[str], seq_len: int, sessions: int, weights: int,
+    model: engines.Model, name: str, options: Any, dtypes: Sequence[KVDtype], seq_len: int, sessions: int, weights: int,
     memory: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures, with the keys that `--help` documents."""
@@ -127,7 +133,7 @@ def engine_answer(
         try:
             r = engines.ENGINES[name](model, seq_len, dtype, sessions, options)
         except ParameterError as e:
-            kv[dtype], why_not[dtype] = None, str(e)
+            kv[label(dtype)], why_not[label(dtype)] = None, str(e)
             continue
         rules |= {rule.text: rule for rule in r.rules}
         notes |= dict.fromkeys(r.notes)
@@ -137,7 +143,7 @@ def engine_answer(
         if memory is not None:
             found = engines.fit(model, name, memory, weights, seq_len, dtype, sessions, options)
             fits = {"sessions": found.sessions, "longest_seq_len": found.longest_seq_len}
-        kv[dtype] = {
+        kv[label(dtype)] = {
             "buffers": [{f: getattr(b, f) for f in engines.Buffer.__dataclass_fields__} for b in r.buffers],
             "kv_nbytes": r.kv_nbytes,
             "state_nbytes": r.state_nbytes,

@@ -54,6 +54,7 @@ class KVCache:
         self.nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=swa_full)
         self.reserved_nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=True)
         self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
+        self.whole_from = 0  # earlier positions of sliding-window layers were not in the file that filled them
         # For compiled kernels, of keys and of values, a row a layer: GGML's number of the type, bytes from a head to
         # the next, and the addresses of pages of 64 positions.
         size = (len(self.shapes), 2 + -(-seq_len // PAGE))
@@ -202,7 +203,7 @@ class KVCache:
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""
         self._pages.give_back(0, self.reserved_nbytes)
-        self.kept_from = 0
+        self.kept_from = self.whole_from = 0
 
     def close(self) -> None:
         """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from teachllama.errors import ParameterError
-from teachllama.kv.formula import KV_DTYPES, MAX_SEQ_LEN, KVLayout, LayerKV, positive
+from teachllama.kv.formula import KV_DTYPES, MAX_SEQ_LEN, KVDtype, KVLayout, LayerKV, pair_of, positive
 
 PAD = 256  # llama.cpp: contexts, and caches of sliding windows, are multiples of this
 LLAMA_CPP = "llama.cpp 0c1e57098"
@@ -130,8 +130,7 @@ def pad(n: int, multiple: int) -> int:
 def _check(layout: KVLayout, seq_len: int, n_sessions: int, kv_dtype: str, v_dtype: str) -> None:
     positive("seq_len", seq_len)
     positive("n_sessions", n_sessions)
-    layout.bytes(1, kv_dtype)  # raises where the heads do not divide into blocks
-    layout.bytes(1, v_dtype)
+    layout.bytes(1, (kv_dtype, v_dtype))  # raises where the heads do not divide into blocks
 
 
 # llama.cpp ------------------------------------------------------------------------------------------------------------
@@ -150,7 +149,7 @@ class LlamaCpp:
 
 
 def llama_cpp(
-    model: Model, seq_len: int, kv_dtype: str = "f16", n_sessions: int = 1, options: LlamaCpp | None = None
+    model: Model, seq_len: int, kv_dtype: KVDtype = "f16", n_sessions: int = 1, options: LlamaCpp | None = None
 ) -> Reservation:
     """What llama.cpp reserves for `n_sessions` sequences (`--parallel`) of `seq_len` tokens each.
 
@@ -160,7 +159,11 @@ def llama_cpp(
         ParameterError: a setting is out of range, or llama.cpp would refuse it.
     """
     layout, o = model.layout, options or LlamaCpp()
-    v_dtype = kv_dtype if o.v_dtype is None else o.v_dtype
+    kv_dtype, v_dtype = pair_of(kv_dtype)
+    if o.v_dtype is not None:
+        if v_dtype not in (kv_dtype, o.v_dtype):
+            raise ParameterError(f"V's type is given twice: {v_dtype} as part of a pair, and {o.v_dtype}; give one")
+        v_dtype = o.v_dtype
     _check(layout, seq_len, n_sessions, kv_dtype, v_dtype)
     positive("n_batch", o.n_batch)
     positive("n_ubatch", o.n_ubatch)
@@ -296,7 +299,7 @@ class _Page:
 
 
 def vllm(
-    model: Model, seq_len: int, kv_dtype: str = "f16", n_sessions: int = 1, options: Vllm | None = None
+    model: Model, seq_len: int, kv_dtype: KVDtype = "f16", n_sessions: int = 1, options: Vllm | None = None
 ) -> Reservation:
     """What vLLM needs for `n_sessions` sequences of `seq_len` tokens (`--max-model-len`) at once.
 
@@ -307,6 +310,10 @@ def vllm(
         ParameterError: a setting is out of range, a type is none of vLLM's, or its groups cannot be made.
     """
     o = options or Vllm()
+    keys, values = pair_of(kv_dtype)
+    if keys != values:
+        raise ParameterError(f"vLLM has one type for keys and values, so not {keys} and {values}; give one type")
+    kv_dtype = keys
     _check(model.layout, seq_len, n_sessions, kv_dtype, kv_dtype)
     groups, _, page, rules, notes = _vllm_groups(model.layout, kv_dtype, o)
     buffers = []
@@ -430,11 +437,11 @@ class Teachllama:
 
 
 def teachllama(
-    model: Model, seq_len: int, kv_dtype: str = "f32", n_sessions: int = 1, options: Teachllama | None = None
+    model: Model, seq_len: int, kv_dtype: KVDtype = "f32", n_sessions: int = 1, options: Teachllama | None = None
 ) -> Reservation:
     """What this package's sessions hold: the rule itself; and the scratch memory that all sessions of a model share."""
-    layout = model.layout
-    _check(layout, seq_len, n_sessions, kv_dtype, kv_dtype)
+    layout, (keys, values) = model.layout, pair_of(kv_dtype)
+    _check(layout, seq_len, n_sessions, keys, values)
     groups: dict[int | None, list[LayerKV]] = {}
     for layer in layout.layers:
         if any(layer.rows):
@@ -442,8 +449,8 @@ def teachllama(
     buffers = []
     for window, layers in sorted(groups.items(), key=lambda item: item[0] or MAX_SEQ_LEN, reverse=True):
         cells = layers[0].positions(seq_len)
-        k = sum(row_nbytes(r[0] + r[2], kv_dtype) for r in (layer.rows for layer in layers)) * cells * n_sessions
-        v = sum(row_nbytes(layer.rows[1], kv_dtype) for layer in layers) * cells * n_sessions
+        k = sum(row_nbytes(r[0] + r[2], keys) for r in (layer.rows for layer in layers)) * cells * n_sessions
+        v = sum(row_nbytes(layer.rows[1], values) for layer in layers) * cells * n_sessions
         buffers.append(
             Buffer("full attention" if window is None else "sliding window", len(layers), cells, n_sessions, k, v)
         )
@@ -495,7 +502,7 @@ def fit(
     memory: int,
     weights: int,
     seq_len: int,
-    kv_dtype: str,
+    kv_dtype: KVDtype,
     n_sessions: int,
     options: Any = None,
 ) -> Fit:

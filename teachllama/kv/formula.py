@@ -110,7 +110,7 @@ class KVLayout:
                 `kv_dtype`.
         """
         seq_len, n_sessions = positive("seq_len", seq_len), positive("n_sessions", n_sessions)
-        keys, values = (kv_dtype, kv_dtype) if not isinstance(kv_dtype, tuple) or len(kv_dtype) != 2 else kv_dtype
+        keys, values = pair_of(kv_dtype)
         parts, total = [(keys, _block(keys)), (values, _block(values)), (keys, _block(keys))], 0
         for layer, n in self.groups.items():
             lengths = layer.key_length, layer.value_length, layer.index_length
@@ -154,6 +154,11 @@ def kv_cache_bytes(
     else:
         layout, default = config_or_layout.kv_layout, config_or_layout.seq_len
     return layout.bytes(default if seq_len is None else seq_len, kv_dtype, swa_full=swa_full)
+
+
+def pair_of(kv_dtype: KVDtype) -> tuple[str, str]:
+    """The types of keys and of values."""
+    return (kv_dtype, kv_dtype) if not isinstance(kv_dtype, tuple) or len(kv_dtype) != 2 else kv_dtype
 
 
 def longest_seq_len(layout: KVLayout, nbytes: int, kv_dtype: str = "f32", n_sessions: int = 1) -> int | None:

@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from teachllama import __version__
+from teachllama.errors import TeachLlamaError
 from teachllama.lessons.common.exercise import Lesson
 from teachllama.lessons.grading.collect import Submission, Unreachable
+from teachllama.lessons.grading.remote import check_user
 
 TIMEOUT_S = 300  # for one notebook, by the clock
+CONNECT_S = 20  # for a cluster to answer
 WORKER = [sys.executable, "-m", "teachllama.lessons.grading.one"]
 
 
@@ -28,7 +31,7 @@ def grade_text(text: str, number: str, seed: str, user: str | None = None) -> di
     """The marks of one notebook, from a process of its own; also what a worker of a cluster runs.
 
     Returns:
-        {"marks": [...]}, or {"failed": reason}.
+        {"marks": [...]}, or {"failed": reason}; "again" in it: not for the notebook's sake, so try again next time.
     """
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -87,7 +90,7 @@ def grade_all(
             marks[s.student] = answer["marks"]
         else:
             failed.append(Unreachable(s.student, s.name, answer["failed"]))
-        if not place(s).exists():
+        if not answer.get("again") and not place(s).exists():
             partial = place(s).with_suffix(".partial")
             partial.write_text(json.dumps(answer), encoding="utf-8")
             partial.replace(place(s))
@@ -123,15 +126,50 @@ def _on_cluster(address: str) -> Callable[..., Any]:
     def run(waiting: Sequence[Submission], number: str, seed: str, user: str | None) -> Any:
         from distributed import Client, as_completed
 
-        with Client(address) as client:
+        try:
+            client = Client(address, timeout=CONNECT_S)
+        except (OSError, ValueError) as e:
+            raise TeachLlamaError(f"no Dask scheduler answers at {address} ({e}); start one, or check it") from None
+        with client:
+            _check_workers(client, address, user)
             tasks = {
                 client.submit(grade_text, s.text, number, f"{seed}:{s.student}", user, pure=False, retries=2): s
                 for s in waiting
             }
             for task in as_completed(tasks):
-                yield tasks[task], task.result() if task.status == "finished" else {"failed": str(task.exception())}
+                if task.status == "finished":
+                    yield tasks[task], task.result()
+                else:
+                    reason = repr(task.exception()) if task.status == "error" else task.status
+                    yield tasks[task], {"failed": f"the cluster could not grade it: {reason}", "again": True}
 
     return run
+
+
+def _check_workers(client: Any, address: str, user: str | None) -> None:
+    """Raises TeachLlamaError where workers can't grade as this machine would."""
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except TimeoutError:
+        raise TeachLlamaError(
+            f"the scheduler at {address} has no workers; start some (dask worker {address})"
+        ) from None
+    try:
+        found = client.run(_ready, user)
+    except TeachLlamaError:
+        raise
+    except Exception as e:  # whatever a worker without this package says
+        raise TeachLlamaError(f"the workers of {address} can't grade: {e}; install this package there") from None
+    for worker, version in found.items():
+        if version != __version__:
+            raise TeachLlamaError(f"worker {worker} has teachllama {version}, and this machine {__version__}")
+
+
+def _ready(user: str | None) -> str:
+    """On a worker: whether it can grade, and its version."""
+    if user is not None:
+        check_user(user)
+    return __version__
 
 
 # ---- what is written ----

@@ -14,24 +14,25 @@ from pathlib import Path
 from typing import Any
 
 from teachllama.lessons.common.check import CheckResult, short
+from teachllama.lessons.grading.remote import environment, folder_for, run_as
 
 SECONDS = 60
 
 
 def judge_puzzle(source: str, user: str | None = None) -> CheckResult:
     """What the puzzle's cell comes to, on the small model in the package."""
-    options: dict[str, Any] = {"user": user, "extra_groups": []} if user else {}
     nonce = os.urandom(16).hex()
     path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "teachllama.lessons.grading.puzzle"]
-    try:
-        done = subprocess.run(
-            command, input=json.dumps({"source": source, "nonce": nonce}), capture_output=True, text=True,
-            timeout=SECONDS, check=False, env=environment, **options,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return CheckResult(False, f"Your code was still running after {SECONDS} s and was stopped.", "endless")
+    with folder_for(user) as folder:
+        try:
+            done = subprocess.run(
+                command, input=json.dumps({"source": source, "nonce": nonce}), capture_output=True, text=True,
+                timeout=SECONDS, check=False, cwd=folder, env={**environment(), "PYTHONPATH": path, "HOME": folder},
+                **run_as(user),
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            return CheckResult(False, f"Your code was still running after {SECONDS} s and was stopped.", "endless")
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -76,7 +77,8 @@ def main() -> None:
     from teachllama import check, memory, show
     from teachllama.lessons.n04_sessions.exercises import _leak_verdict
 
-    model = tl.load_model("tiny-stories")
+    # Not compiled: another user has no kernels yet, and compiling them takes longer than the limit.
+    model = tl.load_model("tiny-stories", weights="f32", backend="numpy")
     model.config.seq_len = min(model.config.seq_len, 256)
     with model.create_session(seq_len=8) as session:
         session.eval([1])

@@ -17,10 +17,12 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import psutil
 
+from teachllama.errors import TeachLlamaError
 from teachllama.lessons.common.check import CheckResult, Refused, short
 from teachllama.lessons.grading.student import MAX_FRAME, decode, encode, send
 
 LESSONS = Path(__file__).resolve().parents[1]
+SCRIPT = LESSONS / "grading" / "student.py"
 MEMORY = 3_000_000_000  # bytes of addresses: NumPy alone reserves more than it uses
 RESIDENT = 800_000_000  # bytes in memory
 START_S = 10.0  # processor seconds for the cells themselves
@@ -37,6 +39,60 @@ hidden_dim n_layers arch n_weights block_weights block_nbytes bandwidth render
 PUBLIC = frozenset(_NAMES.split())
 
 
+def environment() -> dict[str, str]:
+    """The variables that a student's process gets: none of the instructor's own, whose secret word may be there."""
+    kept = {k: os.environ[k] for k in ("PATH", "SYSTEMROOT") if k in os.environ}
+    return {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **kept}
+
+
+def run_as(user: str | None) -> dict[str, Any]:
+    """Options of `subprocess` that run a program as a system user, in that user's own group and no other."""
+    if user is None:
+        return {}
+    import pwd
+
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
+
+
+def folder_for(user: str | None) -> tempfile.TemporaryDirectory[str]:
+    """An empty folder, which that user may read."""
+    folder = tempfile.TemporaryDirectory()
+    if user is not None:
+        import pwd
+
+        found = pwd.getpwnam(user)
+        os.chown(folder.name, found.pw_uid, found.pw_gid)
+    return folder
+
+
+def check_user(user: str) -> None:
+    """Raises TeachLlamaError where a system user can't run students' code from here: who, why, what to do."""
+    import pwd
+
+    if os.geteuid() != 0:
+        raise TeachLlamaError("--as-user needs root, which alone can start programs as somebody else: use sudo")
+    try:
+        found = pwd.getpwnam(user)
+    except (KeyError, ValueError):  # ValueError: a NUL character
+        raise TeachLlamaError(f"--as-user: there is no system user {user!r} here; add one with useradd") from None
+    if found.pw_uid == 0:
+        raise TeachLlamaError(f"--as-user {user} is root, who may do anything; choose an ordinary user")
+    with folder_for(user) as folder:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-c", "import sys, numpy; open(sys.argv[1]).close()", str(SCRIPT)],
+                capture_output=True, text=True, cwd=folder, env=environment(), timeout=120, check=False, **run_as(user),
+            )  # fmt: skip
+            problem = done.stderr.strip().splitlines()[-1:] if done.returncode else []
+        except (OSError, subprocess.SubprocessError) as e:
+            problem = [str(e)]
+    if problem:
+        raise TeachLlamaError(
+            f"--as-user {user} can't run {sys.executable} with NumPy and this package ({problem[0]}): install them "
+            "where that user may read them, such as below /opt, and not in somebody's home folder"
+        )
+
+
 class Student:
     """A process that holds one exercise's code. A call that breaks a limit ends it, and the next one starts another.
 
@@ -51,7 +107,7 @@ class Student:
         self._process: subprocess.Popen[bytes] | None = None
         self._things: list[Any] = []
         self._idle = True
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = folder_for(user)
         self.failed: CheckResult | None = None  # why the code as such does not run
 
     def __enter__(self) -> Student:
@@ -99,13 +155,10 @@ class Student:
     def _start(self) -> None:
         if self._process is not None and self._process.poll() is None:
             return
-        environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"}
-        environment |= {k: os.environ[k] for k in ("PATH", "SYSTEMROOT") if k in os.environ}
-        options: dict[str, Any] = {"user": self._user, "extra_groups": []} if self._user else {}
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(LESSONS / "grading" / "student.py")],
+            [sys.executable, "-I", str(SCRIPT)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=self._folder.name,
-            env=environment, **options,
+            env=environment(), **run_as(self._user),
         )  # fmt: skip
         self._idle = True
         forbidden = [str(LESSONS), *(str(p) for p in (LESSONS.parents[1] / "exercises", LESSONS.parents[1] / "tests"))]
