@@ -33,7 +33,7 @@ PAGES = Exercise(
     names=("pages",),
     points=(1, 1),
     shows="count the pages of a request",
-    usual="`rounded_down`; `always_one_more`; `last_token`: it is never evaluated; `prompt_alone`; `one_layer`; "
+    usual="`rounded_down`; `last_token`: it is never evaluated (or always a page more); `prompt_alone`; `one_layer`; "
     "`rounded_once`: over all layers together; `positions`: not pages; `two_caches`: K and V apart; `apart`: prompt "
     "and answer rounded each for itself",
     mistake=(
@@ -63,14 +63,10 @@ PAGES = Exercise(
             "The last page is not counted. A page that is begun is held whole.",
         ),
         Fault(
-            "always_one_more",
-            lambda p, n, layers, page: layers * ((p + n - 1) // page + 1),
-            "Where the positions fill their pages exactly, one page too many is counted.",
-        ),
-        Fault(
             "last_token",
             lambda p, n, layers, page: layers * ceil((p + n) / page),
-            "Every new token is given a position. One of them is never evaluated: what would come after it?",
+            "Every new token is given a position, and one of them is never evaluated: what would come after it? (Or a "
+            "page is added where positions fill their pages exactly.)",
         ),
         Fault(
             "prompt_alone",
@@ -160,6 +156,7 @@ SHARES = Exercise(
         _step(60, 1, 200, 1, 10, budget=128),
         _step(1, 1, 1, 9, 1, budget=3),
         _step(500, budget=64),
+        _step(40, 2, 1, budget=20),
         _step(10, 20, budget=100),
     ),
     hidden_cases=_other_steps,

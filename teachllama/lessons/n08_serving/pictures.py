@@ -195,7 +195,7 @@ def pool_squares(moments: Mapping[str, np.ndarray], columns: int) -> Picture:
     down = -(-len(pages) // across)
     n_rows = max(-(-len(owners) // columns) for owners in pages.values())
     side = 9.0 / across / (columns + 1)
-    fig = picture(0.2 + down * (n_rows * side + 0.5))
+    fig = picture(0.2 + down * (n_rows * side + 0.36))
     for i, (title, owners) in enumerate(pages.items(), 1):
         ax = fig.add_subplot(down, across, i)
         _squares(ax, owners, columns, min(SMALL, max(5.0, 46 * side)))
@@ -294,7 +294,7 @@ def _bar(ax: Axes, y: float, bar: Bar, end: float, width: float) -> None:
     for begin, until, n, again in bar.reads:
         colour = ORANGE if again else BLUE
         ax.barh(y, until - begin, left=begin, color=colour, edgecolor="white", height=0.62, linewidth=0.8)
-        if (until - begin) / width > 0.012 * len(str(n)) + 0.004:
+        if n and (until - begin) / width > 0.012 * len(str(n)) + 0.004:
             ink = INK if again else "white"
             note(ax, str(n), ((begin + until) / 2, y), ha="center", halo=None, color=ink, fontsize=SMALL - 2)
     ax.plot(bar.writes, [y] * len(bar.writes), "|", color=dark(VERMILION), markersize=13, markeredgewidth=1.8)
@@ -313,7 +313,7 @@ def time_line(logs: Mapping[str, Log], unit: str = "steps") -> Picture:
 
     Args:
         logs: title -> what `bars` takes.
-        unit: of its times: "steps" or "seconds".
+        unit: of its times: "steps", "passes" or "seconds".
     """
     _some("logs", logs)
     panels = {title: bars(log) for title, log in logs.items()}
@@ -339,13 +339,11 @@ def time_line(logs: Mapping[str, Log], unit: str = "steps") -> Picture:
         ax.spines["left"].set_visible(False)
         ax.set_title(title, fontsize=SMALL + 1.5, pad=5)
     axes[-1].set_xlim(0, end * 1.01 or 1)
-    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=unit == "steps"))
+    axes[-1].xaxis.set_major_locator(MaxNLocator(8, integer=unit != "seconds"))
     axes[-1].set_xlabel(unit)
-    key: list[Artist] = [
-        Patch(facecolor="white", edgecolor=FAINT, hatch=HATCHED, label="waits"),
-        Patch(facecolor=BLUE, label="reads its prompt"),
-        _mark("|", dark(VERMILION), "writes a token"),
-    ]
+    key: list[Artist] = [Patch(facecolor=BLUE, label="reads its prompt"), _mark("|", dark(VERMILION), "writes a token")]
+    if any(until > begin for found in panels.values() for bar in found for begin, until in bar.waits):
+        key.insert(0, Patch(facecolor="white", edgecolor=FAINT, hatch=HATCHED, label="waits"))
     if any(read[3] for found in panels.values() for bar in found for read in bar.reads):
         key += [Patch(facecolor=ORANGE, label="reads again"), _mark("X", INK, "gives way")]
     fig.legend(handles=key, loc="outside upper left", ncols=len(key), frameon=False, fontsize=SMALL, handlelength=1.4)

@@ -152,7 +152,7 @@ def passes_log(passes: Sequence[Sequence[int]]) -> list[tuple[float, Event]]:
     for step, members in enumerate(passes, 1):
         for n in members:
             if not written[n]:
-                events += [Event(step, "admitted", n), Event(step, "prefill", n, 1)]
+                events += [Event(step, "admitted", n), Event(step, "prefill", n)]
             written[n] += 1
             events.append(Event(step, "token", n, written[n]))
             if not any(n in later for later in passes[step:]):
