@@ -94,16 +94,19 @@ def _rate(value: float) -> str:
 
 
 @drawn
-def roofline(bandwidth: float, peak: float, steps: Sequence[Step]) -> Picture:
+def roofline(bandwidth: float, peak: float, steps: Sequence[Step], names: Sequence[str] = ()) -> Picture:
     """The speed that memory and arithmetic allow, against the arithmetic done with each byte; and what the model did.
 
     Args:
         bandwidth: bytes a second.
         peak: floating-point operations a second.
         steps: to place on it, fewest tokens first.
+        names: of the steps; not given, one token is decode and the last step prefill.
     """
     _positive(bandwidth=bandwidth, peak=peak)
     _some("steps", steps)
+    if names and len(names) != len(steps):
+        raise ParameterError(f"{len(names)} names for {len(steps)} steps; expected as many, or none")
     intensities = [s.flops / s.nbytes for s in steps]
     rates = [s.flops / s.seconds for s in steps]
     knee = peak / bandwidth
@@ -129,10 +132,11 @@ def roofline(bandwidth: float, peak: float, steps: Sequence[Step]) -> Picture:
     note(ax, f" the knee: {knee:.2g} flop a byte", (knee, ax.get_ylim()[0]), (4, 12), color=FAINT, fontsize=SMALL)
     ax.plot(intensities, rates, color=GREEN, linewidth=1, linestyle=DASHED)
     ax.plot(intensities, rates, "o", color=GREEN, markeredgecolor=INK, markersize=9)
-    for step, at, rate in zip(steps, intensities, rates, strict=True):
+    for i, (step, at, rate) in enumerate(zip(steps, intensities, rates, strict=True)):
         text = "decode: 1 token" if step.n_tokens == 1 else str(step.n_tokens)
         if step is steps[-1] and step.n_tokens > 1:
             text = f"prefill: {text} tokens"
+        text = names[i] if names else text
         if step.n_tokens == 1:  # centred: the slope is near on one side, the next point on the other
             note(ax, text, (at, rate), (0, -22), color=dark(GREEN), fontsize=SMALL, weight="bold", ha="center")
         else:

@@ -1,0 +1,169 @@
+"""What notebook 08 writes down while a scheduler runs: who holds which page, and a bar for each request.
+
+Draws nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from teachllama.errors import ParameterError
+from teachllama.gguf_file import open_gguf
+from teachllama.kv.stored import PAGE
+from teachllama.pool import Pool, PooledSession
+from teachllama.scheduler import Event, Scheduler
+
+Log = Sequence[tuple[float, Event]]  # when an event was read, in seconds or in steps, and the event
+
+
+class RequestRow(NamedTuple):
+    """Where a request stands."""
+
+    number: int
+    state: str
+    n_prompt: int
+    n_past: int  # positions evaluated
+    n_new: int  # tokens generated
+
+
+@dataclass
+class Frame:
+    """A scheduler and its pool after one step.
+
+    Attributes:
+        step: its number; 0 is before the first.
+        owners: the request that holds each page, 0 for none: (n_pages,).
+        columns: how many pages 64 positions of a session take: a row of the picture.
+        rows: of every request so far, by number.
+        events: what the step decided.
+    """
+
+    step: int
+    owners: np.ndarray
+    columns: int
+    rows: list[RequestRow]
+    events: list[Event] = field(default_factory=list)
+
+
+def page_owners(pool: Pool, sessions: Sequence[PooledSession]) -> np.ndarray:
+    """Who holds each page of a pool: 0 for none, n for the n-th of `sessions`, counted from 1; (n_pages,)."""
+    owners = np.zeros(pool.n_pages, np.int64)
+    for i, session in enumerate(sessions, 1):
+        if session.pool is not pool:
+            raise ParameterError(f"session {session.number} is of another pool; expected sessions of this one")
+        held = session._cache.held.ravel()  # type: ignore[attr-defined]  # a cache in pages
+        owners[held[held >= 0]] = i
+    return owners
+
+
+def watch(scheduler: Scheduler) -> list[Frame]:
+    """Runs a scheduler until every request is done; one frame before the first step, and one after each."""
+    frames: list[Frame] = []
+    known: dict[int, RequestRow] = {}
+    for event in scheduler.events():
+        if not frames or frames[-1].step != event.step:  # the first event that is read after a step
+            frames.append(_frame(scheduler, event.step, known))
+        frames[-1].events.append(event)
+        if event.what in ("finished", "cancelled", "failed"):
+            known[event.request] = known[event.request]._replace(state=event.what, n_new=event.n)
+            frames[-1].rows = list(known.values())
+    return frames
+
+
+def _frame(scheduler: Scheduler, step: int, known: dict[int, RequestRow]) -> Frame:
+    pool = scheduler.pool
+    owners = np.zeros(pool.n_pages, np.int64)
+    for r in sorted(scheduler.requests, key=lambda r: r.number):
+        n_past = 0
+        if r.session is not None and not r.session.closed:
+            owners[page_owners(pool, [r.session]) > 0] = r.number
+            n_past = r.session.n_past
+        known[r.number] = RequestRow(r.number, r.state, len(r.prompt), n_past, len(r.tokens))
+    return Frame(step, owners, pool.pages_for(PAGE), list(known.values()))
+
+
+@dataclass
+class Bar:
+    """One request on a time line; times as in the log it was made from.
+
+    Attributes:
+        waits: (from, to) spans in which it waited for pages or a place.
+        reads: (from, to, tokens, again) steps in which a piece of its prompt was evaluated; again: after a preemption.
+        writes: when each of its tokens came.
+        gave_way: when its pages were taken.
+    """
+
+    number: int
+    waits: list[tuple[float, float]] = field(default_factory=list)
+    reads: list[tuple[float, float, int, bool]] = field(default_factory=list)
+    writes: list[float] = field(default_factory=list)
+    gave_way: list[float] = field(default_factory=list)
+    submitted: float = 0.0
+    ended: float | None = None
+
+
+def bars(log: Log) -> list[Bar]:
+    """A bar for each request of a log, by number.
+
+    Args:
+        log: (time, event) pairs in the order in which `Scheduler.events` gave them, each read as soon as it was there;
+            or (event.step, event) for a time line in steps.
+    """
+    found: dict[int, Bar] = {}
+    since: dict[int, float] = {}  # what waits: since when
+    step, began, last = 0, 0.0, 0.0
+    for at, event in log:
+        if event.step != step:  # read at its end; it began when the event before it was read
+            step, began = event.step, last
+        last = at
+        bar = found.setdefault(event.request, Bar(event.request, submitted=at))
+        if event.what == "submitted":
+            since[event.request] = at
+        elif event.what == "admitted":
+            bar.waits.append((since.pop(event.request), max(began, bar.submitted)))
+        elif event.what == "prefill":
+            bar.reads.append((began, at, event.n, bool(bar.gave_way)))
+        elif event.what == "token":
+            bar.writes.append(at)
+        elif event.what == "preempted":
+            bar.gave_way.append(began)
+            since[event.request] = began
+        else:  # finished, cancelled, failed
+            bar.ended = at
+            if event.request in since:
+                bar.waits.append((since.pop(event.request), at))
+    return [found[number] for number in sorted(found)]
+
+
+def passes_log(passes: Sequence[Sequence[int]]) -> list[tuple[float, Event]]:
+    """The log of a scheduler by hand: all its requests were there at the beginning, and each writes in every pass.
+
+    Args:
+        passes: for each pass of the model, the numbers of the requests in it.
+    """
+    numbers = sorted({n for members in passes for n in members})
+    events = [Event(0, "submitted", n) for n in numbers]
+    written = dict.fromkeys(numbers, 0)
+    for step, members in enumerate(passes, 1):
+        for n in members:
+            if not written[n]:
+                events += [Event(step, "admitted", n), Event(step, "prefill", n)]
+            written[n] += 1
+            events.append(Event(step, "token", n, written[n]))
+            if not any(n in later for later in passes[step:]):
+                events.append(Event(step, "finished", n, written[n], "length"))
+    return [(event.step, event) for event in events]
+
+
+def decode_work(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Operations for one token, with its logits, and bytes of weights that a step reads: notebook 05's count."""
+    with open_gguf(path) as file:
+        matrices = {name: t for name, t in file.tensors.items() if len(t.shape) == 2}
+        table = matrices.pop("token_embd.weight")  # one row is looked up; most small models end with it, too
+        matrices.setdefault("output.weight", table)
+        return 2 * sum(t.n_elements for t in matrices.values()), sum(t.nbytes for t in matrices.values())
