@@ -25,6 +25,7 @@ ROOMS = (
     "n05_performance",
     "n06_architectures",
     "n07_embeddings",
+    "n09_prefixes",
     "n10_sessions",
 )
 
