@@ -49,7 +49,7 @@ def _other_lists(rng: np.random.Generator, model: Any) -> list[Case]:
         (more, 5 * PAGE + 9, 6 * PAGE + 9, more + 1),
         (0, rest, rest, None),
     )
-    return [_two("two lists of tokens", *size, first) for size in sizes]
+    return [_two("two lists of tokens", n, held, wanted, again, first) for n, held, wanted, again in sizes]
 
 
 REUSABLE = Exercise(
