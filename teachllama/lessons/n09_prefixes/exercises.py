@@ -92,6 +92,7 @@ REUSABLE = Exercise(
             lambda held, wanted: min(_common(held, wanted), len(wanted) - 1),
             "Every token that agrees is counted. A page is shared whole or not at all.",
         ),
+        Fault("every_token", _common, "Every token that agrees is counted. A page is shared whole or not at all."),
         Fault(
             "last_token",
             lambda held, wanted: _common(held, wanted) // PAGE * PAGE,
@@ -299,6 +300,16 @@ def _order(sizes: Any, versions: Any) -> list[int]:
     return _best(sizes, _unchanged(versions))
 
 
+def _greedy(sizes: Any, same: Any) -> list[int]:
+    """Puts the part in front that saves most there, then the next."""
+    order: list[int] = []
+    while len(order) < len(sizes):
+        left = [p for p in range(len(sizes)) if p not in order]
+        going_on = same[:, order].all(axis=1)
+        order.append(max(left, key=lambda p: (going_on & same[:, p]).sum() * sizes[p]))
+    return order
+
+
 def _only(sizes: Any, versions: Any) -> bool:
     """Whether just one order is the best."""
     same = _unchanged(versions)
@@ -354,6 +365,12 @@ _ORDER_FAULTS = (
         "Each part is weighed by itself. What it saves depends on the parts before it: they must be unchanged, too.",
     ),
     Fault(
+        "one_by_one",
+        lambda sizes, versions: _greedy(np.asarray(sizes), _unchanged(versions)),
+        "The part that saves most is put in front, then the next, one by one. Two parts that change together can save "
+        "more than what looked best alone.",
+    ),
+    Fault(
         "ranks",
         lambda sizes, versions: _by(_order(sizes, versions)),
         "That is each part's place in the prompt; the parts' numbers are wanted, in the order of the prompt.",
@@ -399,8 +416,8 @@ ORDER = Exercise(
     points=(3, 1),
     shows="order a prompt so that most of it is shared",
     usual="`fewest_changes`: sizes ignored; `largest_first`, `smallest_first`: changes ignored; `saved_alone`: what "
-    "stands before ignored; `first_request`: compared with the first and not the one before; `parts_counted`; "
-    "`as_given`, `most_changes`, `worst`; `ranks`: places for parts; `not_an_order`",
+    "stands before ignored; `one_by_one`; `first_request`: compared with the first and not the one before; "
+    "`parts_counted`; `as_given`, `most_changes`, `worst`; `ranks`: places for parts; `not_an_order`",
     mistake=(
         "fewest_changes",
         cleandoc("""
@@ -497,6 +514,7 @@ FORKS = Exercise(
         _fork_case(100, 28, 3, 18, 131_072),
         _fork_case(100, 29, 3, 18, 131_072),
         _fork_case(64, 200, 2, 6, 32_768),
+        _fork_case(65, 1, 2, 6, 32_768),
         _fork_case(10, 300, 4, 6, 32_768),
         _fork_case(500, 5, 0, 6, 32_768),
     ),

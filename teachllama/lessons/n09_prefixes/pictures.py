@@ -228,14 +228,14 @@ def growth(history: History, columns: int = 2) -> Picture:
     wide, high = (1 + max((p[k] for p in places), default=0) for k in (0, 1))
     n = len(history.snapshots)
     rows = -(-n // columns)
-    fig = picture(0.6 + rows * (0.6 + 0.4 * high))
+    fig = picture(0.6 + rows * (0.75 + 0.4 * high))
     axes = fig.subplots(rows, columns, squeeze=False).ravel()
     for ax in axes:
         ax.set_axis_off()
     for i, (ax, snapshot) in enumerate(zip(axes, history.snapshots, strict=False)):
         _draw(ax, history, snapshot, places)
         ax.set_xlim(-0.1, wide)
-        ax.set_ylim(high - 0.1, -0.1)
+        ax.set_ylim(high + 0.2, -0.1)
         ax.set_title(f"{i + 1}. {snapshot.event}", fontsize=BODY, pad=4)
     seen = [s for s in MEANING if any(s in shot.states.values() for shot in history.snapshots)]
     handles = [Patch(facecolor=COLOURS[s], edgecolor=INK, linewidth=0.8, label=MEANING[s]) for s in seen]
