@@ -58,6 +58,11 @@ if TYPE_CHECKING:
 KEPT = "#dddddd"
 COLOURS = {"new": ORANGE, "used": SKY, "kept": KEPT, "gone": "#ffffff"}
 MEANING = {"new": "new in this step", "used": "used in this step", "kept": "was there", "gone": "let go of"}
+LEGEND = " ".join(
+    f'<span style="background:{COLOURS[state]};border:1px {"dashed" if state == "gone" else "solid"} {INK};color:{INK};'
+    f'padding:0 .4em;margin-right:.5em">{text}</span>'
+    for state, text in MEANING.items()
+)
 
 
 # ---- what two prompts share ----
@@ -295,7 +300,7 @@ class TreeSlider(widgets.VBox):
             f"<div><b>{escape(snapshot.event)}</b></div>{self._svg(snapshot)}"
             f'<div><output data-testid="teachllama-tree">{n}</output> pages of {PAGE} tokens are held; new in this '
             f"step {snapshot.count('new')}, used {snapshot.count('used')}, let go of so far {snapshot.count('gone')}."
-            "</div>"
+            f"</div><div>{LEGEND}</div>"
         )
 
     def _svg(self, snapshot: Snapshot) -> str:
