@@ -10,6 +10,7 @@ import pytest
 
 import teachllama as tl
 from teachllama.chat import FORMATS, Chat
+from teachllama.chat.reuse import reason_of
 from tests.test_chat import tiny_chat_model
 
 TOOLS = '[{"name": "add", "a": 1}, {"name": "sub", "a": 2}]'
@@ -102,6 +103,14 @@ def test_another_template_and_another_tokenization_are_told_apart(model: tl.Mode
         session.eval([*ids[:where], *model.encode(" "), *model.encode("a"), *ids[where + 1 :]])
         found = chat.explain_reuse([{"role": "user", "content": "x a two"}])
         assert (found.reason, found.first) == ("seam", where)
+
+
+def test_a_dropped_space_that_changes_the_tokens_before_it_is_not_a_seam() -> None:
+    old, new = ([{"role": "user", "content": text}] for text in ("see the bears eat", "see the bearseat"))
+    texts = [messages[0]["content"] for messages in (old, new)]
+    after_bears = len("see the bears")  # the first token that differs: " bears" was held, and " be" is wanted
+    assert reason_of(*texts, after_bears, old, new, True) == "space"
+    assert reason_of(texts[0], texts[0], after_bears, old, old, True) == "seam"
 
 
 def test_a_chat_on_a_pool_begins_where_another_left_off(model: tl.Model) -> None:

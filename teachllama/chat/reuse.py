@@ -118,7 +118,7 @@ def reason_of(
 ) -> str:
     """Why two texts differ first where they do; `upto` is where the first differing tokens end, in characters."""
     at = common(old, new)
-    if at >= min(upto, len(old), len(new)):
+    if at > upto or at >= min(len(old), len(new)):  # at upto, the texts part right behind those tokens
         return "seam"
     pairs = list(zip(before, now))
     i = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))

@@ -26,6 +26,7 @@ ROOMS = (
     "n06_architectures",
     "n07_embeddings",
     "n08_serving",
+    "n09_prefixes",
     "n10_sessions",
 )
 
