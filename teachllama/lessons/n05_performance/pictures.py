@@ -130,7 +130,7 @@ def roofline(bandwidth: float, peak: float, steps: Sequence[Step]) -> Picture:
     ax.plot(intensities, rates, color=GREEN, linewidth=1, linestyle=DASHED)
     ax.plot(intensities, rates, "o", color=GREEN, markeredgecolor=INK, markersize=9)
     for step, at, rate in zip(steps, intensities, rates, strict=True):
-        text = "decode: 1 token" if step.n_tokens == 1 else str(step.n_tokens)
+        text = "decode: 1" if step.n_tokens == 1 else str(step.n_tokens)
         if step is steps[-1] and step.n_tokens > 1:
             text = f"prefill: {text} tokens"
         if step.n_tokens == 1:  # centred: the slope is near on one side, the next point on the other
