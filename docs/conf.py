@@ -61,7 +61,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-html_sidebars: dict[str, list[str]] = {"**": []}  # the bar at the top has all pages; the width is for code
+# The bar at the top has all pages, and the width is for code: this shows in a phone's menu alone (see the style sheet).
+html_sidebars: dict[str, list[str]] = {"**": ["sidebar-nav-bs"]}
 copybutton_prompt_text = r">>> |\.\.\. |\$ |In \[\d*\]: "
 copybutton_prompt_is_regexp = True
 

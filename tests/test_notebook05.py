@@ -302,7 +302,7 @@ def texts(picture: Any) -> str:
 def test_the_roofline_names_both_limits_the_knee_and_each_step() -> None:
     picture = pictures.roofline(40e9, 280e9, STEPS)
     shown = texts(picture)
-    for word in ("40 GB/s", "280 Gflop/s", "7 flop a byte", "decode: 1 token", "prefill: 256"):
+    for word in ("40 GB/s", "280 Gflop/s", "7 flop a byte", "decode: 1", "prefill: 256"):
         assert word in shown
     assert "256 tokens at once" in picture.alt
 

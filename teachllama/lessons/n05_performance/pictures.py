@@ -133,7 +133,7 @@ def roofline(bandwidth: float, peak: float, steps: Sequence[Step], names: Sequen
     ax.plot(intensities, rates, color=GREEN, linewidth=1, linestyle=DASHED)
     ax.plot(intensities, rates, "o", color=GREEN, markeredgecolor=INK, markersize=9)
     for i, (step, at, rate) in enumerate(zip(steps, intensities, rates, strict=True)):
-        text = "decode: 1 token" if step.n_tokens == 1 else str(step.n_tokens)
+        text = "decode: 1" if step.n_tokens == 1 else str(step.n_tokens)
         if step is steps[-1] and step.n_tokens > 1:
             text = f"prefill: {text} tokens"
         text = names[i] if names else text

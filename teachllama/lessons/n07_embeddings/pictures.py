@@ -12,6 +12,7 @@ from html import escape
 from itertools import combinations
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
 
 from teachllama.errors import ParameterError
 from teachllama.lessons.common.style import (
@@ -103,14 +104,16 @@ def heat(tables: Mapping[str, np.ndarray], names: Sequence[str], topics: Sequenc
         raise ParameterError(f"{n} names, {len(topics)} topics, {len(tables)} tables; expected a topic a name, a table")
     fig = picture(0.5 + 8.6 / max(2, len(tables)))
     axes = np.atleast_1d(fig.subplots(1, len(tables), sharey=True))
+    # White at 0, where two texts have nothing in common.
+    colours = LinearSegmentedColormap.from_list("cosines", [VERMILION, "white", BLUE])
     texts, image = [], None
     for ax, (title, table) in zip(axes, tables.items(), strict=True):
         table = _square(table, n, "similarities")
-        image = ax.imshow(table, vmin=-1, vmax=1, cmap="cividis", interpolation="nearest")
+        image = ax.imshow(table, vmin=-1, vmax=1, cmap=colours, interpolation="nearest")
         for topic in dict.fromkeys(topics):
             rows = [i for i, t in enumerate(topics) if t == topic]
             low, high = rows[0] - 0.5, rows[-1] + 0.5
-            ax.plot([low, high, high, low, low], [low, low, high, high, low], color="white", linewidth=1.8)
+            ax.plot([low, high, high, low, low], [low, low, high, high, low], color=INK, linewidth=1.6)
         ax.set_title(title)
         ax.set_xticks([])
         ax.tick_params(axis="y", length=0)
@@ -121,7 +124,7 @@ def heat(tables: Mapping[str, np.ndarray], names: Sequence[str], topics: Sequenc
     axes[0].set_yticks(range(n), [_plain(name) for name in names], fontsize=SMALL, parse_math=False)
     if image is not None:
         bar = fig.colorbar(image, ax=axes, orientation="horizontal", shrink=0.6, aspect=40, pad=0.03)
-        bar.set_label("cosine similarity (white frames: one topic)")
+        bar.set_label("cosine similarity (frames: one topic)")
         bar.set_ticks([-1, -0.5, 0, 0.5, 1])
     fig.alt = f"Similarities of {n} texts with one another. {'; '.join(texts)}."
     return fig
