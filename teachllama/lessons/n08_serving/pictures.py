@@ -198,7 +198,7 @@ def pool_squares(moments: Mapping[str, np.ndarray], columns: int) -> Picture:
     fig = picture(0.2 + down * (n_rows * side + 0.36))
     for i, (title, owners) in enumerate(pages.items(), 1):
         ax = fig.add_subplot(down, across, i)
-        _squares(ax, owners, columns, min(SMALL, max(5.0, 46 * side)))
+        _squares(ax, owners, columns, min(SMALL, max(8.5, 46 * side)))
         ax.set_title(title, fontsize=SMALL + 1, pad=5)
     fig.alt = ". ".join(f"{title}: {_held(owners)}" for title, owners in pages.items())
     return fig
