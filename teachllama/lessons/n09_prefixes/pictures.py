@@ -60,7 +60,7 @@ COLOURS = {"new": ORANGE, "used": SKY, "kept": KEPT, "gone": "#ffffff"}
 MEANING = {"new": "new in this step", "used": "used in this step", "kept": "was there", "gone": "let go of"}
 LEGEND = " ".join(
     f'<span style="background:{COLOURS[state]};border:1px {"dashed" if state == "gone" else "solid"} {INK};color:{INK};'
-    f'padding:0 .4em;margin-right:.5em">{text}</span>'
+    f'padding:0 .4em;margin:.2em .4em 0 0;display:inline-block">{text}</span>'
     for state, text in MEANING.items()
 )
 
