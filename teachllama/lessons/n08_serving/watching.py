@@ -15,8 +15,9 @@ import numpy as np
 from teachllama.errors import ParameterError
 from teachllama.gguf_file import open_gguf
 from teachllama.kv.stored import PAGE
-from teachllama.pool import Pool, PooledSession
+from teachllama.pool import Pool
 from teachllama.scheduler import Event, Scheduler
+from teachllama.session import Session
 
 Log = Sequence[tuple[float, Event]]  # when an event was read, in seconds or in steps, and the event
 
@@ -50,11 +51,11 @@ class Frame:
     events: list[Event] = field(default_factory=list)
 
 
-def page_owners(pool: Pool, sessions: Sequence[PooledSession]) -> np.ndarray:
+def page_owners(pool: Pool, sessions: Sequence[Session]) -> np.ndarray:
     """Who holds each page of a pool: 0 for none, n for the n-th of `sessions`, counted from 1; (n_pages,)."""
     owners = np.zeros(pool.n_pages, np.int64)
     for i, session in enumerate(sessions, 1):
-        if session.pool is not pool:
+        if getattr(session, "pool", None) is not pool:
             raise ParameterError(f"session {session.number} is of another pool; expected sessions of this one")
         held = session._cache.held.ravel()  # type: ignore[attr-defined]  # a cache in pages
         owners[held[held >= 0]] = i
