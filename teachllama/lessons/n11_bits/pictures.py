@@ -303,18 +303,18 @@ def scores(rows: Sequence[tuple[str, float, float, float]]) -> Picture:
     _needed("types", rows)
     fig = picture(1.5 + 0.85 * len(rows))
     ax = fig.add_subplot()
-    names = (("planted sentences found", SKY), ("numbers looked up right", ORANGE), ("whole lists right", PURPLE))
+    names = (("planted sentences found", SKY), ("lookups right", ORANGE), ("whole lists right", PURPLE))
     height = 0.26
     for j, (name, colour) in enumerate(names):
         values = [row[1 + j] for row in rows]
         places = np.arange(len(rows)) + (j - 1) * height
         ax.barh(places, values, height, color=colour, edgecolor=INK, linewidth=0.6)
         for y, v in zip(places, values, strict=True):
-            text = f"{v:.0%}" + (f"  {name}" if y < 0.5 else "")
+            text = f"{100 * v:.3g}%" + (f"  {name}" if y < 0.5 else "")
             note(ax, text, (float(v), float(y)), (6, 0), fontsize=SMALL, color=dark(colour))
     ax.set_yticks(range(len(rows)), [r[0] for r in rows], parse_math=False)
     ax.invert_yaxis()
-    ax.set_xlim(0, 1.42)
+    ax.set_xlim(0, 1.65)
     ax.set_xticks([0, 0.5, 1], ["0", "50 %", "100 %"])
     ax.tick_params(axis="y", length=0)
     fig.alt = "; ".join(f"{n}: {a:.0%} of sentences, {b:.0%} of tokens, {c:.0%} of lists" for n, a, b, c in rows) + "."
