@@ -33,6 +33,7 @@ from teachllama.lessons.common.style import (
     drawn,
     format_bytes,
     name_at_edge,
+    name_in_gaps,
     note,
     picture,
 )
@@ -204,15 +205,13 @@ def price(rows: Sequence[Price]) -> Picture:
     for row in rows:
         y = max(row.divergence, LEAST)
         face = PURPLE if row.in_file else "white"
-        ax.plot(row.nbytes, y, "D", color=face, markeredgecolor=INK if row.in_file else PURPLE, markersize=9)
+        ax.plot(row.nbytes, y, "D", color=face, markeredgecolor=INK if row.in_file else PURPLE, markersize=7)
     low, high = (f(r.nbytes for r in rows) for f in (min, max))
     values = [max(r.divergence, LEAST) for r in rows]
     ax.set_xlim(low / 1.25, high * 1.35)
     ax.set_ylim(min(values) / 4, max(values) * 5)
-    for row in rows:
-        offset, side = ((9, 8), "left") if row.in_file else ((-9, -9), "right")
-        at = row.nbytes, max(row.divergence, LEAST)
-        note(ax, row.name, at, offset, ha=side, fontsize=SMALL, color=dark(PURPLE))
+    labels = [((float(r.nbytes), max(r.divergence, LEAST)), r.name, PURPLE, False) for r in rows]
+    name_in_gaps(ax, labels, (7.4, 4.4))
     ax.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: format_bytes(v)))
