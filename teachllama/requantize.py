@@ -1,76 +1,143 @@
 """Writes a copy of a GGUF file with its matrices in another type: to see what a type costs, and what it saves.
 
 Quantizers come from the `gguf` package. Rows go through them a part at a time, so that memory stays small whatever the
-model. A copy is never better than its source: what the source's own quantization lost is not in the file to be copied.
+model. Metadata is copied byte for byte, but for the file's type. The copy is written beside its place and moved there
+when it is whole. A copy is never better than its source: what the source's own quantization lost is not in the file to
+be copied.
 
-Knows nothing of models.
+Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
 
 import os
+import shutil
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from teachllama.errors import ParameterError
-from teachllama.gguf_file import GGUFFile, StringArray, TensorInfo, open_gguf
+from teachllama.errors import GGUFError, ParameterError
+from teachllama.files import replacing
+from teachllama.gguf_file import MAGIC, MAX_KEY_BYTES, GGUFFile, Parser, TensorInfo, open_gguf
 
 if TYPE_CHECKING:
-    from gguf import GGMLQuantizationType, GGUFWriter
+    from gguf import GGMLQuantizationType
 
 CHUNK = 1 << 20  # weights at a time: quantizers' scratch memory is several times this
-KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # those that gguf quantizes to, in NumPy
+# Those that gguf quantizes to, in NumPy, and that this engine reads.
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
+ENDS = ("token_embd.weight", "output.weight")  # what `mix` is the type of
+# Matrices that stay as they are, as in llama.cpp's quantizer: a router decides between experts with few weights.
+KEPT = ("ffn_gate_inp.weight", "_norm.weight")
+OTHER = {"MXFP4": "MOSTLY_MXFP4_MOE"}  # file types with another name
+LARGEST = 65504.0  # of a float16, and so of a block's scale
+_U32 = 4  # a metadata value's type in GGUF
+
+Progress = Callable[[int, int, str], None]  # (bytes written, bytes in all, the tensor at hand)
 
 
-def requantize(source: str | os.PathLike[str], target: str | os.PathLike[str], kind: str) -> Path:
-    """Writes `target`, a copy of the model `source` with its matrices as `kind`; norms stay as they are.
+def requantize(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    kind: str,
+    *,
+    mix: str | None = None,
+    replace: bool = True,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes `target`, a copy of the model `source` with its matrices as `kind`; norms and biases stay as they are.
 
     A matrix whose rows are not a multiple of the type's block stays as it is too.
 
     Args:
-        source: a .gguf file.
-        target: where the copy goes; a file that is there is replaced.
+        source: a .gguf file, or any part of a split model; the copy is one file.
+        target: where the copy goes. It is there whole or not at all.
         kind: one of `KINDS`.
+        mix: the type of the embedding and the output matrix, one of `KINDS`; None: as the others.
+        replace: whether a file that is there may be replaced.
+        progress: called as tensors are written.
 
     Raises:
-        ParameterError: kind is another, or the target is the source.
-        GGUFError: the source cannot be read, or is damaged.
+        ParameterError: a type is none that can be written, the target can't be written, or it is the source.
+        GGUFError: the source cannot be read, is damaged, or has values that the type cannot hold.
     """
-    from gguf import GGMLQuantizationType, GGUFWriter
-
-    if kind not in KINDS:
-        raise ParameterError(f"kind is {kind!r}; expected one of {', '.join(KINDS)}")
-    target, wanted = Path(target), GGMLQuantizationType[kind]
+    target, wanted, ends = Path(target), writable(kind), writable(mix or kind)
     with open_gguf(source) as file:
-        if target.exists() and target.samefile(source):
-            raise ParameterError(f"{target} is the source itself, which stays as it is; give the copy another name")
-        writer = GGUFWriter(target, str(file.metadata.get("general.architecture", "")), use_temp_file=False)
+        _check_target(target, file, replace)
+        types = {t.name: _type_of(t, ends if t.name in ENDS else wanted) for t in file.tensors.values()}
+        head, offsets, nbytes = _head(file, types, kind)
+        _check_room(target, nbytes)
         try:
-            for key, value in file.metadata.items():
-                # The architecture is written already; the file's type is another now, and is only ever displayed; a
-                # copy of a split model is one file.
-                if key not in ("general.architecture", "general.file_type") and not key.startswith("split."):
-                    _add(writer, key, value)
-            types = {name: _type_of(info, wanted) for name, info in file.tensors.items()}
-            for name, info in file.tensors.items():
-                nbytes = info.n_elements // info.shape[-1] * _row_nbytes(info, types[name])
-                writer.add_tensor_info(name, info.shape, np.dtype(np.float32), nbytes, raw_dtype=types[name])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for name, info in file.tensors.items():
-                writer.write_tensor_data(_converted(file, info, types[name]))
-        finally:
-            writer.close()
+            with replacing(target) as part:
+                with open(part, "wb") as out:
+                    _write(out, file, types, head, offsets, nbytes, progress or (lambda *_: None))
+                    out.flush()
+                    os.fsync(out.fileno())
+                _check_target(target, file, replace)  # it took a while
+        except OSError as e:
+            raise ParameterError(f"{target} could not be written: {e.strerror or e}") from None
     return target
+
+
+def writable(kind: str) -> GGMLQuantizationType:
+    """The type of this name.
+
+    Raises:
+        ParameterError: it is none that `gguf` can write; the message says what it is.
+    """
+    from gguf import GGMLQuantizationType, LlamaFileType
+
+    if kind in KINDS:
+        return GGMLQuantizationType[kind]
+    expected = f"expected one of {', '.join(KINDS)}"
+    if kind in GGMLQuantizationType.__members__:
+        raise ParameterError(
+            f"type {kind} is not among those that the gguf package can write; {expected}. llama.cpp's llama-quantize "
+            "writes the others"
+        )
+    if f"MOSTLY_{kind}" in LlamaFileType.__members__:
+        raise ParameterError(
+            f"{kind} is a mixture of types, which llama.cpp's llama-quantize makes and the gguf package can't; "
+            f"{expected}"
+        )
+    raise ParameterError(f"type is {kind!r}; {expected}")
+
+
+def _check_target(target: Path, file: GGUFFile, replace: bool) -> None:
+    try:
+        if "\0" in str(target) or not target.name:
+            raise ParameterError(f"{str(target)!r} is not a path of a file")
+        there = os.path.lexists(target)
+        if there and target.exists() and any(target.samefile(path) for path in file.paths):
+            raise ParameterError(f"{target} is the source itself, which stays as it is; give the copy another name")
+        if there and not replace:
+            raise ParameterError(f"{target} is there already; give the copy another name, or pass replace=True")
+        if there and not target.is_symlink() and not target.is_file():
+            raise ParameterError(f"{target} is not a regular file; give the path of a new .gguf file")
+        if not target.parent.is_dir():
+            raise ParameterError(f"{target}: there is no folder {target.parent}")
+    except (OSError, ValueError) as e:
+        if isinstance(e, ParameterError):
+            raise
+        raise ParameterError(f"{target} could not be written: {getattr(e, 'strerror', None) or e}") from None
+
+
+def _check_room(target: Path, nbytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if nbytes > free:
+        raise ParameterError(f"{target} will have {nbytes:,} bytes, and {free:,} are free there")
 
 
 def _type_of(info: TensorInfo, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
     from gguf import GGML_QUANT_SIZES
+    from gguf.quants import _type_traits  # the types that it can dequantize
 
-    return wanted if len(info.shape) > 1 and info.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else info.type
+    readable = info.type in _type_traits or info.type.name in ("F32", "F16")
+    matrix = len(info.shape) > 1 and info.name.endswith("weight") and not info.name.endswith(KEPT)
+    return wanted if matrix and readable and info.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else info.type
 
 
 def _row_nbytes(info: TensorInfo, kind: GGMLQuantizationType) -> int:
@@ -80,35 +147,92 @@ def _row_nbytes(info: TensorInfo, kind: GGMLQuantizationType) -> int:
     return info.shape[-1] // weights * nbytes
 
 
-def _converted(file: GGUFFile, info: TensorInfo, kind: GGMLQuantizationType) -> np.ndarray:
-    """A tensor's bytes as another type: uint8 (rows, bytes a row)."""
+# The header -----------------------------------------------------------------------------------------------------------
+
+
+def _head(file: GGUFFile, types: dict[str, GGMLQuantizationType], kind: str) -> tuple[bytes, list[int], int]:
+    """Everything before the first tensor's bytes; where each tensor begins; and the size of the file."""
+    from gguf import LlamaFileType
+
+    alignment = int(file.metadata.get("general.alignment", 32))
+    file_types = LlamaFileType.__members__
+    keys = {key: raw for key, raw in _metadata_bytes(file).items() if not key.startswith("split.")}
+    changed = {"general.file_type": file_types.get(f"MOSTLY_{kind}", file_types[OTHER.get(kind, "ALL_F32")]).value}
+    if kind not in ("F32", "F16", "BF16"):
+        changed["general.quantization_version"] = 2
+    keys |= {key: _string(key) + struct.pack("<II", _U32, value) for key, value in changed.items()}
+    table, at = [], 0
+    for name, info in file.tensors.items():
+        shape = info.shape[::-1]  # the file has the innermost first
+        table.append(_string(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, types[name], at))
+        at += -(-(info.n_elements // info.shape[-1] * _row_nbytes(info, types[name])) // alignment) * alignment
+    head = struct.pack("<4sIQQ", MAGIC, 3, len(table), len(keys)) + b"".join([*keys.values(), *table])
+    head += bytes(-len(head) % alignment)
+    offsets = [len(head) + struct.unpack("<Q", row[-8:])[0] for row in table]
+    return head, offsets, len(head) + at
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode("utf-8", "surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _metadata_bytes(file: GGUFFile) -> dict[str, bytes]:
+    """Each key's bytes in the file: name, type, value."""
+    mapping = file._parts[0].mmap
+    assert mapping is not None, "the file is open"
+    parser = Parser(file, mapping)
+    parser.pos = 16  # after magic, version and the number of tensors
+    found: dict[str, bytes] = {}
+    for _ in range(parser.u64("the number of metadata keys")):
+        begin = parser.pos
+        key = parser.name("a metadata key", MAX_KEY_BYTES)
+        parser.value(parser.u32("a type"), key)
+        found[key] = bytes(parser.buf[begin : parser.pos])
+    return found
+
+
+# The tensors ----------------------------------------------------------------------------------------------------------
+
+
+def _write(
+    out: BinaryIO,
+    file: GGUFFile,
+    types: dict[str, GGMLQuantizationType],
+    head: bytes,
+    offsets: list[int],
+    nbytes: int,
+    progress: Progress,
+) -> None:
+    out.write(head)
+    for (name, info), offset in zip(file.tensors.items(), offsets, strict=True):
+        out.write(bytes(offset - out.tell()))
+        for part in _converted(file, info, types[name]):
+            progress(out.tell(), nbytes, name)
+            out.write(part)
+    out.write(bytes(nbytes - out.tell()))
+    progress(nbytes, nbytes, "")
+
+
+def _converted(file: GGUFFile, info: TensorInfo, kind: GGMLQuantizationType) -> Iterator[memoryview]:
+    """A tensor's bytes as another type, some rows at a time."""
     from gguf.quants import dequantize, quantize
 
-    rows = info.n_elements // info.shape[-1]
-    raw = file.tensor_bytes(info.name).reshape(rows, -1)
+    raw = file.tensor_bytes(info.name)
     if kind == info.type:
-        return raw
-    out = np.empty((rows, _row_nbytes(info, kind)), np.uint8)
+        yield raw.data
+        return
+    rows = info.n_elements // info.shape[-1]
+    raw = raw.reshape(rows, -1)
     step = max(1, CHUNK // info.shape[-1])
     for i in range(0, rows, step):
-        part = dequantize(raw[i : i + step], info.type)
-        out[i : i + step] = quantize(part, kind).view(np.uint8)
-    return out
-
-
-def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    if key == "general.alignment":
-        writer.add_custom_alignment(value)
-    elif isinstance(value, StringArray):
-        writer.add_array(key, [value.bytes_at(i) for i in range(len(value))])
-    elif isinstance(value, np.ndarray):
-        writer.add_array(key, value.tolist())
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        kinds = (writer.add_uint32, 0, 2**32), (writer.add_int64, -(2**63), 2**63), (writer.add_uint64, 0, 2**64)
-        next(add for add, low, end in kinds if low <= value < end)(key, value)
-    elif isinstance(value, float):
-        writer.add_float64(key, value) if np.float32(value) != value else writer.add_float32(key, value)
-    else:
-        writer.add_string(key, value)
+        with np.errstate(all="ignore"):  # a damaged file's blocks may hold anything; what comes out is looked at
+            part = dequantize(raw[i : i + step], info.type)
+        if not np.isfinite(part).all():
+            raise GGUFError(f"{file.path}: tensor {info.name!r} has values that are not finite; is the file damaged?")
+        if kind.name not in ("F32", "BF16") and max(part.max(), -part.min()) > LARGEST:
+            raise GGUFError(
+                f"{file.path}: tensor {info.name!r} has values above {LARGEST:,.0f}, which {kind.name} cannot hold; "
+                "BF16 and F32 can"
+            )
+        yield quantize(part, kind).view(np.uint8).data.cast("B")

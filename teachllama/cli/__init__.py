@@ -24,6 +24,7 @@ COMMANDS = {
     "kv": ("teachllama.cli.kv", "compute how much memory a model's KV cache takes"),
     "generate": ("teachllama.cli.generate", "continue a text, token by token"),
     "chat": ("teachllama.cli.chat", "chat with a model in the terminal"),
+    "quantize": ("teachllama.cli.quantize", "copy a model with its weights in another type"),
     "session": ("teachllama.cli.session", "print what is inside a saved session"),
     "warmup": ("teachllama.cli.warmup", "precompile the kernels (once per machine)"),
     "lab": ("teachllama.cli.lab", "copy the course's notebooks, without outputs, and open JupyterLab on them"),

@@ -96,6 +96,7 @@ OPTIONS = "temperature|top_k|top_p|min_p|repeat_penalty|seq_len|kv_dtype|seed|ma
 # Advice to callers in Python, in messages of the engine, and what to say of it in a shell.
 FOR_CALLERS = {
     ", or pass accept_licence=True": "",
+    ", or pass replace=True": ", or use --force",
     "; text.encode('utf-8', 'replace').decode() puts '?' in its place": "",
     ", or encode with errors='drop'": "",
     "with template=...": "with --template",

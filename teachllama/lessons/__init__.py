@@ -28,6 +28,7 @@ ROOMS = (
     "n08_serving",
     "n09_prefixes",
     "n10_sessions",
+    "n11_bits",
 )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from teachllama.errors import ParameterError
 from teachllama.families import FAMILIES
 from teachllama.gguf_file import open_gguf
+from teachllama.lessons.common.gguf_copies import add_metadata
 from teachllama.lessons.common.style import (
     BLUE,
     INK,
@@ -195,8 +196,6 @@ def rename_architecture(source: str | os.PathLike[str], target: str | os.PathLik
     """
     from gguf import GGUFWriter
 
-    from teachllama.requantize import _add
-
     with open_gguf(source) as file:
         old = file.metadata["general.architecture"]
         writer = GGUFWriter(os.fspath(target), name, use_temp_file=False)
@@ -204,7 +203,7 @@ def rename_architecture(source: str | os.PathLike[str], target: str | os.PathLik
         items |= {f"{name}.{key.replace('_', '.')}": value for key, value in more.items()}
         for key, value in items.items():
             if key != "general.architecture":
-                _add(writer, key, value)
+                add_metadata(writer, key, value)
         for info in file.tensors.values():
             data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
             writer.add_tensor(info.name, np.array(data), raw_dtype=info.type)

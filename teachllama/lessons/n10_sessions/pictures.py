@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter
 from teachllama.batch import Batch
 from teachllama.errors import ParameterError
 from teachllama.gguf_file import open_gguf
+from teachllama.lessons.common.gguf_copies import add_metadata
 from teachllama.lessons.common.style import (
     BLUE,
     GREEN,
@@ -162,15 +163,13 @@ def copy_with(
     """
     from gguf import GGUFWriter
 
-    from teachllama.requantize import _add
-
     with open_gguf(source) as file:
         metadata = {k: list(v) if hasattr(v, "raw") else v for k, v in file.metadata.items()}
         change(metadata)
         writer = GGUFWriter(os.fspath(target), str(metadata["general.architecture"]), use_temp_file=False)
         for key, value in metadata.items():
             if key != "general.architecture":
-                writer.add_array(key, value) if isinstance(value, list) else _add(writer, key, value)
+                writer.add_array(key, value) if isinstance(value, list) else add_metadata(writer, key, value)
         for info in file.tensors.values():
             data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
             writer.add_tensor(info.name, np.array(data), raw_dtype=info.type)

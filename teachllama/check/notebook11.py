@@ -1,0 +1,3 @@
+"""The checks of notebook 11; they live in `teachllama.lessons.n11_bits`."""
+
+from teachllama.lessons.n11_bits.checks import *  # noqa: F403
