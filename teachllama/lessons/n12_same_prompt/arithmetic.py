@@ -6,11 +6,12 @@ Each class is the NumPy reference with one thing changed. It runs through the pa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 
-from teachllama.batch import Batch
+from teachllama.batch import Batch, Run
 from teachllama.errors import ParameterError
 from teachllama.forward import forward
 from teachllama.model import Model
@@ -67,55 +68,81 @@ def half_table(x: np.ndarray) -> np.ndarray:
     return np.where(x <= -10, np.float32(0), np.where(x >= 10, x, y))
 
 
-class Gate(NumpyOps):
-    """The reference with a gate of one's own in every layer, and with a little noise in the embeddings.
+class Gates(NumpyOps):
+    """The reference with gates of one's own, for several copies of a text in one pass: the first copy gets the first.
 
     Attributes:
-        streams: the residual stream after each layer, (n, dim); the first is the embeddings.
+        streams: the residual stream after the embeddings and after each layer, (copies, n, dim) each.
     """
 
-    def __init__(self, spec: ModelSpec, activation: Callable[[np.ndarray], np.ndarray], noise: float = 0.0):
+    def __init__(self, spec: ModelSpec, gates: Sequence[tuple[Callable[[np.ndarray], np.ndarray], float]]):
+        """`gates`: for each copy its activation, and the relative noise in its embeddings."""
         super().__init__(spec)
-        self._activation, self._noise = activation, noise
-        self._adds = 0
+        self._gates, self._adds = list(gates), 0
         self.streams: list[np.ndarray] = []
 
+    def _copies(self, x: np.ndarray) -> np.ndarray:
+        return x.reshape(len(self._gates), -1, x.shape[-1])  # (copies, n, d)
+
     def embed(self, embedding: Linear, batch: Batch, scale: float) -> np.ndarray:
-        """Rows of the embedding, each number off by a relative error of up to `noise`."""
-        x = super().embed(embedding, batch, scale)
-        off = np.random.default_rng(0).uniform(-self._noise, self._noise, x.shape[-1])
-        self.streams = [(x * (1 + off)).astype(np.float32)]
-        return self.streams[0]
+        """Rows of the embedding; each number of a copy is off by up to its noise, the same in every row."""
+        x = self._copies(super().embed(embedding, batch, scale))
+        off = np.random.default_rng(0).uniform(-1, 1, x.shape[-1])
+        noise = np.array([noise for _, noise in self._gates])[:, None, None]
+        x = (x * (1 + noise * off)).astype(np.float32)
+        self.streams = [x]
+        return x.reshape(-1, x.shape[-1])
 
     def gated(self, x: np.ndarray, m: Gated, s: FeedForwardSpec) -> np.ndarray:
-        """The feed-forward network, with the activation given."""
-        return m.down.multiply(self._activation(m.gate.multiply(x)) * m.up.multiply(x))
+        """The feed-forward network, with each copy's activation."""
+        gate = self._copies(m.gate.multiply(x))
+        made = np.stack([activation(g) for (activation, _), g in zip(self._gates, gate, strict=True)])
+        return m.down.multiply(made.reshape(len(x), -1) * m.up.multiply(x))
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
         """x plus what a branch gives; two such sums make a layer."""
         out = super().add(x, h, norm, scale)
         self._adds += 1
         if self._adds % 2 == 0:
-            self.streams.append(out)
+            self.streams.append(self._copies(out))
         return out
 
 
-def evaluated(model: Model, ops: Any, ids: Sequence[int], *, last: int = 1, kv_dtype: Any = "f32") -> np.ndarray:
-    """Token ids through the page, in a session of their own.
+def evaluated(
+    model: Model, ops: Any, texts: Sequence[Sequence[int]], *, last: int = 1, kv_dtype: Any = "f32"
+) -> np.ndarray:
+    """Texts through the page in one pass, each in a session of its own: every weight is unpacked once for all.
 
     Args:
-        model: of which weights are taken; `weights="f32"` spares unpacking them at each call.
+        model: whose weights are used.
         ops: who computes.
-        last: of how many tokens at the end logits are wanted.
+        texts: token ids of each.
+        last: of how many tokens at each text's end logits are wanted.
 
     Returns:
-        float32 (last, vocab_size).
+        float32 (texts, last, vocab_size).
+
+    Raises:
+        ParameterError: no text, or one shorter than `last`.
     """
-    if not 1 <= last <= len(ids):
-        raise ParameterError(f"logits of the last {last} of {len(ids)} tokens are wanted; expected 1 to {len(ids)}")
-    with model.create_session(seq_len=len(ids), kv_dtype=kv_dtype) as session:
+    lengths = [len(ids) for ids in texts]
+    if not lengths or not 1 <= last <= min(lengths):
+        raise ParameterError(f"the last {last} logits of texts of {lengths} tokens are wanted; expected 1 or more each")
+    ends = np.cumsum(lengths)
+    with ExitStack() as open_sessions, np.errstate(over="ignore", invalid="ignore"):
+        runs = []
+        for n, end in zip(lengths, ends.tolist(), strict=True):
+            session = open_sessions.enter_context(model.create_session(seq_len=n, kv_dtype=kv_dtype))
+            session._cache.prepare(0, n)
+            runs.append(Run(session._cache, end - n, end))
+        positions = np.concatenate([np.arange(n) for n in lengths])
+        wanted = np.concatenate([np.arange(end - last, end) for end in ends])
+        batch = Batch(np.concatenate([np.asarray(ids, np.intp) for ids in texts]), positions, tuple(runs), wanted)
+        return forward(ops, model.spec, model.weights, batch).reshape(len(texts), last, -1)
+
+
+def last_hidden(model: Model, ids: Sequence[int]) -> np.ndarray:
+    """The final hidden state of the last token, float32 (dim,): what is multiplied with each row of the output."""
+    with model.create_session(seq_len=len(ids)) as session:
         session._cache.prepare(0, len(ids))
-        batch = Batch.of_one(np.asarray(ids), 0, session._cache)
-        rows = np.arange(len(ids) - last, len(ids))
-        with np.errstate(over="ignore", invalid="ignore"):
-            return forward(ops, model.spec, model.weights, Batch(batch.tokens, batch.positions, batch.runs, rows))
+        return model.hidden_states(Batch.of_one(np.asarray(ids), 0, session._cache))[0]

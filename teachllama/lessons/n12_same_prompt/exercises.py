@@ -111,14 +111,20 @@ _GAPS: tuple[tuple[str, Sequence[float], float], ...] = (
     ("a small gap at the first step", (0.01, 4.0, 0.002, 2.0), 0.01),
     ("a gap between once and twice the noise", (3.0, 0.015, 0.9, 0.008, 0.001), 0.01),
     ("three small gaps", (0.5, 0.1, 0.004, 2.0, 0.03), 0.1),
+    ("a gap just above twice the noise", (3.0, 0.25, 0.9), 0.1),
     ("a single step", (0.5,), 0.1),
 )
 
 
 def _other_gaps(rng: np.random.Generator, model: Any) -> list[Case]:
-    return [
-        Case("other gaps", (rng.exponential(1.0, 12) + 0.002, float(noise))) for noise in (0.2, 0.05, 0.01, 0.0005, 0.4)
-    ]
+    cases = []
+    for i, noise in enumerate((0.2, 0.05, 0.01, 0.125, 0.4, 0.002)):
+        gaps = rng.exponential(1.0, 12) + 2.2 * noise  # all too large
+        if i < 5:
+            first, second, third = np.sort(rng.choice(np.arange(1, 12), 3, replace=False))
+            gaps[first], gaps[second], gaps[third] = noise * rng.uniform([1.1, 0.1, 0.6], [1.9, 0.4, 0.9])
+        cases.append(Case("other gaps", (gaps, float(noise))))
+    return cases
 
 
 MAY_PART = Exercise(
@@ -221,7 +227,7 @@ def _other_ways(rng: np.random.Generator, model: Any) -> list[Case]:
         n = int(rng.choice([160, 196, 200, 250]))
         a = _way(n=n, cuts=cuts(n, i % 6), threads=int(rng.integers(1, 5)), neighbours=int(rng.integers(3)))
         b = _way(n=n, cuts=cuts(n, int(rng.integers(3))), threads=int(rng.integers(1, 5)))
-        if i % 9 == 8:
+        if i % 9 in (4, 8):
             b |= {"cuts": a["cuts"]}
         if i % 12 in (6, 7):
             b |= {"kv": "q8_0", "cuts": a["cuts"]} if i % 12 == 6 else {"backend": "numpy", "cuts": a["cuts"]}
@@ -353,21 +359,26 @@ _PROMISES: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def _other_promises(rng: np.random.Generator, model: Any) -> list[Case]:
-    names = ["threads", "cuts", "numpy", "cache"]
+    def measured(change: str, says: str, within: float, state: int) -> list[dict[str, Any]]:
+        good = [_seen(change, 0.0 if says == "bits" else float(rng.uniform(0, within / 2)), float(rng.uniform(1, 5)))
+                for _ in range(2)]  # fmt: skip
+        if says == "tokens":
+            good.append(_seen(change, 3 * within, 10 * within))  # far, and far from changing the token
+        if state == 0:
+            return []
+        gap = {1: 9.0, 2: 9.0, 3: 3.0 * within}[state]  # 3: more than one logit's difference, less than two's
+        bad = _seen(change, 2 * within if says != "bits" else 1e-7, gap if says == "tokens" and state == 3 else 9.0)
+        return good if state == 1 or (says == "tokens" and state == 2) else [good[0], bad, *good[1:]]
+
     cases = []
-    for i in range(24):
-        seen = [
-            _seen(
-                str(rng.choice(names[:3])), float(rng.choice([0.0, 1e-5, 3e-4, 0.02])), float(10 ** rng.uniform(-4, 0))
-            )
-            for _ in range(7)
-        ]
-        for name in names[: 3 + i % 2]:
-            if rng.random() < 0.5:
-                seen = [row for row in seen if row["change"] != name or row["difference"] < 1e-3]
-        changes = rng.permutation(names)[: int(rng.integers(1, 3))].tolist()
-        says = ("bits", "close", "tokens")[i % 3]
-        cases.append(Case("a promise", (_says(says, *changes, within=float(rng.choice([1e-4, 1e-3]))), seen)))
+    for i in range(36):
+        says, within = ("bits", "close", "tokens")[i % 3], float(rng.choice([1e-4, 1e-3, 0.01]))
+        names = rng.permutation(["threads", "cuts", "numpy", "cache"]).tolist()
+        states = [int(rng.integers(4)) if i % 4 == 1 else (i // 3 + k) % 4 for k in range(2)]
+        seen = [row for name, state in zip(names, states, strict=False) for row in measured(name, says, within, state)]
+        seen += measured(names[2], says, within, 3)  # of a change that is not promised
+        changes = names[: 1 + i % 2]
+        cases.append(Case("a promise", (_says(says, *changes, within=within), seen)))
     return cases
 
 

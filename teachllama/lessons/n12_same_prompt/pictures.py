@@ -10,7 +10,7 @@ from html import escape
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from teachllama.errors import ParameterError
 from teachllama.lessons.common.style import (
@@ -79,27 +79,30 @@ class Changes:
         """
         if not 0 < gap < np.inf:
             raise ParameterError(f"the gap is {gap}; expected a number above 0")
-        fig = picture(1.5 + 0.37 * len(self.rows))
+        fig = picture(1.5 + 0.36 * len(self.rows))
         ax = fig.add_subplot()
-        moved = [r.difference for r in self.rows if r.difference] or [1e-5]
-        low, high = min(1e-6, min(moved) / 3), max(30.0, 3 * max(moved), 3 * gap)
+        rows = sorted(self.rows, key=lambda r: list(KINDS).index(r.kind))
+        moved = [r.difference for r in rows if r.difference] or [1e-5]
+        low, high = min(1e-6, min(moved) / 3), max(100.0, 30 * max(moved), 30 * gap)
         zero = low / 30
-        for i, r in enumerate(self.rows):
+        for i, r in enumerate(rows):
             colour, mark = KINDS[r.kind]
             x = r.difference or zero
             ax.plot([zero, x], [i, i], color=colour, linewidth=1.6, alpha=0.6)
             ax.plot([x], [i], marker=mark, color=colour, markersize=8, markeredgecolor=INK, markeredgewidth=0.6)
-            text = f"{r.difference:.0e}" if r.difference else "the same bits"
+            text = f"{r.difference:.1g}" if r.difference else "the same bits"
             note(ax, text, (x, i), (9, 0), fontsize=SMALL, color=dark(colour))
         ax.axvspan(gap / 2, high, color=ORANGE, alpha=0.18, linewidth=0)
         ax.set_xscale("log")
         ax.set_xlim(zero / 2, high)
-        ax.set_ylim(len(self.rows) - 0.4, -1.3)
-        note(ax, "could change the word", (high, -0.85), (-4, 0), ha="right", fontsize=SMALL, color=dark(ORANGE))
-        ax.set_yticks(range(len(self.rows)), [r.what for r in self.rows], fontsize=SMALL, parse_math=False)
+        ax.set_ylim(len(rows) - 0.4, -1.3)
+        note(ax, "could change\nthe word", (high, -0.7), (-4, 0), ha="right", fontsize=SMALL, color=dark(ORANGE))
+        ax.set_yticks(range(len(rows)), [r.what for r in rows], fontsize=SMALL, parse_math=False)
         ax.tick_params(axis="y", length=0)
         first = int(np.ceil(np.log10(low)))
         ax.set_xticks([10.0**e for e in range(first, int(np.floor(np.log10(high))) + 1, 2)])
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_xlabel("largest difference of a logit")
         ax.grid(True, axis="x")
         same = [r.what for r in self.rows if not r.difference]
@@ -151,12 +154,23 @@ def where_they_part(chances: Mapping[str, np.ndarray], parted: Mapping[str, int]
     shown = ax.imshow(table, aspect="auto", cmap="Blues", vmin=0, vmax=0.5, interpolation="nearest")
     for i, (row, step) in enumerate(zip(table, parted.values(), strict=True)):
         likeliest = int(row.argmax())
-        ax.plot([likeliest], [i], marker="o", markersize=15, markerfacecolor="none", markeredgecolor=ORANGE, mew=2)
+        ax.plot(
+            [likeliest],
+            [i],
+            marker="o",
+            markersize=16,
+            markerfacecolor="none",
+            markeredgecolor=ORANGE,
+            mew=2,
+            clip_on=False,
+        )
         if step < n:
-            ax.plot([step], [i], marker="x", markersize=9, markeredgecolor=VERMILION, mew=2.6)
+            ax.plot([step], [i], marker="x", markersize=10, markeredgecolor=VERMILION, mew=3, clip_on=False)
         else:
             note(ax, "never", (n - 1, i), (16, 0), fontsize=SMALL, annotation_clip=False, color=dark(VERMILION))
-    ax.set_yticks(range(len(table)), [visible(x)[:22].replace("␣", " ") for x in chances], fontsize=SMALL)
+    names = [visible(x).replace("␣", " ") for x in chances]
+    names = [x if len(x) <= 22 else x[:21] + "…" for x in names]
+    ax.set_yticks(range(len(table)), names, fontsize=SMALL, parse_math=False)
     ax.set_yticks(np.arange(0.5, len(table) - 1), minor=True)
     ax.grid(True, axis="y", which="minor", color="white", linewidth=3)
     ax.tick_params(axis="y", which="both", length=0)
