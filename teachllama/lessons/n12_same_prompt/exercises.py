@@ -75,7 +75,7 @@ LANES = Exercise(
     ),
     right=_lanes,
     cases=tuple(_sums(np.random.default_rng(12), (512, 16), (400, 8), (240, 4), (150, 2))),
-    hidden_cases=lambda rng, model: _sums(rng, (480, 16), (200, 8), (360, 4), (800, 16), (250, 2)),
+    hidden_cases=lambda rng, model: _sums(rng, (480, 16), (200, 8), (360, 4), (800, 16), (250, 2), (640, 8), (320, 16)),
     faults=(
         Fault("in_order", lambda x, n: _in_turn(x), "All numbers go into one sum, from left to right. Each lane has a "
               "sum of its own."),
@@ -223,7 +223,7 @@ def _other_ways(rng: np.random.Generator, model: Any) -> list[Case]:
         return tuple(sorted(set(kinds[kind])))
 
     cases = []
-    for i in range(36):
+    for i in range(54):
         n = int(rng.choice([160, 196, 200, 250]))
         a = _way(n=n, cuts=cuts(n, i % 6), threads=int(rng.integers(1, 5)), neighbours=int(rng.integers(3)))
         b = _way(n=n, cuts=cuts(n, int(rng.integers(3))), threads=int(rng.integers(1, 5)))

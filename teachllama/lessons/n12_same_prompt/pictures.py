@@ -173,7 +173,7 @@ def where_they_part(chances: Mapping[str, np.ndarray], parted: Mapping[str, int]
     ax.set_yticks(range(len(table)), names, fontsize=SMALL, parse_math=False)
     ax.set_yticks(np.arange(0.5, len(table) - 1), minor=True)
     ax.grid(True, axis="y", which="minor", color="white", linewidth=3)
-    ax.tick_params(axis="y", which="both", length=0)
+    ax.tick_params(axis="y", which="both", length=0, pad=10)
     count_axis(ax.xaxis, "step of the text")
     bar = fig.colorbar(shown, ax=ax, pad=0.08, ticks=[0, 0.25, 0.5])
     bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{100 * v:.0f} %"))
