@@ -29,6 +29,7 @@ ROOMS = (
     "n09_prefixes",
     "n10_sessions",
     "n11_bits",
+    "n12_same_prompt",
 )
 
 
