@@ -39,6 +39,7 @@ from teachllama.scheduler import Event, Request, Scheduler
 from teachllama.session import Session
 from teachllama.session_file import SessionInfo, inspect_session
 from teachllama.spec import ModelSpec
+from teachllama.speculation import Draft, DraftModel, Guesses, PromptLookup
 from teachllama.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -50,12 +51,15 @@ __all__ = [
     "ClosedError",
     "Cluster",
     "ContextFullError",
+    "Draft",
+    "DraftModel",
     "Event",
     "Family",
     "FetchError",
     "GGUFError",
     "GGUFFile",
     "GenerationStats",
+    "Guesses",
     "KVLayout",
     "Model",
     "ModelConfig",
@@ -64,6 +68,7 @@ __all__ = [
     "Pool",
     "PoolFullError",
     "Prefixes",
+    "PromptLookup",
     "Request",
     "SamplingParams",
     "Scheduler",

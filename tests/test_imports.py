@@ -14,7 +14,8 @@ ROOMS = (
     ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
-    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("session",), ("prefixes",),
+    ("kernels", "fingerprint"), ("hub",), ("generate",), ("session_file",), ("model",), ("speculation",), ("session",),
+    ("prefixes",),
     ("pool",), ("batching",), ("scheduler",), ("looking", "embeddings", "requantize"),
     ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
