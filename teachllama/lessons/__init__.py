@@ -26,6 +26,7 @@ ROOMS = (
     "n06_architectures",
     "n07_embeddings",
     "n10_sessions",
+    "n13_guess",
 )
 
 
