@@ -241,7 +241,7 @@ LOOK_UP = Exercise(
     points=(2, 1),
     shows="draft by looking up what followed before",
     usual="`itself`: the end of the text is found, which nothing follows; `first`: not the latest place; "
-    "`one_token`: only the last token is compared; `match_included`, `one_skipped`; `k_ignored`; `no_match`",
+    "`one_token`: only the last token is compared; `match_included`, `one_skipped`; `k_ignored`",
     mistake=(
         "first",
         cleandoc("""
@@ -270,7 +270,8 @@ LOOK_UP = Exercise(
         Fault(
             "itself",
             lambda t, n, k: _look_up(t, n, k, itself=True),
-            "The text's own end is found: it equals the last n tokens, and nothing follows it.",
+            "Nothing is ever found. Is it the text's own end that is found first? It equals the last n tokens, and "
+            "nothing follows it.",
         ),
         Fault(
             "first",
@@ -293,7 +294,6 @@ LOOK_UP = Exercise(
             "The first token that followed is left out.",
         ),
         Fault("k_ignored", lambda t, n, k: _look_up(t, n, 10**6), "More than k guesses are returned."),
-        Fault("no_match", lambda t, n, k: [], "Nothing is ever found."),
     ),
     read=_ids,
     same=lambda a, b: bool(a == b),
