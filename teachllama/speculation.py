@@ -78,7 +78,7 @@ class PromptLookup(Draft):
     """
 
     n: int = 3
-    k: int = MAX_GUESSES
+    k: int = 4
 
     def __post_init__(self) -> None:
         whole("n", self.n, 1)
