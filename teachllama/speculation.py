@@ -8,6 +8,7 @@ https://arxiv.org/abs/2302.01318. Knows nothing of text.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -102,7 +103,8 @@ class PromptLookup(Draft):
 class DraftModel(Draft):
     """Guesses what another model says, which should be much faster and often agree.
 
-    Each `generate` has a session of that model, which is closed at its end.
+    Each `generate` has a session of that model, which is closed at its end. With a temperature, a `top_p` without a
+    `top_k` ranks the whole vocabulary for each guess, which may take longer than the guess.
 
     Args:
         model: with the same vocabulary.
@@ -248,16 +250,18 @@ class Speculation:
 
 def distribution(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
     """The probability of each token to be chosen by `sampling.sample`, float64 (vocab_size,); temperature above 0."""
-    logits = sampling.adjusted(logits, params, seen)
+    logits, chances = sampling.adjusted(logits, params, seen), np.zeros(len(logits))
     if params.top_k or params.top_p < 1:
-        chances = np.zeros(len(logits))
-        ids, chances[ids] = (found := sampling.candidates(logits, params))[0], found[1]
-        return chances
-    gaps = logits.astype(np.float64) - logits.max()  # no cut that needs ranks, which take longer
-    with np.errstate(over="ignore"):
-        weights = np.exp(gaps / params.temperature)
-    weights[np.exp(gaps) < params.min_p] = 0
-    return np.asarray(weights / weights.sum())
+        ids, some = sampling.candidates(logits, params)
+    else:  # no cut that needs ranks, which take longer
+        least = logits.max() + math.log(params.min_p) if params.min_p else -np.inf
+        ids = np.flatnonzero(logits >= least - 0.01)  # few, as a rule: exponentials take long too
+        gaps = logits[ids].astype(np.float64) - logits.max()
+        with np.errstate(over="ignore"):
+            some = np.exp(gaps / params.temperature)
+        some[np.exp(gaps) < params.min_p] = 0
+    chances[ids] = some / some.sum()
+    return chances
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:

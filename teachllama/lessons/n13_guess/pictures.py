@@ -223,7 +223,7 @@ def plane(pass_cost: float, k: int, drafts: Mapping[str, tuple[float, float, flo
         ax.plot(a, gain, color=colour)
         text = "guesses cost nothing" if not cost else f"each costs {cost:g} passes"
         note(ax, text, (1, float(gain[-1])), (8, 0), color=dark(colour), fontsize=SMALL)
-    ax.axhline(1, color=INK, linewidth=1.4)
+    ax.plot([0, 1], [1, 1], color=INK, linewidth=1.4)
     for name, (share, cost, gain) in drafts.items():
         ax.scatter([share], [gain], color=ORANGE, s=90, edgecolor=INK, linewidth=1, zorder=4)
         side = -1 if share > 0.6 else 1
