@@ -41,6 +41,7 @@ from teachllama.scheduler import Event, Scheduler
 from teachllama.session import Session
 from teachllama.session_file import SessionInfo, inspect_session
 from teachllama.spec import ModelSpec
+from teachllama.speculation import Draft, DraftModel, Guesses, PromptLookup
 from teachllama.threads import set_num_threads
 
 __version__ = "0.1.0"
@@ -52,12 +53,15 @@ __all__ = [
     "ClosedError",
     "Cluster",
     "ContextFullError",
+    "Draft",
+    "DraftModel",
     "Event",
     "Family",
     "FetchError",
     "GGUFError",
     "GGUFFile",
     "GenerationStats",
+    "Guesses",
     "KVLayout",
     "Model",
     "ModelConfig",
@@ -67,6 +71,7 @@ __all__ = [
     "PoolFullError",
     "Prefixes",
     "PrefixesInfo",
+    "PromptLookup",
     "Request",
     "SamplingParams",
     "Scheduler",

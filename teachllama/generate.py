@@ -30,6 +30,8 @@ class GenerationStats:
     stop_reason: str = ""  # "length", "end of text", "stop string" or "context full"; empty while running
     reused: int = 0  # positions that were there already and were attended to as they were
     recomputed: int = 0  # positions that a loaded session's file should have spared, and that were evaluated again
+    drafted: int = 0  # guesses that were evaluated: see `speculation.py`
+    accepted: int = 0  # those of them that became tokens
 
     @property
     def prefill_tps(self) -> float:

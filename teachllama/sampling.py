@@ -105,8 +105,8 @@ def drawn(logits: np.ndarray, params: SamplingParams, fraction: float) -> int:
     return int(ids[min(int(np.searchsorted(upto, fraction * upto[-1], side="right")), len(ids) - 1)])
 
 
-def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng: np.random.Generator) -> int:
-    """Chooses the next token: logits (vocab_size,), the tokens seen so far, and a generator of random numbers."""
+def adjusted(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
+    """logits (vocab_size,) -> with the penalties of the tokens seen; raises if they are not finite."""
     if (
         params.penalty_last_n
         and seen
@@ -115,6 +115,12 @@ def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng:
         logits = penalize(logits, seen, params)
     if not np.isfinite(logits.max()):
         raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
+    return logits
+
+
+def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng: np.random.Generator) -> int:
+    """Chooses the next token: logits (vocab_size,), the tokens seen so far, and a generator of random numbers."""
+    logits = adjusted(logits, params, seen)
     if params.temperature == 0:
         return int(np.argmax(logits))
     fraction = rng.random()

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import sampling, threads
+from teachllama import sampling, speculation, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token
 from teachllama.kv.cache import KVCache
 from teachllama.kv.formula import KVDtype
 from teachllama.sampling import GREEDY, SamplingParams
+from teachllama.speculation import Draft, Speculation
 from teachllama.whole_numbers import whole
 
 if TYPE_CHECKING:
@@ -156,6 +157,10 @@ class Session:
             ClosedError: the session or its model was closed, perhaps while this call waited or ran.
             TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
+        return self._guarded(token_ids, all_logits)
+
+    def _guarded(self, token_ids: Iterable[int], all_logits: bool, n_new: int | None = None) -> np.ndarray:
+        """Evaluates ids, of which the first `n_new` (or all) become part of the session; the others are guesses."""
         self._check_open()
         ids = checked_ids(
             token_ids, self.model.config.vocab_size
@@ -164,14 +169,14 @@ class Session:
             self._check_free()
             try:
                 self._running = "eval()"
-                return self._eval(ids, all_logits)
+                return self._eval(ids, all_logits, len(ids) if n_new is None else n_new)
             except Exception:
                 self._check_open()  # a model that was closed meanwhile is the reason to give
                 raise
             finally:
                 self._running = ""
 
-    def _eval(self, ids: np.ndarray, all_logits: bool) -> np.ndarray:
+    def _eval(self, ids: np.ndarray, all_logits: bool, n_new: int) -> np.ndarray:
         if self.n_past + len(ids) > self.seq_len:
             raise ContextFullError(
                 f"{len(ids)} token(s) at position {self.n_past} do not fit in seq_len {self.seq_len}: "
@@ -194,8 +199,8 @@ class Session:
                         self.model.forward(part, start, self._cache)
         self._check_open()  # else these logits may come from weights that were given back
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
-        last = logits[-1].copy() if len(logits) > 1 else logits[-1]
-        new = ids.tolist()
+        last = logits[n_new - len(ids) - 1].copy() if len(logits) > 1 else logits[-1]
+        new = ids[:n_new].tolist()
         if self._loaded is not None:
             (self.stats.reused, self.stats.recomputed), self._loaded = self._reuse(), None
         # The last step: until here an interrupt changed nothing that counts. Python handles signals, and switches to
@@ -217,6 +222,7 @@ class Session:
         *,
         max_new_tokens: int = 128,
         stop: str | Sequence[str] = (),
+        draft: Draft | None = None,
     ) -> Iterator[Token]:
         """Evaluates a prompt, then yields tokens as they are made.
 
@@ -230,6 +236,8 @@ class Session:
             params: how to choose.
             max_new_tokens: the most tokens to yield.
             stop: one or several texts to stop at.
+            draft: who guesses tokens, so that several are evaluated in one pass: `PromptLookup` or `DraftModel`. The
+                tokens are as likely as without; greedy ones, and those after `PromptLookup`, are the same.
 
         Raises:
             TypeError, ParameterError, TokenError, ContextFullError, ClosedError: before the first token.
@@ -239,13 +247,17 @@ class Session:
             raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         self._check_open()
+        if draft is not None:
+            speculation.checked(draft, self.model)
         if isinstance(prompt, str):
             ids = self.model.encode(prompt, add_special=self.n_past == 0, parse_special=True)
         else:
             ids = list(prompt)
-        return self._generate(ids, params, max_new_tokens, stops)
+        return self._generate(ids, params, max_new_tokens, stops, draft)
 
-    def _generate(self, ids: list[int], params: SamplingParams, max_new: int, stops: list[str]) -> Iterator[Token]:
+    def _generate(
+        self, ids: list[int], params: SamplingParams, max_new: int, stops: list[str], draft: Draft | None
+    ) -> Iterator[Token]:
         reused, recomputed = self._reuse()
         stats = self.stats = GenerationStats(n_prompt=len(ids), reused=reused, recomputed=recomputed)
         text = TextStream(self.model.tokenizer, stops)
@@ -254,28 +266,29 @@ class Session:
             self.eval(ids)
         stats.prefill_s = time.perf_counter() - started
         stats.stop_reason = "length"
-        while stats.n_generated < max_new:
-            token = self.sample(params)
-            if token in self.model.tokenizer.eog_ids:
-                stats.stop_reason = "end of text"
-                break
-            stats.n_generated += 1
-            ready = text.push(token)
-            spent = time.perf_counter() - started
-            if stats.n_generated == 1:
-                stats.ttft_s = spent
-            else:
-                stats.decode_s += spent
-            yield from ready
-            started = time.perf_counter()
-            if text.stopped:
-                stats.stop_reason = "stop string"
-            elif self.n_past == self.seq_len:
-                stats.stop_reason = "context full"
-                break
-            self.eval([token])
-            if text.stopped:
-                break
+        with contextlib.nullcontext(self) if draft is None else Speculation(self, draft, params, max_new) as loop:
+            while stats.n_generated < max_new:
+                token = loop.sample(params)
+                if token in self.model.tokenizer.eog_ids:
+                    stats.stop_reason = "end of text"
+                    break
+                stats.n_generated += 1
+                ready = text.push(token)
+                spent = time.perf_counter() - started
+                if stats.n_generated == 1:
+                    stats.ttft_s = spent
+                else:
+                    stats.decode_s += spent
+                yield from ready
+                started = time.perf_counter()
+                if text.stopped:
+                    stats.stop_reason = "stop string"
+                elif self.n_past == self.seq_len:
+                    stats.stop_reason = "context full"
+                    break
+                (self if text.stopped else loop).eval([token])
+                if text.stopped:
+                    break
         yield from text.flush()
 
     # ---- moving about ----

@@ -49,6 +49,21 @@ def test_generate_goes_on_with_a_text_and_gives_its_figures(path: str, capsys: p
     assert capsys.readouterr().out == first.out  # the same seed, the same text
 
 
+def test_generate_with_a_draft_gives_the_same_text_and_counts_guesses(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["generate", path, "the cat the cat the cat", "--max-new-tokens", "20"]
+    texts = []
+    for options in ([], ["--draft", "2"]):
+        assert cli.main([*given, *options]) == 0
+        out, err = capsys.readouterr()
+        texts.append(out)
+    assert texts[0] == texts[1]
+    assert re.search(r"\d+ of \d+ guesses right", err)
+    assert cli.main([*given, "--draft", "none"]) == 1
+    assert "--draft" in capsys.readouterr().err
+
+
 def test_generate_reads_a_prompt_from_standard_input(path: str) -> None:
     done = subprocess.run(
         [*COMMAND, "generate", path, "-", "--max-new-tokens", "1"], input="the", capture_output=True, text=True

@@ -15,7 +15,7 @@ ROOMS = (
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
     ("kernels", "fingerprint"), ("hub",), ("generate", "checked_file"), ("session_file",), ("prefix_file",),
-    ("model",), ("session",), ("prefixes",), ("pool",), ("batching", "request"), ("scheduler",),
+    ("model",), ("speculation",), ("session",), ("prefixes",), ("pool",), ("batching", "request"), ("scheduler",),
     ("looking", "embeddings", "requantize"), ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}

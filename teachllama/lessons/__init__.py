@@ -30,6 +30,7 @@ ROOMS = (
     "n10_sessions",
     "n11_bits",
     "n12_same_prompt",
+    "n13_guess",
 )
 
 

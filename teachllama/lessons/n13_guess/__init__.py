@@ -1,0 +1,1 @@
+"""Lesson 13: guess and check, speculative decoding."""

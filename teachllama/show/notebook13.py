@@ -1,0 +1,3 @@
+"""The pictures of notebook 13; they live in `teachllama.lessons.n13_guess`."""
+
+from teachllama.lessons.n13_guess.pictures import *  # noqa: F403
