@@ -99,6 +99,8 @@ def _size(value: float) -> str:
 
 
 def _percent(p: float) -> str:
+    if 0.9995 <= p < 1:
+        return "~100%"
     return f"{100 * p:.1f}%" if p >= 0.0995 else f"{100 * p:.2g}%" if p >= 1e-5 else "~0%"
 
 
@@ -192,7 +194,8 @@ STYLE = """<style>
   white-space:nowrap;overflow:hidden;background:none;color:#333;border:0}
 .tl-step .b{display:inline-block;height:11px;background:#009E73;border:1px solid #333;box-sizing:border-box;
   vertical-align:middle}
-.tl-step svg{display:block;width:100%;height:auto;max-width:470px}
+.tl-step .w{overflow-x:auto}
+.tl-step svg{display:block;width:100%;height:auto;max-width:470px;min-width:320px}
 @media (min-width:600px){.tl-step .c{min-height:4.2em}}
 </style>"""
 
@@ -320,8 +323,8 @@ def _tower(step: Step, frame: Frame) -> str:
     )
     box = f'viewBox="0 0 470 {row * (depth + 2) + 6}" font-size="12.5" fill="#333" role="img"'
     return (
-        f'<div class="h">All {depth} layers, from the bottom up</div><svg {box} '
-        f'aria-label="{max(0, finished)} of {depth} layers are done">{"".join(parts)}</svg>'
+        f'<div class="h">All {depth} layers, from the bottom up</div><div class="w"><svg {box} '
+        f'aria-label="{max(0, finished)} of {depth} layers are done">{"".join(parts)}</svg></div>'
     )
 
 
@@ -508,7 +511,7 @@ class StepPlayer(widgets.VBox):
 
     def __init__(self, compute: Callable[[str], Step], text: str):
         self._compute = compute
-        wide = {"style": {"description_width": "4em"}, "layout": widgets.Layout(width="min(100%, 44em)")}
+        wide = {"style": {"description_width": "5em"}, "layout": widgets.Layout(width="min(100%, 44em)")}
         self.text = widgets.Text(value=text, description="Text", continuous_update=False, **wide)
         self.step = compute(text)
         _checked(self.step, 0)
