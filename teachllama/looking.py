@@ -166,6 +166,7 @@ class _Recorded(NumpyOps):
     """The reference forward pass for one token, which also keeps what `Step` has."""
 
     lens: np.ndarray  # (n_layers + 1, vocab_size)
+    _x: np.ndarray  # the residual stream now
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -177,10 +178,10 @@ class _Recorded(NumpyOps):
 
     def embed(self, embedding: Linear, batch: Batch, scale: float) -> np.ndarray:
         """As `NumpyOps.embed`."""
-        x = super().embed(embedding, batch, scale)
-        self.stream.append(x[0].copy())
+        self._x = super().embed(embedding, batch, scale)
+        self.stream.append(self._x[0].copy())
         self._layer_begins = True
-        return x
+        return self._x
 
     def norm(self, x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
         """As `NumpyOps.norm`; the first in each layer is the one before attention."""
@@ -206,11 +207,13 @@ class _Recorded(NumpyOps):
         return out
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-        """As `NumpyOps.add`."""
+        """As `NumpyOps.add`; experts that all tokens visit are added too, and not to the residual stream."""
         out = super().add(x, h, norm, scale)
-        self.stream.append(out[0].copy())
-        self.added.append((out - x)[0])
-        self._layer_begins = len(self.added) % 2 == 0
+        if x is self._x:
+            self._x = out
+            self.stream.append(out[0].copy())
+            self.added.append((out - x)[0])
+            self._layer_begins = len(self.added) % 2 == 0
         return out
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:

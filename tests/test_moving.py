@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 import teachllama as tl
 from teachllama.ops import rmsnorm
+from tests.families import build
 from tests.tools import tiny_model
 
 TEXT = "the will of the inn"
@@ -65,6 +67,21 @@ def test_the_lens_is_the_last_norm_and_the_output_matrix_after_each_layer(model:
     for x, token in zip([step.embedding, *(layer.x for layer in step.layers)], step.lens, strict=True):
         scores = w.output.multiply(rmsnorm(x[None], w.output_norm, model.config.norm_eps))[0]
         assert scores.argmax() == token
+
+
+@pytest.mark.parametrize("variant", ["deepseek2-lite", "gpt-oss"])
+def test_latent_attention_shared_experts_and_sinks_are_recorded_too(variant: str, tmp_path: Path) -> None:
+    with tl.load_model(build(variant, tmp_path / "m.gguf"), weights="f32", backend="numpy") as model:
+        ids = list(range(5, 17))
+        step = tl.decode_step(model, ids)
+        with model.create_session(seq_len=64) as session:
+            np.testing.assert_allclose(step.logits, session.eval(ids), atol=1e-4)
+        x = step.embedding
+        for layer in step.layers:
+            np.testing.assert_allclose(x + layer.attended + layer.fed, layer.x, rtol=1e-4, atol=1e-4)
+            sums = layer.weights.sum(axis=1)
+            assert (sums < 0.999).any() if variant == "gpt-oss" else np.allclose(sums, 1)
+            x = layer.x
 
 
 def test_a_text_of_one_token_is_a_step_too(model: tl.Model) -> None:
