@@ -30,7 +30,7 @@ from teachllama.families import Family, register_family
 from teachllama.generate import GenerationStats, Token
 from teachllama.gguf_file import GGUFFile, open_gguf
 from teachllama.kv import KVLayout, kv_cache_bytes, kv_layout_from_metadata
-from teachllama.looking import Alternative, alternatives, attention_weights
+from teachllama.looking import Alternative, LayerStep, Step, alternatives, attention_weights, decode_step
 from teachllama.model import Model, load_model
 from teachllama.pool import Pool
 from teachllama.prefix_file import PrefixesInfo, inspect_prefixes
@@ -63,6 +63,7 @@ __all__ = [
     "GenerationStats",
     "Guesses",
     "KVLayout",
+    "LayerStep",
     "Model",
     "ModelConfig",
     "ModelSpec",
@@ -78,6 +79,7 @@ __all__ = [
     "Session",
     "SessionFileError",
     "SessionInfo",
+    "Step",
     "TeachLlamaError",
     "TemplateError",
     "Token",
@@ -85,6 +87,7 @@ __all__ = [
     "UnsupportedModelError",
     "alternatives",
     "attention_weights",
+    "decode_step",
     "embed",
     "eval_batch",
     "inspect_prefixes",

@@ -288,7 +288,9 @@ class Cluster:
         self._drained.add(worker)
         if not self.workers:
             self._drained.discard(worker)
-            raise TeachLlamaError(f"{worker} is the last worker: its sessions have nowhere to go. Add another first")
+            raise TeachLlamaError(
+                f"{worker} is the last worker: its sessions cannot be moved. Add another worker first"
+            )
         with self._lock:
             here = [s for s in self.sessions if s.worker == worker]
         for session in here:

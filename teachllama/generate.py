@@ -35,12 +35,12 @@ class GenerationStats:
 
     @property
     def prefill_tps(self) -> float:
-        """Prompt tokens a second."""
+        """Prompt tokens per second."""
         return self.n_prompt / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tps(self) -> float:
-        """Generated tokens a second, after the first."""
+        """Generated tokens per second, after the first."""
         return (self.n_generated - 1) / self.decode_s if self.decode_s and self.n_generated > 1 else 0.0
 
 

@@ -117,7 +117,7 @@ class _Table:
             raise GGUFError(f"{self.file.path}: has no tensor {name!r}, which every {self.family.name} model needs")
         if info.shape not in shapes:
             wanted = " or ".join(map(str, shapes))
-            raise GGUFError(f"{self.file.path}: tensor {name!r} has shape {info.shape}; the metadata makes it {wanted}")
+            raise GGUFError(f"{self.file.path}: tensor {name!r} has shape {info.shape}; the metadata requires {wanted}")
         return info
 
     def vector(self, name: str, *lengths: int) -> Callable[[F32Store], np.ndarray]:

@@ -115,7 +115,7 @@ class Metadata:
         if isinstance(value, (bool, int, float, str)) or not hasattr(value, "__len__"):
             return [self.number(key, least=0, most=most)] * self.n_layers
         if len(value) not in (self.n_layers, self.n_trunk):
-            raise self.fail(key, value, f"{self.n_layers} entries, one per layer; {len(value)} are there")
+            raise self.fail(key, value, f"{self.n_layers} entries, one per layer; found {len(value)}")
         items = value.tolist() if hasattr(value, "tolist") else list(value)  # a NumPy array, without importing NumPy
         for item in items:
             if not isinstance(item, int) or not 0 <= item <= most:

@@ -44,8 +44,8 @@ class HiddenStates(NumpyOps):
 class Model:
     """A loaded model: read-only, shared by all its sessions. Make one with `load_model`.
 
-    `config.seq_len` may be lowered before sessions are created. Use `close()`, or a `with` block, to give the weights'
-    memory back at once.
+    `config.seq_len` may be lowered before sessions are created. Use `close()`, or a `with` block, to free the weights'
+    memory at once.
     """
 
     def __init__(self, file: GGUFFile, weights: str = "f32", backend: str | None = "numpy"):
@@ -80,7 +80,7 @@ class Model:
     def weights(self) -> Weights:
         """The weights; raises `ClosedError` after `close`."""
         if self._weights is None:
-            raise ClosedError(f"model {self.config.name!r} was closed and its weights given back; load it again")
+            raise ClosedError(f"model {self.config.name!r} was closed and its weights freed; load it again")
         return self._weights
 
     @property
@@ -171,7 +171,7 @@ class Model:
 
     @property
     def fingerprint(self) -> Fingerprint:
-        """Digests of weights, configuration and tokenizer: what a session file is held against.
+        """Digests of weights, configuration and tokenizer: session files are checked against them.
 
         The first call reads all weights, about a second per gigabyte and processor; later ones return the same.
         """
@@ -212,7 +212,7 @@ class Model:
         return min(MAX_BATCH, max(16, MAX_SCORES // (n_heads * (start + MAX_BATCH))))
 
     def close(self) -> None:
-        """Gives the weights' memory back to the operating system. Its sessions can then no longer evaluate."""
+        """Returns the weights' memory to the operating system. Its sessions can then no longer evaluate."""
         weights, self._weights = self._weights, None
         compiled, self._compiled = self._compiled, None
         if compiled is not None:

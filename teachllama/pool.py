@@ -231,7 +231,7 @@ class Pool:
     ) -> PooledSession:
         """A new session, which holds no page yet. Arguments: see `Model.create_session`."""
         if self.closed:
-            raise ClosedError("this pool was closed and its memory given back; create another with create_pool()")
+            raise ClosedError("this pool was closed and its memory freed; create another with create_pool()")
         session = PooledSession(self, self.model.config.seq_len if seq_len is None else seq_len, seed, swa_full)
         self.model._sessions.add(session)
         self._sessions.add(session)

@@ -318,7 +318,7 @@ class Session:
             self._cache.kept_from = 0
 
     def reset(self) -> None:
-        """Back to how it was created: position 0, the cache's memory given back, the random numbers from their seed."""
+        """Back to the initial state: position 0, the cache's memory freed, the random numbers from their seed."""
         with self.lock:
             self._check_free()
             self._move_back(0)
@@ -330,7 +330,7 @@ class Session:
         """A second session in the same state, with a cache of its own.
 
         Args:
-            seed: give the copy its own random numbers; without one it goes on exactly as this session would.
+            seed: give the copy its own random numbers; without one it continues exactly as this session would.
         """
         with self.lock:
             self._check_free()
@@ -381,7 +381,7 @@ class Session:
                 self._running = ""
 
     def close(self) -> None:
-        """Gives the KV cache back to the operating system, now; waits for another thread's call on this session.
+        """Returns the KV cache's memory to the operating system, now; waits for another thread's call on this session.
 
         A view taken from `k_cache` or `v_cache` before reads zeros afterwards on Linux.
         """
@@ -409,7 +409,7 @@ class Session:
 
     def _check_open(self) -> None:
         if self.closed:
-            raise ClosedError(f"session {self.number} was closed and its KV cache given back; create another")
+            raise ClosedError(f"session {self.number} was closed and its KV cache freed; create another")
         self.model.weights  # raises if the model is closed
 
     def _check_free(self) -> None:

@@ -18,7 +18,7 @@ _n_threads: int | None = None
 def get_num_threads() -> int:
     """How many threads compiled kernels use: what was set, or the physical cores this process may run on.
 
-    `OMP_NUM_THREADS`, which other libraries heed too, is an upper limit of the latter: servers set it for each user.
+    `OMP_NUM_THREADS`, which other libraries use too, is an upper limit of the latter: servers set it for each user.
     """
     if _n_threads is not None:
         return _n_threads

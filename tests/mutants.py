@@ -30,7 +30,7 @@ TWINS = {
     "min": "max", "max": "min", "mean": "sum", "sum": "mean", "argmax": "argmin", "argmin": "argmax", "ceil": "floor",
     "exp": "exp2", "log": "log2", "median": "mean", "cumsum": "cumprod", "searchsorted": "digitize",
 }  # fmt: skip
-NOTEBOOKS = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10")
+NOTEBOOKS = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10", "11", "12", "13")
 
 
 def mutants(source: str, powers: bool = True) -> Iterator[str]:

@@ -22,6 +22,7 @@ import teachllama as tl
 from teachllama import cli, folders, hub
 from teachllama.cli import prompt
 from teachllama.cli.generate import decoded
+from teachllama.cli.run import _for_offline
 from teachllama.errors import FetchError, ParameterError, TeachLlamaError
 from tests.test_chat import tiny_chat_model
 from tests.tools import tiny_model
@@ -215,7 +216,15 @@ def test_a_cell_that_takes_too_long_is_named(tmp_path: Path, capsys: Any) -> Non
     page = tmp_path / "p.html"
     assert cli.main(["run", str(tmp_path / "n.ipynb"), "tiny-stories", "--timeout", "1", "--html", str(page)]) == 1
     assert "cell 1 ran longer than 1 s (--timeout)" in capsys.readouterr().err
-    assert page.exists()
+    assert 'src="http' not in page.read_text("utf-8")  # a page without formulas asks no other server for scripts
+
+
+def test_a_page_with_formulas_keeps_the_script_that_draws_them() -> None:
+    nbformat, nbconvert = pytest.importorskip("nbformat"), pytest.importorskip("nbconvert")
+    for text, fetched in ((r"so $a^2$", True), ("plain", False)):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+        page = nbconvert.HTMLExporter().from_notebook_node(notebook)[0]
+        assert ('src="https://' in _for_offline(page, notebook)) == fetched
 
 
 def test_a_kernel_that_dies_is_named(tmp_path: Path, capsys: Any) -> None:

@@ -38,6 +38,17 @@ def test_every_page_is_built_and_has_a_title(site: Path, page: str) -> None:
     assert "<h1>" in (site / f"{page}.html").read_text(encoding="utf-8")
 
 
+FROM_ELSEWHERE = re.compile(r"""<(?:script|img)\b[^>]*\bsrc=["']https?://|<link\b[^>]*\bhref=["']https?://""")
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_no_page_needs_a_script_a_style_or_a_picture_from_another_server(site: Path) -> None:
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 20
+    assert [page.name for page in pages if FROM_ELSEWHERE.search(page.read_text(encoding="utf-8"))] == []
+
+
 @needs_sphinx
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

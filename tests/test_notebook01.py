@@ -16,6 +16,7 @@ from teachllama.check import notebook01 as check
 from tests.tools import tiny_model
 
 pytest.importorskip("matplotlib", reason="the lab extra is not installed")
+pytest.importorskip("ipywidgets", reason="the lab extra is not installed")
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.patches import FancyBboxPatch, Rectangle

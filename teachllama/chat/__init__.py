@@ -1,4 +1,4 @@
-"""`Chat`: a conversation with a model: turns, written down by the template that the model's file brings.
+"""`Chat`: a conversation with a model: turns, written by the template in the model's file.
 
 Chat is generation over a templated prompt. This file knows messages, templates and tokens, and drives a session; it
 knows nothing of how templates are rendered safely (`sandbox.py`).
@@ -105,7 +105,9 @@ class Chat:
         said = [*before, *checked([{"role": "user", "content": text}])]
         ids = self._fitting(self.encode(said))
         self.dropped = self._unwritable(said[-1:])
-        self.session.generate(ids, params, max_new_tokens=max_new_tokens, stop=stop)  # not begun: for its checks alone
+        self.session.generate(
+            ids, params, max_new_tokens=max_new_tokens, stop=stop
+        )  # validates arguments; this generator is discarded
         return self._reply(before, said, ids, params, max_new_tokens, stop)
 
     def ask(self, text: str, params: SamplingParams = GREEDY, **options: Any) -> str:
@@ -263,7 +265,7 @@ class Chat:
     # ---- beginning again, keeping, trimming ----
 
     def replay(self, messages: Iterable[Mapping[str, str]]) -> None:
-        """Takes up a conversation: it becomes the history, and is evaluated; what the session shares with it is kept.
+        """Replaces the history by a conversation and evaluates it; positions that the session shares with it are kept.
 
         A chat into which another's history is replayed is where that one is: the same tokens, the same next token.
 
@@ -316,7 +318,7 @@ class Chat:
             return dropped
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation to a file; one that is there is replaced at once or not at all.
+        """Writes the conversation to a file; an existing one is replaced as a whole or not at all.
 
         A name that ends in .session or .safetensors gets the whole session, messages included: `load` then goes on
         without evaluating anything again. Any other name gets the messages as JSON, for people and other programs.
@@ -338,7 +340,7 @@ class Chat:
             raise ChatError(f"{path}: the conversation could not be saved: {e.strerror or e}") from None
 
     def load(self, path: str | os.PathLike[str]) -> int:
-        """Takes up a conversation that `save` wrote, in either form.
+        """Restores a conversation that `save` wrote, in either form.
 
         The form with keys and values is restored as it is. Where they don't fit, though the messages do (another
         quantization of the model, another cache type, a longer session than this one), the messages are evaluated
@@ -384,7 +386,7 @@ def messages_in(path: str | os.PathLike[str]) -> list[Message]:
         with open(path, "rb") as file:
             raw = file.read(MOST_FILE + 1)
         if len(raw) > MOST_FILE:
-            raise ChatError(f"{path}: larger than {MOST_FILE >> 20} MB; no conversation is")
+            raise ChatError(f"{path}: larger than {MOST_FILE >> 20} MB, too large for a conversation")
         data = json.loads(raw)
     except OSError as e:
         raise ChatError(f"{path}: the conversation could not be read: {e.strerror or e}") from None

@@ -1,4 +1,4 @@
-"""The five usual ways to write a conversation down, for files that bring no template of their own.
+"""The five usual ways to write a conversation down, for files without a template of their own.
 
 Each gives, for the same messages, the text that the family's published template gives (see tests/golden/chat).
 """

@@ -32,9 +32,9 @@ Alt-Enter     begin a new line in a message; a pasted block is one message
 A message may begin with a path, such as /etc/hosts. To begin one with a slash and a word, put a space first."""
 EPILOG = f"""\
 {NUMBERS}
-Standard input that is no terminal is read line by line: each line is a message or a command. Lines between two lines of
-three double quotes are one message. Messages typed at a terminal are kept for the arrow keys of the next run, in a file
-that only you can read; --no-history leaves that file alone."""
+Standard input that is not a terminal is read line by line: each line is a message or a command. Lines between two lines
+of three double quotes are one message. Messages typed at a terminal are kept for the arrow keys of the next run, in a
+file that only you can read; --no-history leaves that file alone."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a .gguf file, or a name that `teachllama models` lists")
     parser.add_argument("--system", metavar="TEXT", help="a system message to begin with")
     parser.add_argument(
-        "--template", metavar="T", help=f"instead of the file's own: a Jinja file, or {', '.join(FORMATS)}"
+        "--template",
+        metavar="T",
+        help=f"a template to use instead of the file's own: a Jinja file, or {', '.join(FORMATS)}",
     )
     parser.add_argument("--load", metavar="FILE", help="continue a saved conversation")
     parser.add_argument("--no-history", action="store_true", help="neither read nor write the history of messages")
@@ -105,7 +107,7 @@ def _command_in(message: str) -> str:
 def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) -> str:
     """Says a message and prints the reply. Returns why the reply ended."""
     if re.search("[\ud800-\udfff]", message):
-        raise ChatError("the message holds bytes that are not UTF-8; it was not sent")
+        raise ChatError("the message contains bytes that are not UTF-8; it was not sent")
     try:
         reply = chat.say(message, params, max_new_tokens=max_new_tokens)
     except ContextFullError:

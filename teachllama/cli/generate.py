@@ -46,7 +46,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: i
         parser.add_argument(
             f"--{name.replace('_', '-')}", type=kind or str, default=default, help=f"{text} (default: {default})"
         )
-    parser.add_argument("--seed", type=int, help="of the random numbers: the same seed gives the same text")
+    parser.add_argument("--seed", type=int, help="random seed: the same seed gives the same text")
     parser.add_argument("--seq-len", metavar="N", help="context in positions (default: the model's own, up to 4096)")
     parser.add_argument(
         "--max-new-tokens", default=max_new_tokens, metavar="N", help="at most this many tokens (default: %(default)s)"

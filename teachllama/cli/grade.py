@@ -19,12 +19,12 @@ SEED = "TEACHLLAMA_GRADE_SEED"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds this command's arguments."""
     parser.add_argument("assignment", help="a notebook's number, such as 04, or its name")
-    parser.add_argument("submissions", help="a folder or a zip file of what was handed in")
+    parser.add_argument("submissions", help="a folder or a zip file of submitted notebooks")
     parser.add_argument("--out", default="out/grades", metavar="FOLDER", help="where results go (default: %(default)s)")
     parser.add_argument("--jobs", default=str(os.cpu_count() or 1), metavar="N", help="notebooks at a time")
     parser.add_argument("--cluster", metavar="ADDRESS", help="a Dask scheduler whose workers grade instead")
     parser.add_argument(
-        "--seed", help=f"your secret word, from which hidden values follow (default: the variable {SEED})"
+        "--seed", help=f"your secret word, which determines the hidden values (default: the variable {SEED})"
     )
     parser.add_argument("--roster", metavar="CSV", help="the class, a name in each first column: lists who is missing")
     parser.add_argument("--as-user", metavar="NAME", help="the system user that runs students' code (needs root)")

@@ -38,7 +38,7 @@ EPILOG = (
     """\
 Sizes: 16G and 16GB are 16 * 10^9 bytes, 16Gi and 16GiB are 16 * 2^30; also k, M, T, and fractions (1.5T).
 Counts: 32768, 32,768, 32_768 and 32k (k is 1,024) are the same.
-A file that cannot be read whole is answered with a note, and exit status 1.
+For a file that cannot be read completely, a note is printed and the exit status is 1.
 
 --json prints one object:
   file, name, arch   the model
@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sessions", default="1", metavar="K", help="sessions at once, each with its own cache (default: 1)")
     add("--memory", metavar="SIZE", help="memory to fit weights and caches in, such as 16G or 16GiB")
     add("--plot", metavar="PNG", help="draw memory against context into this file (.png, .svg or .pdf)")
-    add("--strict", action="store_true", help="refuse what can only be counted with a doubt, with status 1")
+    add("--strict", action="store_true", help="refuse a result that may be wrong, with exit status 1")
     add("--json", action="store_true", help="print JSON")
     kv_engines.add_arguments(parser)
 

@@ -54,7 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"vllm: its share of --memory (default: {engines.GPU_SHARE})",
     )
     add = parser.add_argument_group("somebody else's number").add_argument
-    add("--explain", metavar="NUMBER", help="which mistake or engine's rule gives this size, such as '15 GB' or 288MiB")
+    add(
+        "--explain",
+        metavar="NUMBER",
+        help="find the mistake or the engine's rule that gives this size, such as '15 GB' or 288MiB",
+    )
 
 
 PROCESS = "Python, NumPy and compiled code take some 100 MB besides, whatever the model"

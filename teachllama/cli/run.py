@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
             del output["data"][WIDGET]  # no kernel answers on a page; its static twin stands for it
     html = path_of(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
-    html.write_text(_with_alt_text(HTMLExporter().from_notebook_node(notebook)[0], notebook), encoding="utf-8")
+    page = _for_offline(HTMLExporter().from_notebook_node(notebook)[0], notebook)
+    html.write_text(_with_alt_text(page, notebook), encoding="utf-8")
     shown = printable(str(html))
     if execution.stopped:
         where = f"in cell {execution.cell} of {len(notebook.cells)}" if execution.cell else "before the first cell"
@@ -200,6 +201,18 @@ def _with_alt_text(page: str, notebook: Any) -> str:
             alt = output.metadata.get("image/png", {}).get("alt") or "a picture, described in the text below it"
             page = page.replace('alt="No description has been provided for this image"', f'alt="{escape(alt)}"', 1)
     return page
+
+
+_FROM_ELSEWHERE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')  # MathJax, and what loads widgets
+
+
+def _for_offline(page: str, notebook: Any) -> str:
+    """Leaves out scripts from other servers, unless the notebook has a formula or a script of its own."""
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
+    scripts = any("<script" in str(data.get("text/html", "")) or "text/latex" in data for data in outputs)
+    formulas = any("$" in text or "\\(" in text or "\\begin" in text for text in texts)
+    return page if formulas or scripts else _FROM_ELSEWHERE.sub("", page)
 
 
 def _peak() -> str:

@@ -63,7 +63,7 @@ def path_of(text: str) -> Path:
         ParameterError: it holds a NUL character, which no path can.
     """
     if "\0" in text:
-        raise ParameterError(f"{printable(text)!r} is no path: it holds a NUL character")
+        raise ParameterError(f"{printable(text)!r} is not a path: it contains a NUL character")
     return Path(text if os.path.lexists(text) else os.path.expanduser(text))
 
 

@@ -37,7 +37,7 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
     if not isinstance(family, Family):
         raise ParameterError(f"expected a Family, found {type(family).__name__}")
     if family.name in FAMILIES and not replace:
-        raise ParameterError(f"there is a family {family.name!r} already; pass replace=True to use yours instead")
+        raise ParameterError(f"a family named {family.name!r} exists already; pass replace=True to use yours instead")
     FAMILIES[family.name] = family
     return family
 

@@ -99,7 +99,7 @@ def remote_file(spec: str, name: str | None = None) -> Iterator[tuple[int, Calla
     match = hub_match(spec)
     if match is None:
         place(spec)  # raises, and says how a spec is written
-        raise FetchError(f"{spec!r} is no file of the Hugging Face Hub")
+        raise FetchError(f"{spec!r} is not a file of the Hugging Face Hub")
     repo_id, file, revision = match
     if name is not None:
         file = "/".join([*file.split("/")[:-1], name])

@@ -196,9 +196,7 @@ class KVCache:
     def check_open(self) -> None:
         """Raises `ClosedError` after `close`."""
         if self.closed:
-            raise ClosedError(
-                "this session was closed and its KV cache given back; create another with create_session()"
-            )
+            raise ClosedError("this session was closed and its KV cache freed; create another with create_session()")
 
     def clear(self) -> None:
         """Gives every page back; the cache is as it was when created."""

@@ -62,7 +62,7 @@ class Pages:
     def array(self, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """A view of part of the mapping; it keeps the address range valid for as long as it lives."""
         if self._mmap is None:
-            raise ClosedError("this memory was given back")
+            raise ClosedError("this memory was freed")
         return np.frombuffer(self._mmap, dtype, count=math.prod(shape), offset=offset).reshape(shape)
 
     def give_back(self, offset: int, nbytes: int) -> None:

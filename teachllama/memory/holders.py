@@ -150,7 +150,7 @@ def forget_history() -> None:
     """Lets go of what Python and IPython keep by themselves: displayed results, and the last error with its traceback.
 
     Clears `Out`, `_`, `__`, `___`, `_1`, `_2` and so on, IPython's own copies of these, its record of the last cell,
-    and `sys.last_value` with its kin; then collects garbage. The usual means do less: `del Out[5]` leaves `_5` and `_`;
+    and `sys.last_value` and the like; then collects garbage. The usual means do less: `del Out[5]` leaves `_5` and `_`;
     `%reset -f out` leaves a hidden copy of `_` (IPython 9) and all tracebacks; `traceback.clear_frames` leaves the copy
     of a call's variables that showing the error has made (Python 3.11 and 3.12).
     """

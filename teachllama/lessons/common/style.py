@@ -26,6 +26,7 @@ try:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
     from matplotlib.transforms import Affine2D
+    from PIL import Image  # which matplotlib needs, too
 except ImportError as e:
     raise ImportError(
         'teachllama.show draws with matplotlib, which is not installed: pip install "teachllama[lab]"'
@@ -76,8 +77,12 @@ class Picture(Figure):
     alt: str = ""
 
     def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
-        file = io.BytesIO()
-        self.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
+        drawn_as, file = io.BytesIO(), io.BytesIO()
+        self.savefig(drawn_as, format="png", dpi=DPI)
+        pixels = Image.open(drawn_as).convert("RGB")
+        # A palette makes a file a third as large. MAXCOVERAGE keeps colours that few pixels have.
+        palette = pixels.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        palette.save(file, "PNG")
         width, height = self.get_size_inches()
         return file.getvalue(), {"alt": self.alt, "width": round(width * 100), "height": round(height * 100)}
 

@@ -74,7 +74,7 @@ def token_boxes(
         names.append((y, f"{name}: {len(ids)} token{'s' * (len(ids) != 1)}"))
         x, y = 0.0, y + label
         for i, (piece, part) in zip(ids, pieces, strict=True):
-            width = min(max(_width(piece, BODY), _width(str(i), SMALL - 1)) + 11, ROOM)
+            width = min(max(text_width(piece, BODY), text_width(str(i), SMALL - 1)) + 11, ROOM)
             if x + width > ROOM:
                 x, y = 0.0, y + row
             boxes.append((x, y, width, piece, i, part))
@@ -110,8 +110,8 @@ def _piece(model: Model, token_id: int) -> tuple[str, bool]:
     return text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…", False
 
 
-def _width(text: str, size: float) -> float:
-    """In points."""
+def text_width(text: str, size: float) -> float:
+    """How wide a text is in points, at `size` points."""
     return float(TextPath((0, 0), text, size, prop=FontProperties(family="DejaVu Sans")).get_extents().width)
 
 
