@@ -15,6 +15,7 @@ import numpy as np
 
 from teachllama.errors import ParameterError
 from teachllama.gguf_file import open_gguf
+from teachllama.lessons.common.gguf_copies import add_metadata
 from teachllama.lessons.common.style import (
     BLUE,
     DASHED,
@@ -256,8 +257,6 @@ def fewer_layers(source: str | os.PathLike[str], target: str | os.PathLike[str],
     """
     from gguf import GGUFWriter
 
-    from teachllama.requantize import _add
-
     with open_gguf(source) as file:
         metadata = dict(file.metadata.items())
         arch = str(metadata["general.architecture"])
@@ -270,7 +269,7 @@ def fewer_layers(source: str | os.PathLike[str], target: str | os.PathLike[str],
         try:
             for key, value in metadata.items():
                 if key != "general.architecture":
-                    _add(writer, key, value)
+                    add_metadata(writer, key, value)
             for info in file.tensors.values():
                 of_layer = re.fullmatch(r"blk\.(\d+)\.(.*)", info.name)
                 if of_layer is None:
