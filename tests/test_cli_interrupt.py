@@ -64,7 +64,9 @@ def ended_in_order(process: subprocess.Popen[str], err: str) -> None:
     assert "Error" not in err
 
 
-@pytest.mark.parametrize("command", ["kv", "inspect", "models", "fetch", "generate", "chat", "warmup", "run"])
+@pytest.mark.parametrize(
+    "command", ["kv", "inspect", "models", "fetch", "generate", "chat", "warmup", "run", "quantize"]
+)
 def test_ctrl_c_is_status_130_in_every_command(
     command: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,7 +77,7 @@ def test_ctrl_c_is_status_130_in_every_command(
 
     module = importlib.import_module(f"teachllama.cli.{command}")
     monkeypatch.setattr(module, "run", interrupted)
-    argv = {"models": [], "warmup": [], "generate": ["x", "y"]}.get(command, ["x"])
+    argv = {"models": [], "warmup": [], "generate": ["x", "y"], "quantize": ["x", "y", "Q8_0"]}.get(command, ["x"])
     assert cli.main([command, *argv]) == 130
     assert capsys.readouterr().err == "\nstopped\n"
 
