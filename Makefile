@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= lab,test,docs
+# Tests run in as many processes as there are cores, four at most; SIDE_BY_SIDE= runs them one after another.
+SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist worksteal
 
 .PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench bench-serve clean
 
@@ -40,10 +42,10 @@ size: $(INSTALLED)
 test: lint
 	$(BIN)/teachllama fetch smollm2-135m
 	$(BIN)/teachllama warmup
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE)
 
 test-fast: lint
-	$(BIN)/python -m pytest -q -m "not model and not notebook and not browser and not slow"
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "not model and not notebook and not browser and not slow"
 
 # Runs the notebooks in fresh kernels and keeps their outputs; do this before you commit one.
 notebooks: $(INSTALLED)
