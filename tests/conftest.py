@@ -17,6 +17,14 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Side by side, a file's tests stay in one process, which shares what its fixtures make; notebooks go one by one."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            if item.get_closest_marker("notebook") is None:
+                item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 def _model_path(variable: str, name: str) -> str:
     if path := os.environ.get(variable):
         return path

@@ -122,8 +122,8 @@ def _equivalent(mutant: Any, solution: Any, exercise: Exercise) -> bool:
     return all(same(_answer(mutant, c, exercise), _answer(solution, c, exercise)) for c in cases)
 
 
-def refused_share(number: str) -> tuple[int, int, int, list[str]]:
-    """Of the mutants of a lesson's solutions: refused, of these by the hidden cases alone, all that are not equivalent,
+def refused_share(number: str, every: int = 1) -> tuple[int, int, int, list[str]]:
+    """Of the mutants (each, every third, ...) of a lesson's solutions: refused, of these by the hidden cases alone, all that are not equivalent,
     and which were accepted.
     """
     found = lesson(number)
@@ -140,7 +140,7 @@ def refused_share(number: str) -> tuple[int, int, int, list[str]]:
             source = f"def {exercise.signature}:\n{body}\n    return answer"
         names = _run(found.setup)
         solution = _run(source, names)[exercise.names[0]]
-        for mutant in dict.fromkeys(mutants(source, powers=not exercise.signature)):
+        for mutant in list(dict.fromkeys(mutants(source, powers=not exercise.signature)))[::every]:
             try:
                 function = _run(mutant, names)[exercise.names[0]]
             except Exception:
@@ -167,6 +167,7 @@ if __name__ == "__main__":
 
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
         del arguments[0]
+    some = int(arguments.pop(0).removeprefix("--every=")) if arguments and arguments[0].startswith("--every=") else 1
     for each in arguments or [l.number for l in lessons() if l.number in NOTEBOOKS]:
-        n_refused, hidden, n, left = refused_share(each)
+        n_refused, hidden, n, left = refused_share(each, some)
         print(f"{each}: {n_refused} of {n} refused, {hidden} by hidden cases alone", *left, sep="\n  ", flush=True)

@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[1]
 ASSIGNMENTS = lessons()
 WITHOUT_MODEL = [a for a in ASSIGNMENTS if not a.needs_model]
 WITH_MODEL = [a for a in ASSIGNMENTS if a not in WITHOUT_MODEL]
+MOST = None if os.environ.get("TEACHLLAMA_ALL_LESSONS") else 1
+DEMO = {True: WITH_MODEL[:MOST], False: WITHOUT_MODEL[:MOST]}
 needs_nbgrader = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
@@ -243,7 +245,10 @@ class TestAssignments:
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Demos]:
-    """Both demos, side by side: most of the time is spent in starting kernels."""
+    """Both demos, side by side: most of the time is spent in starting kernels.
+
+    With one lesson each, or with TEACHLLAMA_ALL_LESSONS with all. tests/test_grading.py grades every lesson's answers.
+    """
     env = {}
     with contextlib.suppress(pytest.skip.Exception):
         env = {"TEACHLLAMA_MODEL": request.getfixturevalue("smollm2_path")}
@@ -254,7 +259,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
             only = [part for a in assignments for part in ("--only", a.notebook)]
             return folder, pool.submit(run, "exercises.grade_demo", folder, *only, **env)
 
-        yield {True: begin(WITH_MODEL) if env else None, False: begin(WITHOUT_MODEL)}
+        yield {True: begin(DEMO[True]) if env else None, False: begin(DEMO[False])}
 
 
 class TestGradeDemo:
@@ -288,13 +293,13 @@ class TestGradeDemo:
     def test_three_submissions_are_graded_from_end_to_end(self, demos: Demos) -> None:
         demo = demos[False]
         assert demo
-        self.graded(WITHOUT_MODEL, demo[0], demo[1].result())
+        self.graded(DEMO[False], demo[0], demo[1].result())
 
     @pytest.mark.model
     def test_three_submissions_with_a_model_are_graded_from_end_to_end(self, demos: Demos) -> None:
         if not (demo := demos[True]):
             pytest.skip("needs SmolLM2: teachllama fetch smollm2-135m")
-        self.graded(WITH_MODEL, demo[0], demo[1].result())
+        self.graded(DEMO[True], demo[0], demo[1].result())
 
     def test_notebooks_that_came_by_mail_are_collected_by_their_names(self, tmp_path: Path) -> None:
         name = WITHOUT_MODEL[0].notebook

@@ -81,9 +81,11 @@ def test_a_lesson_is_found_by_its_number_and_its_name() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on memory to set")
 @pytest.mark.parametrize("number", NOTEBOOKS)
 def test_mutants_of_the_right_solutions_are_refused(number: str) -> None:
-    # A process of its own, with a bound: a mutant may ask for any amount of memory.
+    # A process of its own, with a bound: a mutant may ask for any amount of memory. All of them with this variable; the
+    # table in docs/instructors.md counts all.
+    every = "--every=1" if os.environ.get("TEACHLLAMA_ALL_MUTANTS") else "--every=5"
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.mutants", "--bounded", number],
+        [sys.executable, "-W", "ignore", "-m", "tests.mutants", "--bounded", every, number],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -91,7 +93,7 @@ def test_mutants_of_the_right_solutions_are_refused(number: str) -> None:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     refused, total = map(int, re.findall(r"(\d+) of (\d+) refused", done.stdout)[0])
-    assert total > 20
+    assert total > 10
     assert refused == total, done.stdout
 
 
