@@ -225,11 +225,11 @@ def plane(pass_cost: float, k: int, drafts: Mapping[str, tuple[float, float, flo
         text = "guesses cost nothing" if not cost else f"each costs {cost:g} passes"
         note(ax, text, (1, float(gain[-1])), (8, 0), color=dark(colour), fontsize=SMALL)
     ax.plot([0, 1], [1, 1], color=INK, linewidth=1.4)
-    for name, (share, cost, gain) in drafts.items():
+    for i, (name, (share, cost, gain)) in enumerate(drafts.items()):
         ax.scatter([share], [gain], color=ORANGE, s=90, edgecolor=INK, linewidth=1, zorder=4)
         side = -1 if share > 0.6 else 1
         place = "right" if side < 0 else "left"
-        note(ax, f"{name} ({cost:.2f})", (share, gain), (10 * side, -3), ha=place, fontsize=SMALL)
+        note(ax, f"{name} ({cost:.2f})", (share, gain), (10 * side, 10 if i % 2 else -10), ha=place, fontsize=SMALL)
     ax.set_xlim(0, 1.32)  # the curves' names stand right of them
     ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     ax.set_ylim(0, (k + 1) / pass_cost * 1.05)
