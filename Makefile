@@ -95,7 +95,7 @@ bench: $(INSTALLED) $(PEER)
 	$(BIN)/python benchmarks/serve.py --peer .venv-peer/bin/python
 	$(BIN)/python benchmarks/page.py
 
-# The load test of docs/serving.md alone: five minutes.
+# The load test of docs/serving.md alone: about six minutes.
 bench-serve: $(INSTALLED) $(PEER)
 	$(BIN)/teachllama fetch smollm2-135m
 	$(BIN)/teachllama warmup
