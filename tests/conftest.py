@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay in one process, which shares what its fixtures make; notebooks go one by one."""
+    """Side by side, a file's tests stay in one process, which shares what fixtures make; notebooks go one by one."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.get_closest_marker("notebook") is None:

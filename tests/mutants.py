@@ -123,8 +123,8 @@ def _equivalent(mutant: Any, solution: Any, exercise: Exercise) -> bool:
 
 
 def refused_share(number: str, every: int = 1) -> tuple[int, int, int, list[str]]:
-    """Of the mutants (each, every third, ...) of a lesson's solutions: refused, of these by the hidden cases alone, all that are not equivalent,
-    and which were accepted.
+    """Of the mutants (each, every third, ...) of a lesson's solutions: refused, of these by the hidden cases alone, all
+    that are not equivalent, and which were accepted.
     """
     found = lesson(number)
     notebook = nbformat.read(FOLDER / f"{found.notebook}.ipynb", as_version=4)

@@ -4,6 +4,7 @@ mutants of the right solution are refused.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
