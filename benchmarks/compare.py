@@ -163,7 +163,7 @@ def compiled_c() -> Callable[..., object] | None:
         library = Path(folder) / "tile.so"
         shapes = [f"-DROWS={shape.rows}", f"-DLANES={shape.lanes}", f"-DVECTOR={nbytes}"]
         subprocess.run(
-            [compiler, "-O3", "-ffast-math", "-shared", "-fPIC", *flags, *shapes, str(HERE / "tile.c"), "-o", library],
+            [compiler, "-O3", "-shared", "-fPIC", *flags, *shapes, str(HERE / "tile.c"), "-o", library],
             check=True,
         )
         products = ctypes.CDLL(str(library)).products

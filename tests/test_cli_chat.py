@@ -213,7 +213,7 @@ def test_a_full_context_is_explained_in_the_words_of_the_command_line(path: str,
 def test_a_path_with_a_nul_is_refused_and_the_conversation_goes_on(path: str) -> None:
     done = talk(path, "/save a\0b\n/load a\0b\nthe\n")
     assert done.returncode == 0
-    assert done.stderr.count("holds a NUL character") == 2
+    assert done.stderr.count("contains a NUL character") == 2
     assert "written" in done.stderr
 
 

@@ -367,7 +367,7 @@ READ_Q4_1 = Exercise(
     points=(2, 1),
     shows="read a block of Q4_1 back",
     usual="`pairs`: neighbours from one byte; `high_first`; `no_minimum`; `minus_8`: as in Q4_0; `swapped`: scale and "
-    "minimum; `minimum_scaled`; `minimum_subtracted`; `numbers`: no scale; `wrapped`: computed in bytes",
+    "minimum; `minimum_scaled`; `minimum_subtracted`; `numbers`: no scale; `half_the_block`",
     mistake=(
         "pairs",
         cleandoc("""
