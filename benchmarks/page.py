@@ -14,7 +14,7 @@ def speed_table(result: dict[str, Any]) -> str:
     """One table for all models."""
     machine = result["machine"]
     lines = [
-        f"### {machine['kind']}",
+        f"### {machine['kind']}, {machine['processor'].replace('(R)', '').removesuffix(' Processor')}",
         "",
         f"Measured on {result['date']}: {machine['processor']}, {machine['threads']} threads, which read "
         f"{machine['read_gb_s']:.0f} GB/s and reach {machine['f32_gflop_s']:.0f} GFLOP/s of float32 here; other "
@@ -271,7 +271,8 @@ def main() -> None:
     (measured / "bandwidth.inc").write_text("\n".join(tables), encoding="utf-8")
     arithmetic = [table for r in kinds.values() if (table := arithmetic_table(r))]
     (measured / "arithmetic.inc").write_text("\n".join(arithmetic), encoding="utf-8")
-    (measured / "second.inc").write_text("\n".join(filter(None, map(second_table, kinds.values()))), encoding="utf-8")
+    if second := "\n".join(filter(None, map(second_table, kinds.values()))):
+        (measured / "second.inc").write_text(second, encoding="utf-8")
     for name, result in kinds.items():
         picture(result, DOCS / "images" / f"{name}.png")
     fidelity = json.loads((measured / "fidelity.json").read_text(encoding="utf-8"))

@@ -10,7 +10,9 @@ static inline __attribute__((always_inline)) void rows(const float *w, const flo
   for (int lane = 0; lane < WIDTH; lane += LANES) {
     vector sums[ROWS][VECTORS] = {0};
     for (int k = 0; k < N; k++)
+#pragma GCC unroll 16
       for (int r = 0; r < n_rows; r++)
+#pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
           sums[r][v] += w[N * r + k] * *(const vector *)(x + WIDTH * k + lane + PER * v);
     for (int r = 0; r < n_rows; r++)
