@@ -12,10 +12,8 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.pop(
-        "COLUMNS", None
-    )  # xdist gives its workers the terminal's width: what we print is made for no terminal
+if "PYTEST_XDIST_WORKER" in os.environ:  # it has the terminal's width, and our output goes to no terminal
+    os.environ.pop("COLUMNS", None)
 
 # No test fails because the machine was busy.
 hypothesis.settings.register_profile("untimed", deadline=None)

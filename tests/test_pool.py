@@ -386,7 +386,9 @@ def test_a_session_whose_close_is_interrupted_anywhere_is_open_or_holds_no_page(
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=40 if os.environ.get("TEACHLLAMA_FUZZ") else 8, deadline=None, suppress_health_check=list(HealthCheck)
+)
 @given(st.lists(step, min_size=3, max_size=25))
 def test_whatever_is_done_and_wherever_it_is_interrupted_no_page_is_lost_and_no_number_wrong(
     model: tl.Model, work: list[tuple[str, int, int, int | None]]
