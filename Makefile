@@ -5,8 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 EXTRAS ?= lab,test,docs
-# Tests run in as many processes as there are cores, four at most; SIDE_BY_SIDE= runs them one after another.
-SIDE_BY_SIDE ?= -n auto --maxprocesses 4 --dist loadgroup
+# Tests run in as many processes as there are processors, four at most; SIDE_BY_SIDE= runs them one after another.
+SIDE_BY_SIDE ?= -n logical --maxprocesses 4 --dist loadgroup
 
 .PHONY: lab run test test-fast lint size docs notebooks assignments grade-demo binder-check golden bench bench-serve clean
 
