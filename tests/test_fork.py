@@ -72,7 +72,7 @@ def in_the_background(work):
 def script(code: str, *args: object, most: float = 240) -> str:
     """Runs `COMMON` and code in a process of its own; returns what it printed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMON + textwrap.dedent(code), *map(str, args)],
+        [sys.executable, "-u", "-c", COMMON + textwrap.dedent(code), *map(str, args)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,7 +180,7 @@ if child == 0:
 print(sandbox._renderer._process.pid, child, flush=True)
 time.sleep(100)
 """
-    parent = subprocess.Popen([sys.executable, "-c", COMMON + code], stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen([sys.executable, "-u", "-c", COMMON + code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     with parent.stdout as out:
         renderer, child = map(int, out.readline().split())
