@@ -162,10 +162,11 @@ def compiled_c() -> Callable[..., object] | None:
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder) / "tile.so"
         shapes = [f"-DROWS={shape.rows}", f"-DLANES={shape.lanes}", f"-DVECTOR={nbytes}"]
-        subprocess.run(
-            [compiler, "-O3", "-shared", "-fPIC", *flags, *shapes, str(HERE / "tile.c"), "-o", library],
-            check=True,
-        )
+        command = [compiler, "-O3", "-shared", "-fPIC", *flags, *shapes, str(HERE / "tile.c"), "-o", str(library)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            print(f"no C loop: {shlex.join(command)} failed:\n{done.stderr[-500:]}")
+            return None
         products = ctypes.CDLL(str(library)).products
     products.argtypes, products.restype = [ctypes.c_void_p] * 3 + [ctypes.c_long], None
     return products

@@ -10,11 +10,16 @@ from typing import Any
 DOCS = Path(__file__).parent.parent / "docs"
 
 
+def machine_name(machine: dict[str, Any]) -> str:
+    """The kind of vector unit and the processor, as headings have them."""
+    return f"{machine['kind']}, {machine['processor'].replace('(R)', '').removesuffix(' Processor')}"
+
+
 def speed_table(result: dict[str, Any]) -> str:
     """One table for all models."""
     machine = result["machine"]
     lines = [
-        f"### {machine['kind']}, {machine['processor'].replace('(R)', '').removesuffix(' Processor')}",
+        f"### {machine_name(machine)}",
         "",
         f"Measured on {result['date']}: {machine['processor']}, {machine['threads']} threads, which read "
         f"{machine['read_gb_s']:.0f} GB/s and reach {machine['f32_gflop_s']:.0f} GFLOP/s of float32 here; other "
@@ -57,12 +62,16 @@ def loss(ratio: float) -> str:
 def bandwidth_table(result: dict[str, Any]) -> str:
     """How near decoding comes to reading every weight once a token at the machine's pace."""
     limit = result["machine"]["read_gb_s"]
-    lines = ["| model | bytes a token | read while decoding | of this machine's pace |", "|---|---:|---:|---:|"]
+    lines = [
+        "| model | bytes a token | read while decoding | of this machine's pace | llama.cpp |",
+        "|---|---:|---:|---:|---:|",
+    ]
     for name, found in result["models"].items():
         row = next(row for task, row in found["rows"].items() if task.startswith("decode 128"))
-        pace = row["ours"] * found["file_nbytes"] / 1e9
+        pace, theirs = (tps * found["file_nbytes"] / 1e9 for tps in (row["ours"], max(row["off"], row["on"])))
         lines.append(
-            f"| {name} | {found['file_nbytes'] / 1e6:,.0f} MB | {pace:.1f} GB/s | {100 * pace / limit:.0f} % |"
+            f"| {name} | {found['file_nbytes'] / 1e6:,.0f} MB | {pace:.1f} GB/s | {100 * pace / limit:.0f} % | "
+            f"{100 * theirs / limit:.0f} % |"
         )
     return "\n".join(lines) + "\n"
 
@@ -73,22 +82,23 @@ def arithmetic_table(result: dict[str, Any]) -> str:
     if not limit:
         return ""
     lines = [
-        f"{result['machine']['kind']}: a C loop of the same shape makes {limit:.0f} GFLOP/s here, the kernels' own "
-        f"tile {result['machine']['f32_gflop_s']:.0f}.",
+        f"{machine_name(result['machine'])}: a C loop of the same shape makes {limit:.0f} GFLOP/s here, the kernels' "
+        f"own tile {result['machine']['f32_gflop_s']:.0f}.",
         "",
-        "| model | prefill 512 | of the C loop's pace |",
-        "|---|---:|---:|",
+        "| model | prefill 512 | of the C loop's pace | llama.cpp, in 8-bit integers |",
+        "|---|---:|---:|---:|",
     ]
     for name, found in result["models"].items():
-        pace = 2 * found["n_weights"] * found["rows"]["prefill 512"]["ours"] / 1e9
-        lines.append(f"| {name} | {pace:.0f} GFLOP/s | {100 * pace / limit:.0f} % |")
+        row = found["rows"]["prefill 512"]
+        pace, theirs = (2 * found["n_weights"] * tps / 1e9 for tps in (row["ours"], max(row["off"], row["on"])))
+        lines.append(f"| {name} | {pace:.0f} GFLOP/s | {100 * pace / limit:.0f} % | {theirs:.0f} Gop/s |")
     return "\n".join(lines) + "\n"
 
 
 def second_table(result: dict[str, Any]) -> str:
     """Beside a second engine's llama-bench, if there was one."""
     lines = [
-        f"{result['machine']['kind']}:",
+        f"{machine_name(result['machine'])}:",
         "",
         "| model | engine | task | teachllama | its flash attention off / on | ratio to the better | it loses |",
         "|---|---|---|---:|---:|---:|---|",
@@ -168,8 +178,9 @@ def serve_tables(result: dict[str, Any]) -> str:
         "",
         f"8 clients, each with one request at a time, {clients['eight'][0]['n_requests']} in all; short prompts "
         f"(median {asked['own'][0]} tokens) and answers of {asked['new'][0]} (median); the middle of "
-        f"{len(clients['gains'])} turns. Of the requests, {100 * clients['same_as_alone']:.0f} % begin with the same "
-        f"8 tokens as one at a time, and {100 * clients['same_as_peer']:.0f} % with llama.cpp's.",
+        f"{len(clients['gains'])} turns (llama.cpp, one at a time: one turn). Of the requests, "
+        f"{100 * clients['same_as_alone']:.0f} % begin with the same 8 tokens as one at a time, and "
+        f"{100 * clients['same_as_peer']:.0f} % with llama.cpp's.",
         "",
         "| | tokens a second | first token, ms: 50th / 95th / 99th percentile | between tokens, ms |",
         "|---|---:|---:|---:|",
@@ -267,7 +278,7 @@ def main() -> None:
     measured = DOCS / "measured"
     kinds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measured.glob("speed-*.json"))}
     (measured / "speed.inc").write_text("\n".join(map(speed_table, kinds.values())), encoding="utf-8")
-    tables = [f"{r['machine']['kind']}:\n\n{bandwidth_table(r)}" for r in kinds.values()]
+    tables = [f"{machine_name(r['machine'])}:\n\n{bandwidth_table(r)}" for r in kinds.values()]
     (measured / "bandwidth.inc").write_text("\n".join(tables), encoding="utf-8")
     arithmetic = [table for r in kinds.values() if (table := arithmetic_table(r))]
     (measured / "arithmetic.inc").write_text("\n".join(arithmetic), encoding="utf-8")

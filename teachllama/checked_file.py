@@ -22,6 +22,7 @@ import shutil
 import stat
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ def refuse_path(path: str, e: Exception, done: str) -> NoReturn:
         raise SessionFileError(f"{path}: no such file or folder; check the path", "missing") from None
     if code in (errno.EACCES, errno.EPERM, errno.EROFS):
         raise SessionFileError(
-            f"{path} could not be {done}: {said}{unchanged}. Session files are their owner's alone (mode 0600); check "
+            f"{path} could not be {done}: {said}{unchanged}. Such files are their owner's alone (mode 0600); check "
             "who owns it and its folder",
             "permission",
         ) from None
@@ -178,7 +179,7 @@ def refuse_path(path: str, e: Exception, done: str) -> NoReturn:
 # Reading --------------------------------------------------------------------------------------------------------------
 
 
-class CheckedFile:
+class CheckedFile(ABC):
     """An open file whose header was checked; tensors are checked as they are read.
 
     Attributes:
@@ -218,13 +219,13 @@ class CheckedFile:
             self.close()
             raise
 
+    @abstractmethod
     def _check_header(self) -> None:
         """Sets `header`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _check_shapes(self) -> None:
         """Raises where the table of tensors is not what the header says."""
-        raise NotImplementedError
 
     def _check_size(self) -> int:
         """Bytes of the file. The library would believe a header length that no session file has."""

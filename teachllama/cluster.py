@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from teachllama import hub, session_file
+from teachllama.beginnings import agreeing
 from teachllama.errors import ParameterError, SessionFileError, TeachLlamaError
 from teachllama.generate import GenerationStats, Token
 from teachllama.model import Model, load_model
@@ -119,11 +120,11 @@ def _session(setup: Setup, model: Model, state: State, wanted: list[int], exactl
         return own, own.n_past
     most = max(0, len(wanted) - 1)  # at least one token is evaluated, for its logits
     if own is not None:
-        reused = _back_to(own, min(shared(own.tokens, wanted), most))
+        reused = _back_to(own, min(agreeing(own.tokens, wanted), most))
         return own, reused
     session = model.create_session(seq_len=state.seq_len, kv_dtype=state.kv_dtype, seed=state.seed)
-    donor = max(others, key=lambda s: shared(s.tokens, wanted), default=None)
-    n = 0 if donor is None else min(shared(donor.tokens, wanted), most)
+    donor = max(others, key=lambda s: agreeing(s.tokens, wanted), default=None)
+    n = 0 if donor is None else min(agreeing(donor.tokens, wanted), most)
     alike = donor is not None and (donor.seq_len, donor.kv_dtype) == (session.seq_len, session.kv_dtype)
     if donor is None or n < MIN_SHARED or not alike:
         return session, 0
@@ -188,11 +189,6 @@ def _forget() -> None:
             model.close()
         _held.clear()
         _models.clear()
-
-
-def shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two conversations have in common from the beginning."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 # At the client --------------------------------------------------------------------------------------------------------
@@ -337,8 +333,8 @@ class Cluster:
         if self.routing == "prefix":
             with self._lock:
                 others = [s for s in self.sessions if s is not session and s.worker in alive]
-            best = max(others, key=lambda s: shared(s.state.tokens, wanted), default=None)
-            if best is not None and best.worker and shared(best.state.tokens, wanted) >= MIN_SHARED:
+            best = max(others, key=lambda s: agreeing(s.state.tokens, wanted), default=None)
+            if best is not None and best.worker and agreeing(best.state.tokens, wanted) >= MIN_SHARED:
                 return best.worker
         return self._least_loaded(alive)
 

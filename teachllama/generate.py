@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from teachllama.errors import ParameterError
 
 if TYPE_CHECKING:
     from teachllama.tokenizer import Tokenizer
+
+
+def checked_stops(stop: object) -> list[str]:
+    """One text to stop at, or several -> a list; raises `ParameterError` for anything else."""
+    stops: list[Any] = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
+    if any(not isinstance(s, str) or not s for s in stops):
+        raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
+    return stops
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ class Pool:
     """
 
     def __init__(self, model: Model, nbytes: int, kv_dtype: KVDtype = "f32"):
-        self.model, self.kv_dtype, self.lock = model, kv_dtype, threading.RLock()
+        self.model, self.lock = model, threading.RLock()
         self.caches: weakref.WeakSet[PagedCache] = weakref.WeakSet()
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         model.weights  # raises if the model is closed
@@ -325,8 +325,11 @@ class Pool:
         return pin
 
     def memory(self, page: int) -> np.ndarray:
-        """One page, uint8 (page_nbytes,)."""
-        row: np.ndarray = self._memory[page]
+        """One page, uint8 (page_nbytes,). Raises `ClosedError` after `close`."""
+        memory = self._memory
+        if self.closed:
+            raise ClosedError("the pool was closed, and its pages given back; create another")
+        row: np.ndarray = memory[page]
         return row
 
     # ---- the end ----

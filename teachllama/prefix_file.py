@@ -153,6 +153,7 @@ def save(prefixes: Prefixes, path: str | os.PathLike[str]) -> None:
         for layer, which, name, _ in _tensors_of(pin):
             blocks = np.flatnonzero(pages[layer] >= 0)
             arrays[name] = _gather(pin, layer, which, blocks)
+        prefixes._check_open()  # else another thread closed the pool, and what was copied last may be zeros
     finally:
         pin.close()
     from teachllama import __version__

@@ -96,14 +96,14 @@ class Prefixes:
         held = [node.pages for node in self.nodes()]
         return np.concatenate(held) if held else np.empty(0, np.int64)
 
-    def match(self, tokens: Sequence[int], seq_len: int | None = None) -> int:
+    def match(self, tokens: Sequence[int], seq_len: int | None = None, swa_full: bool = False) -> int:
         """How many of the tokens need no evaluation: whole pages, and never the last token, whose logits are wanted.
 
         Args:
-            seq_len: of the session that will evaluate them, as in `Pool.create_session`.
+            seq_len, swa_full: of the session that will evaluate them, as in `Pool.create_session`.
         """
         with self.pool.lock:
-            return PAGE * len(self._path(tokens, seq_len))
+            return PAGE * len(self._path(tokens, seq_len, swa_full))
 
     def n_idle_of(self, tokens: Sequence[int], seq_len: int | None = None) -> int:
         """How many of the pages that `match` finds no session holds."""
@@ -111,15 +111,16 @@ class Prefixes:
             counts, held = self.pool.counts(), [node.pages for node in self._path(tokens, seq_len)]
             return sum(int((counts[pages[pages >= 0]] < 2).sum()) for pages in held)
 
-    def _path(self, tokens: Sequence[int], seq_len: int | None) -> list[Node]:
+    def _path(self, tokens: Sequence[int], seq_len: int | None, swa_full: bool = False) -> list[Node]:
         path: list[Node] = []
         node: Node | None = self.root_for(seq_len)
-        for at in range(0, (len(tokens) - 1) // PAGE * PAGE, PAGE):
+        most = len(tokens) if seq_len is None else min(len(tokens), seq_len)
+        for at in range(0, (most - 1) // PAGE * PAGE, PAGE):
             node = node.children.get(tuple(tokens[at : at + PAGE])) if node is not None else None
             if node is None:
                 break
             path.append(node)
-        while path and self._kept_from(path) is None:
+        while path and ((kept_from := self._kept_from(path)) is None or (kept_from and swa_full)):
             path.pop()
         return path
 
@@ -163,10 +164,10 @@ class Prefixes:
             cache.check_open()
             if session.n_past:
                 raise ParameterError(f"{session!r} is not empty; reset() it, or create another")
-            path = self._path(tokens, session.seq_len)[: (session.seq_len - 1) // PAGE]
+            path = self._path(tokens, session.seq_len, cache.swa_full)
             kept_from = self._kept_from(path)
             self._n_lookups += 1
-            if not path or kept_from is None or (kept_from and cache.swa_full):
+            if not path or kept_from is None:
                 return 0
             now = next(_turns)
             for node in path:

@@ -131,13 +131,17 @@ def _check_room(target: Path, nbytes: int) -> None:
         raise ParameterError(f"{target} will have {nbytes:,} bytes, and {free:,} are free there")
 
 
+def is_matrix(info: TensorInfo) -> bool:
+    """Whether a tensor is one of those whose type a copy changes."""
+    return len(info.shape) > 1 and info.name.endswith("weight") and not info.name.endswith(KEPT)
+
+
 def _type_of(info: TensorInfo, wanted: GGMLQuantizationType) -> GGMLQuantizationType:
     from gguf import GGML_QUANT_SIZES
     from gguf.quants import _type_traits  # the types that it can dequantize
 
     readable = info.type in _type_traits or info.type.name in ("F32", "F16")
-    matrix = len(info.shape) > 1 and info.name.endswith("weight") and not info.name.endswith(KEPT)
-    return wanted if matrix and readable and info.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else info.type
+    return wanted if is_matrix(info) and readable and info.shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else info.type
 
 
 def _row_nbytes(info: TensorInfo, kind: GGMLQuantizationType) -> int:
@@ -232,7 +236,7 @@ def _converted(file: GGUFFile, info: TensorInfo, kind: GGMLQuantizationType) -> 
             raise GGUFError(f"{file.path}: tensor {info.name!r} has values that are not finite; is the file damaged?")
         if kind.name not in ("F32", "BF16") and max(part.max(), -part.min()) > LARGEST:
             raise GGUFError(
-                f"{file.path}: tensor {info.name!r} has values above {LARGEST:,.0f}, which {kind.name} cannot hold; "
-                "BF16 and F32 can"
+                f"{file.path}: tensor {info.name!r} has values above {LARGEST:,.0f}, the largest float16, and is "
+                f"not converted to {kind.name}; BF16 and F32 hold them"
             )
         yield quantize(part, kind).view(np.uint8).data.cast("B")

@@ -15,7 +15,7 @@ import numpy as np
 
 from teachllama import sampling
 from teachllama.errors import ParameterError, TeachLlamaError
-from teachllama.generate import TextStream, Token
+from teachllama.generate import TextStream, Token, checked_stops
 from teachllama.sampling import SamplingParams
 from teachllama.session import Session, checked_ids
 from teachllama.whole_numbers import is_whole, whole
@@ -59,9 +59,7 @@ class Request:
         self, model: Model, prompt: str | Iterable[int], params: SamplingParams, max_new_tokens: int,
         seed: int | None, stop: str | Sequence[str],
     ):  # fmt: skip
-        self.stops = [stop] if isinstance(stop, str) else list(stop) if isinstance(stop, Iterable) else [stop]
-        if any(not isinstance(s, str) or not s for s in self.stops):
-            raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
+        self.stops = checked_stops(stop)
         if seed is not None and not is_whole(seed, 0):
             raise ParameterError(f"seed is {seed!r}; expected None or a whole number that is not negative")
         if not isinstance(params, SamplingParams):
@@ -88,6 +86,11 @@ class Request:
         return [token for token, _ in self._log]
 
     @property
+    def n_generated(self) -> int:
+        """How many `tokens` there are."""
+        return len(self._log)
+
+    @property
     def text(self) -> str:
         """What can be shown of it: characters that are whole, up to a stop string."""
         return "".join(token.piece for token in self.shown)
@@ -95,7 +98,7 @@ class Request:
     @property
     def usage(self) -> dict[str, int]:
         """Tokens: of the prompt, of them reused, generated, evaluated in all."""
-        n = {"n_prompt": len(self.prompt), "n_reused": self.n_reused, "n_generated": len(self._log)}
+        n = {"n_prompt": len(self.prompt), "n_reused": self.n_reused, "n_generated": self.n_generated}
         return n | {"n_evaluated": self.n_evaluated}
 
     @property
@@ -112,7 +115,7 @@ class Request:
     @property
     def n_tokens(self) -> int:
         """Of the prompt, and generated."""
-        return len(self.prompt) + len(self._log)
+        return len(self.prompt) + self.n_generated
 
     def end(self, state: str, why: str) -> None:
         """Says how the request will end; what was said first counts."""
@@ -120,7 +123,9 @@ class Request:
 
     def lacking(self) -> list[int]:
         """Its tokens that its session has yet to evaluate."""
-        return (self.prompt + self.tokens)[self.session.n_past if self.session else 0 :]
+        n = len(self.prompt)
+        done = self.session.n_past if self.session else 0
+        return self.prompt[done:] + [token for token, _ in self._log[max(0, done - n) :]]
 
     def choose(self) -> bool:
         """Samples the next token, if all before it are evaluated; says whether there is one."""

@@ -162,11 +162,11 @@ class Scheduler:
                 eval_batch([(r.session, ids) for r, ids in plan if r.session is not None])
             for request, ids in plan:
                 request.n_evaluated += len(ids)
-                if len(ids) > 1 or not request.tokens:
+                if len(ids) > 1 or not request.n_generated:
                     self._note("prefill", request, len(ids))
             for request in self._in("running"):
                 if request.choose():
-                    self._note("token", request, len(request.tokens))
+                    self._note("token", request, request.n_generated)
                 self._settle(request)
             with self._lock:
                 ready = [(request, token) for request in self._requests for token in request.take()]
@@ -220,7 +220,7 @@ class Scheduler:
     def _spare(self, running: list[Request]) -> int:
         """Pages that can be had and that no running request has been admitted for."""
         promised = sum(
-            self._pages_for(r.n_tokens + 1) - self._pages_for(r.n_tokens - len(r.lacking())) for r in running
+            self._pages_for(r.n_tokens + 1) - self._pages_for(r.session.n_past if r.session else 0) for r in running
         )
         return self.pool.n_available - max(0, promised)
 
@@ -278,4 +278,4 @@ class Scheduler:
         if not request.done and request.ending(self.seq_len):
             self._give_up_session(request)
             request.finish()
-            self._note(request.state, request, len(request.tokens), request.stop_reason)
+            self._note(request.state, request, request.n_generated, request.stop_reason)

@@ -19,7 +19,7 @@ import numpy as np
 
 from teachllama import sampling, speculation, threads
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
-from teachllama.generate import GenerationStats, TextStream, Token
+from teachllama.generate import GenerationStats, TextStream, Token, checked_stops
 from teachllama.kv.cache import KVCache
 from teachllama.kv.formula import KVDtype
 from teachllama.sampling import GREEDY, SamplingParams
@@ -184,6 +184,8 @@ class Session:
                 "or create a session with a larger seq_len"
             )
         self._cache.prepare(self.n_past, self.n_past + len(ids))
+        if self._logits is not None:
+            self._logits = self._logits.view()  # another object: guesses that lie behind them are overwritten from here
         rows: list[np.ndarray] = []
         done = 0
         # exp of a large number in silu is inf, and 1 / inf the right 0; sample() refuses logits that are not numbers
@@ -237,14 +239,13 @@ class Session:
             max_new_tokens: the most tokens to yield.
             stop: one or several texts to stop at.
             draft: who guesses tokens, so that several are evaluated in one pass: `PromptLookup` or `DraftModel`. The
-                tokens are as likely as without; greedy ones, and those after `PromptLookup`, are the same.
+                tokens are as likely as without; greedy ones, and those after `PromptLookup`, are the same (with NumPy
+                up to its rounding, see docs/serving.md).
 
         Raises:
             TypeError, ParameterError, TokenError, ContextFullError, ClosedError: before the first token.
         """
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if any(not isinstance(s, str) or not s for s in stops):
-            raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
+        stops = checked_stops(stop)
         max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
         self._check_open()
         if draft is not None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from teachllama import sampling
+from teachllama.beginnings import agreeing
 from teachllama.errors import ParameterError, PoolFullError
 from teachllama.kv.formula import KVDtype
 from teachllama.sampling import SamplingParams
@@ -69,7 +70,8 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class PromptLookup(Draft):
-    """Guesses that what followed the last `n` tokens before follows them again. Costs next to nothing.
+    """Guesses that what followed the last `n` tokens before follows them again. Each pass searches the
+    text so far, which costs little beside it.
 
     Good where a text repeats itself: code, quotations, summaries. https://github.com/apoorvumang/prompt-lookup-decoding
 
@@ -94,8 +96,8 @@ class PromptLookup(Draft):
         found = np.flatnonzero((earlier == ids[-self.n :]).all(axis=1))
         if not len(found):
             return Guesses()
-        after = list(tokens[int(found[-1]) + self.n :])  # of a loop one round, which is repeated
-        most = min(most, self.k)
+        at, most = int(found[-1]) + self.n, min(most, self.k)
+        after = list(tokens[at : at + most])  # of a loop one round, which is repeated
         return Guesses((after * most)[:most])
 
 
@@ -209,7 +211,7 @@ class Speculation:
             else:
                 p = distribution(session.logits, params, session.tokens)
                 token = accept(p, self._guesses.chances[self._at], guess, session._rng)
-            self._stats.accepted += token == guess
+            self._stats.accepted += token == guess and token not in session.model.tokenizer.eog_ids
             return token
 
     def eval(self, token_ids: Iterable[int]) -> None:
@@ -285,8 +287,3 @@ def accept(p: np.ndarray, q: np.ndarray, guess: int, rng: np.random.Generator) -
         return guess
     rest = np.maximum(p - q, 0)
     return draw(rest if rest.any() else p, rng)  # no rest: p and q differ by rounding only
-
-
-def agreeing(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many items at their beginnings are equal."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -19,7 +19,8 @@ from distributed import Client, LocalCluster
 
 import teachllama as tl
 from teachllama import cluster as module
-from teachllama.cluster import ClusterSession, shared
+from teachllama.beginnings import agreeing
+from teachllama.cluster import ClusterSession
 
 STORIES = Path(tl.__file__).parent / "data" / "tiny-stories.gguf"
 WARM = tl.SamplingParams(temperature=0.9, top_k=40)
@@ -93,7 +94,7 @@ def test_a_new_session_goes_where_its_beginning_is_held(cluster: tl.Cluster, mod
     turn = BEGIN + " was hungry"
     assert said(second, [turn]) == alone(model, [turn], seed=2)
     assert second.worker == first.worker
-    n = shared(first.tokens, second.tokens)
+    n = agreeing(first.tokens, second.tokens)
     assert second.stats.reused >= min(n, module.MIN_SHARED)
     assert second.stats.n_prompt < 10  # the rest was held already
 

@@ -61,6 +61,27 @@ def test_each_usual_mistake_is_refused_by_the_hidden_cases_too(exercise: Exercis
 
 
 @pytest.mark.parametrize("exercise", PLAIN)
+@pytest.mark.parametrize("nonsense", [None, 3, "x", lambda *a: None, lambda *a: [], lambda *a: "no", lambda *a: 1 / 0])
+def test_nonsense_is_answered_and_never_raises(nonsense: Any, exercise: Exercise) -> None:
+    result = judge(nonsense, exercise)
+    assert not result.ok
+    assert result.message
+
+
+@pytest.mark.parametrize("exercise", PLAIN)
+def test_the_mistake_of_the_marking_guide_is_named(exercise: Exercise) -> None:
+    name, source = exercise.mistake
+    number = next(l for l in lessons() if exercise in l.exercises)
+    names: dict[str, Any] = {}
+    exec(f"{number.setup}\n{exercise.given}\n{source}", names)
+    mistaken = names[exercise.names[0]]
+    result = judge(mistaken, exercise)
+    assert not result.ok
+    assert name in (result.mistake or "").split(" or ")
+    assert not judge_hidden(mistaken, exercise, "ada").ok
+
+
+@pytest.mark.parametrize("exercise", PLAIN)
 def test_hidden_cases_differ_from_the_visible_ones_and_from_another_students(exercise: Exercise) -> None:
     seen, ada, bob = (
         {repr(c.arguments) for c in cases}

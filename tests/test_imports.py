@@ -10,8 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "teachllama"
 # From the bottom up. A room may import from itself, from rooms below it, and late or for types alone from nowhere else.
 ROOMS = (
-    ("errors",), ("whole_numbers", "files"), ("folders", "threads", "metadata", "spec", "quick_draw"), ("gguf_file",),
-    ("gguf_remote", "kv"),
+    ("errors",), ("whole_numbers", "files", "beginnings"), ("folders", "threads", "metadata", "spec", "quick_draw"),
+    ("gguf_file",), ("gguf_remote", "kv"),
     ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
     ("kernels", "fingerprint"), ("hub",), ("generate", "checked_file"), ("session_file",), ("prefix_file",),

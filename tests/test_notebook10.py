@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 import teachllama as tl
@@ -19,7 +18,7 @@ pytest.importorskip("matplotlib", reason="the lab extra is not installed")
 from teachllama.check import notebook10 as check
 from teachllama.check.core import CheckResult
 from teachllama.lessons.common.judge import judge_hidden
-from teachllama.lessons.n10_sessions.exercises import FINGERPRINT, LESSON
+from teachllama.lessons.n10_sessions.exercises import FINGERPRINT
 from teachllama.session_file import held
 from teachllama.show import notebook10 as pictures
 
@@ -91,25 +90,6 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     assert result.ok == (mistake is None), result.message
     if mistake != "never":  # wrong in a way of its own
         assert result.mistake == mistake
-
-
-@pytest.mark.parametrize("exercise", LESSON.exercises, ids=lambda e: e.check)
-def test_the_mistake_of_the_marking_guide_is_named(exercise: Any) -> None:
-    name, source = exercise.mistake
-    namespace: dict[str, Any] = {"hashlib": hashlib, "np": np}
-    exec(exercise.given + "\n" + source, namespace)
-    result = getattr(check, exercise.check)(namespace[exercise.names[0]])
-    assert not result.ok
-    assert name in (result.mistake or "").split(" or ")
-    assert not judge_hidden(namespace[exercise.names[0]], exercise, "ada").ok
-
-
-@pytest.mark.parametrize("judge", [check.file_bytes, check.fingerprint, check.after_crash, check.decide])
-@pytest.mark.parametrize("nonsense", [None, 3, "x", lambda *a: None, lambda *a: [], lambda *a: 1 / 0])
-def test_nonsense_is_answered_and_never_raises(judge: Callable[..., CheckResult], nonsense: Any) -> None:
-    result = judge(nonsense)
-    assert not result.ok
-    assert result.message
 
 
 def test_hidden_fingerprints_are_judged_on_bits_that_the_learner_has_not_seen() -> None:

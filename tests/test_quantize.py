@@ -125,8 +125,8 @@ def test_a_copy_that_stops_half_way_leaves_nothing(failure: Any, tmp_path: Path)
     [
         ([np.nan], "Q8_0", "not finite"),
         ([np.inf], "BF16", "not finite"),
-        ([-1e6], "F16", "which F16 cannot hold"),
-        ([1e6], "Q4_0", "which Q4_0 cannot hold"),
+        ([-1e6], "F16", "not converted to F16"),
+        ([1e6], "Q4_0", "not converted to Q4_0"),
     ],
 )
 def test_values_that_a_type_cannot_hold_are_refused_by_tensor(

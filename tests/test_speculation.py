@@ -155,6 +155,36 @@ def test_a_reader_who_does_something_else_with_the_session_gets_what_follows_fro
         assert_same_state(plain, session)
 
 
+@pytest.mark.parametrize("what", ["eval", "eval_batch"])
+def test_an_evaluation_that_fails_between_two_tokens_leaves_no_guess_to_be_taken_over(
+    what: str, model: tl.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, inner = ids(60), "forward" if what == "eval" else "run"
+    real = getattr(tl.Model, inner)
+
+    def interrupted(*args: Any, **how: Any) -> None:  # keys and values are written by then
+        real(*args, **how)
+        raise KeyboardInterrupt
+
+    with pool_of(model, 8) as pool, pool.create_session(seq_len=300) as session, pool.create_session() as other:
+        with model.create_session(seq_len=300) as plain:
+            expected = told(plain, prompt, max_new_tokens=30)[0]
+        tokens = []
+        draft = Fixed([*prompt, *expected], wrong_every=1000)
+        for i, token in enumerate(session.generate(prompt, max_new_tokens=30, draft=draft)):
+            tokens.append(token.id)
+            if i % 4 == 2:  # guesses wait to be taken over; those of i = 2 lie on both sides of a page's end
+                evaluate = {"eval": lambda: session.eval([7, 8])}.get(
+                    what, lambda: tl.eval_batch([(session, [7, 8]), (other, [9])])
+                )
+                monkeypatch.setattr(tl.Model, inner, interrupted)
+                with pytest.raises(KeyboardInterrupt):
+                    evaluate()
+                monkeypatch.undo()
+        assert tokens == expected
+        assert session.stats.accepted > 5
+
+
 def test_a_pooled_session_holds_no_page_for_guesses_that_came_to_nothing(model: tl.Model) -> None:
     with pool_of(model, 20) as pool, pool.create_session(seq_len=300) as plain:
         script = [*PROMPT, *told(plain, PROMPT, max_new_tokens=60)[0]]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from teachllama import session_file
+from teachllama.beginnings import agreeing
 from teachllama.chat.formats import FORMATS
 from teachllama.chat.reuse import Reuse, explain
 from teachllama.chat.sandbox import DEFAULT, Limits, render
@@ -216,10 +217,9 @@ class Chat:
     def _rewind_to(self, ids: list[int]) -> list[int]:
         """Rewinds the session to what it shares with `ids`; returns what is left to evaluate: at least one token."""
         held = self.session.tokens
-        shared = next((i for i, (a, b) in enumerate(zip(held, ids)) if a != b), min(len(held), len(ids)))
-        shared = min(shared, len(ids) - 1)
+        shared = min(agreeing(held, ids), len(ids) - 1)
         pool = getattr(self.session, "pool", None)  # other sessions may have had the same beginning
-        if pool is not None and pool.prefixes.match(ids, self.session.seq_len) > shared:
+        if pool is not None and pool.prefixes.match(ids, self.session.seq_len, self.session._cache.swa_full) > shared:
             self.session.rewind(0)
             return ids[pool.prefixes.attach(self.session, ids) :]
         try:

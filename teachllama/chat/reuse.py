@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from teachllama.beginnings import agreeing
+
 if TYPE_CHECKING:
     from teachllama.session import Session
 
@@ -90,7 +92,7 @@ def explain(
         same_template: whether both were written by one template.
     """
     held, tokenizer = session.tokens, session.model.tokenizer
-    shared = next((i for i, (a, b) in enumerate(zip(held, ids)) if a != b), min(len(held), len(ids)))
+    shared = agreeing(held, ids)
     differs = shared < min(len(held), len(ids))
     n_reused, reason = min(shared, len(ids) - 1), "nothing" if held else "empty"
     if differs:
@@ -102,7 +104,7 @@ def explain(
         n_reused, reason = 0, reason if differs else "window"
     pool: Any = getattr(session, "pool", None)
     if pool is not None:
-        n_reused = max(n_reused, pool.prefixes.match(ids, session.seq_len))
+        n_reused = max(n_reused, pool.prefixes.match(ids, session.seq_len, session._cache.swa_full))
     layout, speed = session.model.config.kv_layout, session.stats.prefill_tps
     nbytes = layout.bytes(len(ids), session.kv_dtype) - (layout.bytes(n_reused, session.kv_dtype) if n_reused else 0)
     piece = lambda tokens: tokenizer.piece(tokens[shared]) if differs else ""
@@ -117,14 +119,14 @@ def reason_of(
     old: str, new: str, upto: int, before: Sequence[dict[str, str]], now: Sequence[dict[str, str]], same_template: bool
 ) -> str:
     """Why two texts differ first where they do; `upto` is where the first differing tokens end, in characters."""
-    at = common(old, new)
+    at = agreeing(old, new)
     if at > upto or at >= min(len(old), len(new)):  # at upto, the texts part right behind those tokens
         return "seam"
     pairs = list(zip(before, now))
     i = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
     if i == len(pairs) and not same_template:
         return "template"
-    if thinks(old) != thinks(new) and common(THINKING.sub("", old), THINKING.sub("", new)) > at:
+    if thinks(old) != thinks(new) and agreeing(THINKING.sub("", old), THINKING.sub("", new)) > at:
         return "thinking"
     if any(a.start() <= at < a.end() for a in CLOCK.finditer(old)) and any(
         b.start() <= at < b.end() for b in CLOCK.finditer(new)
@@ -141,7 +143,7 @@ def reason_of(
         return "dropped" if b in before[i + 1 :] else "text"
     squeezed = "".join(old[at:].split()), "".join(new[at:].split())
     spaces = old[at : at + 1].isspace() or new[at : at + 1].isspace()
-    if spaces and common(*squeezed) >= min(ENOUGH, *map(len, squeezed)):
+    if spaces and agreeing(*squeezed) >= min(ENOUGH, *map(len, squeezed)):
         return "space"
     return "dropped" if len(before) > len(now) else "template"
 
@@ -149,11 +151,6 @@ def reason_of(
 def thinks(text: str) -> int:
     """How many thoughts it holds."""
     return len(THINKING.findall(text))
-
-
-def common(a: str, b: str) -> int:
-    """How many characters two texts begin with together."""
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 
 def entries(text: str) -> list[str]:

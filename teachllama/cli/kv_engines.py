@@ -82,12 +82,11 @@ def options_from(args: argparse.Namespace) -> Any:
             if given is not None and given is not False and args.engine != engine:
                 raise ParameterError(f"--{name.replace('_', '-')} is an option of --engine {engine}")
     if args.engine == "llama.cpp":
-        if args.v_dtype not in (None, *KV_DTYPES):
+        v_dtype = None if args.v_dtype is None else args.v_dtype.lower()
+        if v_dtype not in (None, *KV_DTYPES):
             raise ParameterError(f"--v-dtype is {args.v_dtype!r}; expected one of {', '.join(KV_DTYPES)}")
         ubatch = 512 if args.ubatch is None else count_from_text("--ubatch", args.ubatch)
-        return engines.LlamaCpp(
-            args.unified, args.swa_full, max(2048, ubatch), ubatch, not args.no_flash_attn, args.v_dtype
-        )
+        return engines.LlamaCpp(args.unified, args.swa_full, max(2048, ubatch), ubatch, not args.no_flash_attn, v_dtype)
     if args.engine == "vllm":
         share = engines.GPU_SHARE if args.gpu_memory_utilization is None else args.gpu_memory_utilization
         if not 0 < share <= 1:

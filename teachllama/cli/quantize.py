@@ -8,13 +8,13 @@ from collections import Counter
 from teachllama.cli.inspect import emit, find_file, table
 from teachllama.cli.terminal import Status, path_of, printable
 from teachllama.gguf_file import GGUFFile, open_gguf
-from teachllama.requantize import ENDS, KINDS, requantize
+from teachllama.requantize import ENDS, KINDS, is_matrix, requantize
 
 WIDE = ("F32", "F16", "BF16")
 EPILOG = f"""\
 TYPE is one of {", ".join(KINDS)}. K-quants (Q4_K, Q6_K, ...) and mixtures (Q4_K_M) are read by
-teachllama and cannot be written; llama.cpp's llama-quantize writes them. Norms and biases stay as they are, and so do
-matrices whose rows are not a multiple of the type's block.
+teachllama and cannot be written; llama.cpp's llama-quantize writes them. Norms, biases and the routers of experts stay
+as they are, and so do matrices whose rows are not a multiple of the type's block.
 
 A copy has lost what its source had lost already: start from F32, F16 or BF16 where you can. DST is there whole or not
 at all; Ctrl-C leaves nothing behind."""
@@ -54,7 +54,7 @@ def _report(before: GGUFFile, after: GGUFFile, kind: str, mix: str) -> list[str]
     rows = [("file", "bytes", "bits per weight"), _row(before), _row(after)]
     lines = table(rows)
     changed = Counter(t.type.name for name, t in after.tensors.items() if t.type != before.tensors[name].type)
-    matrices = {name: t for name, t in after.tensors.items() if len(t.shape) > 1}
+    matrices = {name: t for name, t in after.tensors.items() if is_matrix(t)}
     as_they_were = [n for n, t in matrices.items() if t.type.name not in (kind, mix if n in ENDS else kind)]
     same = len(after.tensors) - sum(changed.values())
     told = ", ".join(f"{n:,} as {name}" for name, n in sorted(changed.items())) or "none changed"

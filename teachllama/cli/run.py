@@ -208,10 +208,14 @@ _FROM_ELSEWHERE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</scri
 
 def _for_offline(page: str, notebook: Any) -> str:
     """Leaves out scripts from other servers, unless the notebook has a formula or a script of its own."""
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
-    scripts = any("<script" in str(data.get("text/html", "")) or "text/latex" in data for data in outputs)
-    formulas = any("$" in text or "\\(" in text or "\\begin" in text for text in texts)
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    texts += [str(data.get("text/markdown", "")) for data in outputs]
+    pages = [*texts, *(str(data.get("text/html", "")) for data in outputs)]
+    scripts = any("<script" in text for text in pages) or any("application/javascript" in data for data in outputs)
+    formulas = any("text/latex" in data for data in outputs) or any(
+        sign in text for text in texts for sign in ("$", "\\(", "\\begin")
+    )
     return page if formulas or scripts else _FROM_ELSEWHERE.sub("", page)
 
 

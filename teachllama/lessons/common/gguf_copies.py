@@ -1,25 +1,61 @@
-"""Metadata for the copies of small models that lessons forge: a value gets a type that holds it."""
+"""Copies of model files that lessons forge: other metadata, other names, fewer tensors."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teachllama.gguf_file import StringArray
+from teachllama.gguf_file import StringArray, open_gguf
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 
-def add_metadata(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Adds one key, as `GGUFFile.metadata` has it, to a file that is being written."""
+def write_copy(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    change: Callable[[dict[str, Any]], None] = lambda metadata: None,
+    rename: Callable[[str], str | None] = str,
+) -> Path:
+    """Writes a copy of a model file.
+
+    Args:
+        change: gets the metadata as a dict, and changes it.
+        rename: a tensor's name -> its name in the copy, or None to leave it out.
+    """
+    from gguf import GGUFWriter
+
+    with open_gguf(source) as file:
+        metadata = dict(file.metadata.items())
+        change(metadata)
+        writer = GGUFWriter(os.fspath(target), str(metadata.pop("general.architecture")), use_temp_file=False)
+        try:
+            for key, value in metadata.items():
+                _add(writer, key, value)
+            for info in file.tensors.values():
+                if (name := rename(info.name)) is not None:
+                    data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
+                    writer.add_tensor(name, np.array(data), raw_dtype=info.type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
+        finally:
+            writer.close()
+    return Path(target)
+
+
+def _add(writer: GGUFWriter, key: str, value: Any) -> None:
+    """Adds one key, as `GGUFFile.metadata` has it or as a list, with a type that holds its value."""
     if key == "general.alignment":
         writer.add_custom_alignment(value)
     elif isinstance(value, StringArray):
         writer.add_array(key, [value.bytes_at(i) for i in range(len(value))])
-    elif isinstance(value, np.ndarray):
-        writer.add_array(key, value.tolist())
+    elif isinstance(value, np.ndarray | list):
+        writer.add_array(key, list(value) if isinstance(value, list) else value.tolist())
     elif isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -181,6 +181,12 @@ def name_in_gaps(
         )  # fmt: skip
 
 
+def power_of_ten(value: float, digits: int = 1) -> str:
+    """2.3e-4 -> '2.3 × 10⁻⁴', with so many digits after the point."""
+    number, power = f"{value:.{digits}e}".split("e")
+    return f"{number} × 10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
 def dark(colour: str) -> str:
     """A darker shade of a line's colour, for text on white."""
     red, green, blue = to_rgb(colour)

@@ -32,6 +32,7 @@ from teachllama.lessons.common.style import (
     name_at_edge,
     note,
     picture,
+    power_of_ten,
 )  # fmt: skip
 
 
@@ -265,8 +266,7 @@ def _nats(value: float) -> str:
     """2.3e-4 -> '2 × 10⁻⁴'; below `LEAST` it says so."""
     if value < LEAST:
         return "below 10⁻¹²"
-    digit, power = f"{value:.0e}".split("e")
-    return f"{digit} × 10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    return power_of_ten(value, 0)
 
 
 @drawn

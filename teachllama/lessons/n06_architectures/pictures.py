@@ -16,8 +16,7 @@ import numpy as np
 
 from teachllama.errors import ParameterError
 from teachllama.families import FAMILIES
-from teachllama.gguf_file import open_gguf
-from teachllama.lessons.common.gguf_copies import add_metadata
+from teachllama.lessons.common.gguf_copies import write_copy
 from teachllama.lessons.common.style import (
     BLUE,
     INK,
@@ -194,21 +193,12 @@ def rename_architecture(source: str | os.PathLike[str], target: str | os.PathLik
     Args:
         more: keys to add, without the architecture before them; underscores stand for dots.
     """
-    from gguf import GGUFWriter
 
-    with open_gguf(source) as file:
-        old = file.metadata["general.architecture"]
-        writer = GGUFWriter(os.fspath(target), name, use_temp_file=False)
-        items: dict[str, Any] = {k.replace(f"{old}.", f"{name}.", 1): v for k, v in file.metadata.items()}
-        items |= {f"{name}.{key.replace('_', '.')}": value for key, value in more.items()}
-        for key, value in items.items():
-            if key != "general.architecture":
-                add_metadata(writer, key, value)
-        for info in file.tensors.values():
-            data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
-            writer.add_tensor(info.name, np.array(data), raw_dtype=info.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return Path(target)
+    def change(metadata: dict[str, Any]) -> None:
+        old = metadata.pop("general.architecture")
+        renamed = {k.replace(f"{old}.", f"{name}.", 1): v for k, v in metadata.items()}
+        metadata.clear()
+        metadata |= {"general.architecture": name, **renamed}
+        metadata |= {f"{name}.{key.replace('_', '.')}": value for key, value in more.items()}
+
+    return write_copy(source, target, change)

@@ -16,8 +16,8 @@ from matplotlib.ticker import FuncFormatter
 
 from teachllama.batch import Batch
 from teachllama.errors import ParameterError
-from teachllama.gguf_file import open_gguf
-from teachllama.lessons.common.gguf_copies import add_metadata
+from teachllama.gguf_file import StringArray
+from teachllama.lessons.common.gguf_copies import write_copy
 from teachllama.lessons.common.style import (
     BLUE,
     GREEN,
@@ -161,23 +161,12 @@ def copy_with(
     Args:
         change: gets the metadata as a dict, strings as lists, and changes it.
     """
-    from gguf import GGUFWriter
 
-    with open_gguf(source) as file:
-        metadata = {k: list(v) if hasattr(v, "raw") else v for k, v in file.metadata.items()}
+    def listed(metadata: dict[str, Any]) -> None:
+        metadata |= {key: list(value) for key, value in metadata.items() if isinstance(value, StringArray)}
         change(metadata)
-        writer = GGUFWriter(os.fspath(target), str(metadata["general.architecture"]), use_temp_file=False)
-        for key, value in metadata.items():
-            if key != "general.architecture":
-                writer.add_array(key, value) if isinstance(value, list) else add_metadata(writer, key, value)
-        for info in file.tensors.values():
-            data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
-            writer.add_tensor(info.name, np.array(data), raw_dtype=info.type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    return Path(target)
+
+    return write_copy(source, target, listed)
 
 
 def text_from_keys(model: Model, keys: np.ndarray) -> list[int]:

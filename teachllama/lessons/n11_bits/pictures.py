@@ -36,6 +36,7 @@ from teachllama.lessons.common.style import (
     name_in_gaps,
     note,
     picture,
+    power_of_ten,
 )
 from teachllama.lessons.n11_bits.formats import LAYOUTS, bits_per_weight
 
@@ -52,8 +53,7 @@ def nats(value: float) -> str:
     """2.3e-4 -> '2.3 × 10⁻⁴'; below `LEAST` it says so."""
     if value < LEAST:
         return "0"
-    digits, power = f"{value:.1e}".split("e")
-    return f"{digits} × 10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+    return power_of_ten(value)
 
 
 @drawn

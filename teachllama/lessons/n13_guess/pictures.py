@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from teachllama.errors import ParameterError
-from teachllama.gguf_file import open_gguf
-from teachllama.lessons.common.gguf_copies import add_metadata
+from teachllama.lessons.common.gguf_copies import write_copy
 from teachllama.lessons.common.style import (
     BLUE,
     DASHED,
@@ -255,34 +254,19 @@ def fewer_layers(source: str | os.PathLike[str], target: str | os.PathLike[str],
     Raises:
         ParameterError: there is no such layer, or none is kept.
     """
-    from gguf import GGUFWriter
+    new = {old: i for i, old in enumerate(keep)}
 
-    with open_gguf(source) as file:
-        metadata = dict(file.metadata.items())
-        arch = str(metadata["general.architecture"])
-        n_layers = int(metadata[f"{arch}.block_count"])
-        if not keep or not all(0 <= i < n_layers for i in keep) or len(set(keep)) < len(keep):
-            raise ParameterError(f"keep is {list(keep)}; expected different numbers from 0 to {n_layers - 1}")
-        metadata[f"{arch}.block_count"] = len(keep)
-        new = {old: i for i, old in enumerate(keep)}
-        writer = GGUFWriter(os.fspath(target), arch, use_temp_file=False)
-        try:
-            for key, value in metadata.items():
-                if key != "general.architecture":
-                    add_metadata(writer, key, value)
-            for info in file.tensors.values():
-                of_layer = re.fullmatch(r"blk\.(\d+)\.(.*)", info.name)
-                if of_layer is None:
-                    name = info.name
-                elif (old := int(of_layer[1])) in new:
-                    name = f"blk.{new[old]}.{of_layer[2]}"
-                else:
-                    continue
-                data = file.tensor_bytes(info.name).reshape(*info.shape[:-1], -1)
-                writer.add_tensor(name, np.array(data), raw_dtype=info.type)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_tensors_to_file()
-        finally:
-            writer.close()
-    return Path(target)
+    def change(metadata: dict[str, Any]) -> None:
+        key = f"{metadata['general.architecture']}.block_count"
+        if not keep or not all(0 <= i < metadata[key] for i in keep) or len(new) < len(keep):
+            raise ParameterError(f"keep is {list(keep)}; expected different numbers from 0 to {metadata[key] - 1}")
+        metadata[key] = len(keep)
+
+    def rename(name: str) -> str | None:
+        of_layer = re.fullmatch(r"blk\.(\d+)\.(.*)", name)
+        if of_layer is None:
+            return name
+        at = new.get(int(of_layer[1]))
+        return None if at is None else f"blk.{at}.{of_layer[2]}"
+
+    return write_copy(source, target, change, rename)
