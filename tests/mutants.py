@@ -162,11 +162,12 @@ def _run(source: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    if arguments[:1] == ["--bounded"]:
+    try:  # a mutant of notebook 03 asks for more memory than most machines have
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))
-        del arguments[0]
+    except ImportError:  # Windows
+        pass
     some = int(arguments.pop(0).removeprefix("--every=")) if arguments and arguments[0].startswith("--every=") else 1
     for each in arguments or [l.number for l in lessons() if l.number in NOTEBOOKS]:
         n_refused, hidden, n, left = refused_share(each, some)
