@@ -1,6 +1,6 @@
 """`Batch`: rows of tokens, from one session or many, that pass through the model together.
 
-Knows nothing of models.
+Independent of models.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What one forward pass works on."""
+    """The input of one forward pass."""
 
     tokens: np.ndarray  # (n,) intp
-    positions: np.ndarray  # (n,) intp: where each token stands in its session
+    positions: np.ndarray  # (n,) intp: each token's position in its session
     runs: tuple[Run, ...]
     wanted: np.ndarray  # (m,) intp: the rows whose logits are computed
 

@@ -1,4 +1,4 @@
-"""`eval_batch`: several sessions' next tokens in one pass of the weights. Who decides what that is is elsewhere."""
+"""`eval_batch`: several sessions' next tokens in one pass over the weights. `scheduler.py` decides which tokens."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def eval_batch(work: Iterable[tuple[Session, Iterable[int]]], *, wanted: str = "
     An error, or Ctrl-C, leaves every session where it was before the call.
 
     Args:
-        work: (session, token ids) for each; the sessions are different ones of the same model.
-        wanted: "last": logits of each session's last token. "all": of every token.
+        work: (session, token ids) pairs; the sessions must be distinct, and of the same model.
+        wanted: "last" for the logits of each session's last token, "all" for those of every token.
 
     Returns:
-        for each session float32 logits: (vocab_size,), or (n, vocab_size).
+        float32 logits for each session: (vocab_size,), or (n, vocab_size) if `wanted` is "all".
 
     Raises:
-        ParameterError: no sessions, the same one twice, sessions of several models, or another `wanted`.
-        TokenError, ContextFullError, PoolFullError, ClosedError: of a session, which the message names.
+        ParameterError: there are no sessions, one is given twice, they are of several models, or `wanted` is unknown.
+        TokenError, ContextFullError, PoolFullError, ClosedError: raised for one session, which the message names.
     """
     pairs = list(work)
     if wanted not in ("last", "all"):
@@ -45,7 +45,7 @@ def eval_batch(work: Iterable[tuple[Session, Iterable[int]]], *, wanted: str = "
         session._check_open()
     ids = [checked_ids(tokens, session.model.config.vocab_size) for session, tokens in pairs]
     with contextlib.ExitStack() as held:
-        for session in sorted(sessions, key=lambda s: s.number):  # in this order everywhere
+        for session in sorted(sessions, key=lambda s: s.number):  # always in this order, to avoid deadlock
             held.enter_context(session.lock)
         for session, new in zip(sessions, ids, strict=True):
             session._check_free()
@@ -55,13 +55,13 @@ def eval_batch(work: Iterable[tuple[Session, Iterable[int]]], *, wanted: str = "
                     f"seq_len {session.seq_len}. No session was changed"
                 )
         for session in sessions:
-            held.callback(setattr, session, "_running", "")  # each of them, also if an interrupt comes between
+            held.callback(setattr, session, "_running", "")  # resets each one, even after an interrupt in this loop
             session._running = "eval_batch()"
         return _eval(sessions, ids, wanted == "all")
 
 
 def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -> list[np.ndarray]:
-    """The sessions are locked, and their tokens fit."""
+    """Evaluates the tokens. The sessions must be locked, and their tokens must fit."""
     model, before = sessions[0].model, [(s.n_past, s._logits) for s in sessions]
     rows: list[list[np.ndarray]] = [[] for _ in ids]
     done = [0] * len(ids)
@@ -72,10 +72,10 @@ def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -
             while batch := _next_batch(sessions, ids, done, every):
                 with threads.products if model.backend == "numpy" else contextlib.nullcontext():
                     logits = model.run(batch[0])
-                for row, i in zip(logits, batch[1], strict=False):  # a part may have one row that nobody wanted
+                for row, i in zip(logits, batch[1], strict=False):  # a batch without wanted rows returns one
                     rows[i].append(row)
         for session in sessions:
-            session._check_open()  # else these logits may come from memory that was given back
+            session._check_open()  # otherwise these logits may come from freed memory
         out = [np.stack(r) if every else r[-1].copy() for r in rows]
         for session, row, new in zip(sessions, rows, ids, strict=True):
             session._logits = row[-1].copy()
@@ -95,7 +95,7 @@ def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -
 def _next_batch(
     sessions: Sequence[Session], ids: Sequence[np.ndarray], done: list[int], every: bool
 ) -> tuple[Batch, list[int]] | None:
-    """The next rows that the backend takes at once, and whose each wanted row is; None when all are done."""
+    """The next batch that the backend takes, and the session index of each wanted row; None when all are done."""
     tokens: list[np.ndarray] = []
     positions: list[np.ndarray] = []
     runs: list[Run] = []

@@ -1,4 +1,4 @@
-"""How far two sequences agree: tokens of conversations, characters of texts."""
+"""The common prefix of two sequences: tokens of conversations, or characters of texts."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from collections.abc import Sequence
 
 
 def agreeing(a: Sequence[object], b: Sequence[object]) -> int:
-    """How many items at their beginnings are equal."""
+    """The length of their common prefix."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

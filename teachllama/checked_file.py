@@ -1,12 +1,12 @@
-"""Files that are written whole or not at all, and checked before anything in them is believed.
+"""Files that are written whole or not at all, and checked before their contents are used.
 
-A safetensors file, which that library reads and writes, with a header of JSON in its metadata, a checksum per tensor,
-and a digest over all the rest. `session_file.py` and `prefix_file.py` say what is inside. `docs/sessions.md` describes
-both formats to the byte. Every refusal is a `SessionFileError` that names what was found, what was expected, and what
-to do.
+Each is a safetensors file, read and written by that library, with a JSON header in its metadata, a checksum per tensor,
+and a digest of everything else. `session_file.py` and `prefix_file.py` define the contents. `docs/sessions.md`
+describes both formats to the byte. Every refusal is a `SessionFileError` that names what was found, what was expected,
+and what to do.
 
-The file is untrusted. Sizes are checked before the library sees it. Checksums find accidents, not malice: whoever can
-write the file can also make its checksums right.
+The file is untrusted. Sizes are checked before the library sees it. Checksums detect accidents, not malice: anyone who
+can write the file can also write matching checksums.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from teachllama.errors import SessionFileError
 from teachllama.fingerprint import Fingerprint
 
 MAX_HEADER_BYTES = 4 * 1024 * 1024  # a conversation of 128,000 tokens is a fifth of that as text
-LARGE_NBYTES = 64_000_000  # a tensor from which on it is worth asking whether there is memory for it
-STALE_S = 3600  # a save that was killed leaves a folder behind; the next save of that name removes it after this long
+LARGE_NBYTES = 64_000_000  # above this size, available memory is checked before a tensor is read
+STALE_S = 3600  # a save that was killed leaves a folder behind; later saves of that name remove it once it is this old
 NAMES = {"F32": np.float32, "F16": np.float16, "U16": np.uint16, "U8": np.uint8, "I32": np.int32}  # types we write
-_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1), 112)  # 112: Windows
+_FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", -1), 112)  # 112: ERROR_DISK_FULL on Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +62,11 @@ def write(
 
     Args:
         arrays: contiguous, of types in `NAMES`.
-        header: what becomes JSON; checksums are added.
-        texts: more metadata.
+        header: the fields stored as JSON; checksums are added to it.
+        texts: further metadata.
 
     Raises:
-        SessionFileError: it could not be written; a file that was there is as it was.
+        SessionFileError: the file could not be written. An existing file is unchanged.
     """
     with ThreadPoolExecutor(2) as pool:  # hashing releases Python's lock
         header["checksums"] = dict(zip(arrays, pool.map(checksum, arrays.values()), strict=True))
@@ -84,7 +84,7 @@ def write(
 
 
 def check_target(path: str) -> None:
-    """Refuses to replace anything but a plain file of this user's."""
+    """Refuses to replace anything but a regular file that belongs to this user."""
     try:
         found = os.lstat(path)
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def check_target(path: str) -> None:
 
 
 def _write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Writes the file in a folder of its own beside `path`, and moves it there in one step when it is on the disk."""
+    """Writes the file in a private folder beside `path`, and moves it into place in one step once it is on disk."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -117,7 +117,7 @@ def _write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -
     private = None
     try:
         _remove_stale(folder or ".", start, end)
-        private = tempfile.mkdtemp(prefix=start, suffix=end, dir=folder or ".")  # only this user can look inside
+        private = tempfile.mkdtemp(prefix=start, suffix=end, dir=folder or ".")  # only this user can open it
         draft = os.path.join(private, "session")
         save_file(arrays, draft, metadata)
         os.chmod(draft, 0o600)
@@ -136,7 +136,7 @@ def _write(path: str, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -
 
 
 def _flush(path: str) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file, or a folder's list of names, is on disk."""
     handle = os.open(path, os.O_RDONLY if os.path.isdir(path) else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -150,14 +150,14 @@ def _remove_stale(folder: str, start: str, end: str) -> None:
     for path in names:
         try:
             found = os.lstat(path)
-        except FileNotFoundError:  # another writer's, who has finished
+        except FileNotFoundError:  # another writer's folder, which it has removed
             continue
         if stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime > STALE_S:
             shutil.rmtree(path, ignore_errors=True)
 
 
 def refuse_path(path: str, e: Exception, done: str) -> NoReturn:
-    """Raises for a path that the operating system, or the library, would not read or write."""
+    """Raises SessionFileError for a path that the operating system or the library could not read or write."""
     code, said = getattr(e, "errno", None), getattr(e, "strerror", None) or str(e)
     unchanged = "; a file that was there is as it was" if done == "written" else ""
     if code in _FULL:
@@ -183,17 +183,17 @@ class CheckedFile(ABC):
     """An open file whose header was checked; tensors are checked as they are read.
 
     Attributes:
-        metadata: the header's texts.
-        header: the JSON's fields.
+        metadata: the text entries of the file's header.
+        header: the fields of the JSON among them.
         table: name -> `Tensor`.
     """
 
-    FORMAT: ClassVar[str]  # what its metadata says it is
-    VERSION: ClassVar[int]  # the latest that is understood
-    FIELD: ClassVar[str]  # the metadata's key of the JSON
+    FORMAT: ClassVar[str]  # the value of "format" in its metadata
+    VERSION: ClassVar[int]  # the latest version that can be read
+    FIELD: ClassVar[str]  # the metadata key of the JSON
     NAME: ClassVar[str]  # for messages
     WRITER: ClassVar[str]  # the call that writes one, for messages
-    READERS: ClassVar[dict[str, str]] = {}  # format -> the call that reads it: of all kinds
+    READERS: ClassVar[dict[str, str]] = {}  # format -> the call that reads it, for all kinds of file
     header: Fields
 
     def __init_subclass__(cls, reader: str) -> None:
@@ -225,10 +225,10 @@ class CheckedFile(ABC):
 
     @abstractmethod
     def _check_shapes(self) -> None:
-        """Raises where the table of tensors is not what the header says."""
+        """Raises if the table of tensors does not match the header."""
 
     def _check_size(self) -> int:
-        """Bytes of the file. The library would believe a header length that no session file has."""
+        """The file's size in bytes. Rejects header lengths that no session file has, but the library would accept."""
         try:
             if not stat.S_ISREG(os.stat(self.path).st_mode):  # a FIFO would block open() forever
                 raise SessionFileError(f"{self.path} is not a regular file; give a {self.NAME}", "not a file")
@@ -258,7 +258,7 @@ class CheckedFile(ABC):
     def _open(self) -> None:
         from safetensors import SafetensorError, safe_open
 
-        try:  # not memory-mapped: a file that is truncated meanwhile would end the process
+        try:  # not memory-mapped: truncating a mapped file would kill the process
             self._file = safe_open(self.path, framework="np", backend="pread").__enter__()
         except SafetensorError as e:
             reason = "truncated" if "fully covered" in str(e) else "damaged"
@@ -294,7 +294,7 @@ class CheckedFile(ABC):
     def check_tensors(
         self, expected: dict[str, tuple[str, tuple[int, ...]]], *, every: bool = False, can_rebuild: bool = False
     ) -> None:
-        """Raises where a tensor is missing, or of another type or shape; `every`: or where there are others."""
+        """Raises if a tensor is missing, or has another type or shape; with `every`, also if there are others."""
         for name in sorted(expected.keys() | (self.table.keys() if every else set())):
             wanted, tensor = expected.get(name), self.table.get(name)
             found = None if tensor is None else (tensor.dtype, tensor.shape)
@@ -303,10 +303,10 @@ class CheckedFile(ABC):
                 self.fail(f"tensor {name!r} is {say(found)}; expected {say(wanted)}", can_rebuild=can_rebuild)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor whose checksum is right.
+        """Reads a tensor and verifies its checksum.
 
         Raises:
-            SessionFileError: it is not, or the file was cut off meanwhile, or there is no memory for it.
+            SessionFileError: the checksum is wrong, the file was truncated meanwhile, or there is too little memory.
         """
         from safetensors import SafetensorError
 
@@ -326,7 +326,7 @@ class CheckedFile(ABC):
         return array
 
     def check_memory(self, nbytes: int, what: str) -> None:
-        """Raises where less memory than this is available."""
+        """Raises if less than `nbytes` of memory is available."""
         if nbytes > (available := psutil.virtual_memory().available):
             self.fail(
                 f"{what} takes {nbytes:,} bytes of memory, and {available:,} are available; close sessions or models, "
@@ -335,7 +335,7 @@ class CheckedFile(ABC):
             )
 
     def fail(self, problem: str, reason: str = "damaged", can_rebuild: bool = False) -> NoReturn:
-        """Raises SessionFileError; says how to rebuild where that is possible."""
+        """Raises SessionFileError. The message explains how to rebuild, where that is possible."""
         raise self.refusal(problem, reason, can_rebuild)
 
     def refusal(self, problem: str, reason: str, can_rebuild: bool = False) -> SessionFileError:
@@ -355,7 +355,7 @@ class CheckedFile(ABC):
 
 
 class Fields:
-    """A header's fields, each of its type and within its range."""
+    """A header's fields, each checked for type and range."""
 
     def __init__(self, file: CheckedFile):
         self._file = file
@@ -386,7 +386,7 @@ class Fields:
         return value
 
     def _kv_dtype(self, value: Any) -> Any:
-        """One type's name, or those of keys and values."""
+        """One type name, or a pair for keys and values."""
         if isinstance(value, list) and len(value) == 2:
             return tuple(self._text(v, "kv_dtype") for v in value)
         return self._text(value, "kv_dtype")
@@ -410,7 +410,7 @@ class Fields:
 
 
 def digest(metadata: Mapping[str, str], table: list[Tensor]) -> str:
-    """SHA-256 of everything in a header but this digest itself, in an order of its own: the library's may differ."""
+    """SHA-256 of everything in a header except this digest, in sorted order: the library's order may differ."""
     texts = sorted((key, value) for key, value in metadata.items() if key != "digest")
     rows = sorted((t.name, t.dtype, t.shape) for t in table)
     return hashlib.sha256(json.dumps([texts, rows]).encode()).hexdigest()

@@ -1,11 +1,11 @@
 """Sessions on many machines, with `dask.distributed` (extra `cluster`).
 
-Workers load the model once, memory-mapped, so that all processes of a machine share one copy. A session is held where
-it was made. What the client keeps of it (token ids and random state, a few kilobytes) is enough to make it again, so a
-worker that dies loses no conversation: another evaluates the tokens and gives the reply that the first one would have
-given. Sessions that are moved on purpose go as session files, with their keys and values.
+Workers load the model once, memory-mapped, so that all processes of a machine share one copy. A worker holds the
+sessions it has evaluated. The client keeps enough of each (token ids and random state, a few kilobytes) to recreate it,
+so no conversation is lost when a worker dies: another one evaluates the tokens and returns the reply that the first one
+would have returned. `move` and `drain` send sessions as session files, with their keys and values.
 
-Dask starts processes, passes messages and notices who is gone; there is no cluster of our own here.
+Dask starts processes, passes messages and detects lost workers. Nothing of that is reimplemented here.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
     from teachllama.tokenizer import Tokenizer
 
 ROUTINGS = ("prefix", "sticky", "round robin")
-MIN_SHARED = 16  # tokens that two conversations must share before it pays to put them side by side
-LOOK_S = 0.5  # how often a waiting client asks whether the worker is still there
-PATIENCE_S = 60.0  # how long it waits for a worker to come back when there is none at all
+MIN_SHARED = 16  # common tokens from which on reusing another conversation's cache pays
+LOOK_S = 0.5  # how often a waiting client checks that the worker is alive
+PATIENCE_S = 60.0  # how long it waits for a worker while there is none
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker must know to serve: which model, and how many sessions it may hold."""
+    """A worker's settings: which model to load and how, and how many sessions to hold."""
 
     path: str
     weights: str = "native"
@@ -52,7 +52,7 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that the client keeps of a session: enough to make it again, anywhere."""
+    """Everything the client keeps of a session: enough to recreate it on any worker."""
 
     key: str
     seq_len: int | None
@@ -64,7 +64,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a worker sends back."""
+    """The result of one call on a worker."""
 
     tokens: list[Token]
     state: State
@@ -74,7 +74,7 @@ class Reply:
 # On a worker ----------------------------------------------------------------------------------------------------------
 
 _models: dict[tuple[str, str, str | None], Model] = {}
-_held: OrderedDict[str, Session] = OrderedDict()  # the session used last stands last
+_held: OrderedDict[str, Session] = OrderedDict()  # in order of use, the most recent last
 _lock = threading.RLock()
 
 
@@ -90,7 +90,7 @@ def _model(setup: Setup) -> Model:
 def _generate(
     setup: Setup, state: State, prompt: str | list[int], params: SamplingParams, max_new: int, stop: Sequence[str]
 ) -> Reply:
-    """Goes on from a state, whether this worker holds the session or not. The same state gives the same reply."""
+    """Continues from a state, whether or not this worker holds the session. The same state gives the same reply."""
     model = _model(setup)
     past = list(state.tokens)
     ids = model.encode(prompt, add_special=not past, parse_special=True) if isinstance(prompt, str) else list(prompt)
@@ -100,7 +100,7 @@ def _generate(
             session._rng.bit_generator.state = state.random
         tokens = list(session.generate((past + ids)[session.n_past :], params, max_new_tokens=max_new, stop=stop))
         stats = replace(session.stats, reused=reused, recomputed=max(0, len(past) - reused))
-    finally:  # after an error, too: the next call goes back to what is the beginning of its own text
+    finally:  # after an error, too: the next call rewinds to the prefix it shares
         with _lock:
             _held[state.key] = session
             while len(_held) > setup.max_sessions:
@@ -112,7 +112,7 @@ def _generate(
 
 
 def _session(setup: Setup, model: Model, state: State, wanted: list[int], exactly: bool) -> tuple[Session, int]:
-    """A session whose positions are the beginning of `wanted`, as far as any session here has it, and how far."""
+    """A session that holds a prefix of `wanted`, reused from a session on this worker, and the prefix's length."""
     with _lock:
         own = _held.pop(state.key, None)
         others = list(_held.values())
@@ -134,7 +134,7 @@ def _session(setup: Setup, model: Model, state: State, wanted: list[int], exactl
 
 
 def _back_to(session: Session, n_past: int) -> int:
-    """Rewinds, as far as sliding windows allow; returns where the session is now."""
+    """Rewinds to `n_past`, or to 0 where sliding windows do not allow it; returns the position reached."""
     try:
         session.rewind(n_past)
     except TeachLlamaError:
@@ -143,7 +143,7 @@ def _back_to(session: Session, n_past: int) -> int:
 
 
 def _export(setup: Setup, key: str) -> bytes | None:
-    """A session's file, as bytes; None if it is not here."""
+    """A session's file, as bytes; None if this worker does not hold the session."""
     with _lock:
         session = _held.get(key)
     if session is None:
@@ -156,7 +156,7 @@ def _export(setup: Setup, key: str) -> bytes | None:
 
 
 def _import(setup: Setup, key: str, data: bytes | None) -> int:
-    """Takes a session in from its file; returns how many positions were restored."""
+    """Loads a session from its file's bytes; returns how many positions were restored."""
     if data is None:
         return 0
     model = _model(setup)
@@ -195,7 +195,7 @@ def _forget() -> None:
 
 
 class WorkerLostError(TeachLlamaError):
-    """The worker that was asked is gone; the cluster asks another one, unless there is none."""
+    """The worker is gone. The cluster retries on another one, if there is one."""
 
 
 class Cluster:
@@ -204,14 +204,16 @@ class Cluster:
     Args:
         client: a `distributed.Client`.
         model_path: a .gguf file or a name, as for `load_model`; every worker must find it there.
-        routing: where a call goes. "prefix": a session stays where it is, and a new one goes where the longest
-            beginning of its text is held. "sticky": it stays, and a new one goes where the fewest are. "round robin":
-            to each worker in turn, which then has to evaluate what it does not hold.
+        routing: which worker runs a call. "prefix": a session stays on its worker, and a new one goes to the worker
+            that holds the longest prefix of its text. "sticky": a session stays on its worker, and a new one goes to
+            the worker with the fewest. "round robin": each call goes to the next worker, which has to evaluate the
+            tokens it does not hold.
         weights, backend: as for `load_model`.
-        max_sessions: that a worker holds; the one used least recently is closed, and made again when it is used.
+        max_sessions: how many sessions a worker holds. The least recently used one is closed, and recreated when it is
+            used again.
 
     Raises:
-        ParameterError: routing is none of those above.
+        ParameterError: routing is none of those above, or max_sessions is not a whole number of at least 1.
     """
 
     def __init__(
@@ -238,13 +240,13 @@ class Cluster:
 
     @property
     def workers(self) -> list[str]:
-        """Addresses of the workers that take sessions now."""
+        """Addresses of the workers that accept sessions."""
         return sorted(address for address in self.client.nthreads() if address not in self._drained)
 
     def open_session(
         self, *, seq_len: int | None = None, kv_dtype: str = "f32", seed: int | None = None
     ) -> ClusterSession:
-        """A new session; nothing is sent before it is used. Arguments: as for `Model.create_session`."""
+        """A new session; nothing is sent until it is used. Arguments: as for `Model.create_session`."""
         session = ClusterSession(self, State(uuid.uuid4().hex, seq_len, kv_dtype, seed))
         with self._lock:
             self.sessions.append(session)
@@ -254,7 +256,8 @@ class Cluster:
         """Moves a session to another worker, keys and values included.
 
         Returns:
-            how many positions arrived. 0 if its worker no longer held it: the next call evaluates its tokens then.
+            how many positions were restored: 0 if its worker no longer held it. The next call then evaluates its
+            tokens.
 
         Raises:
             ParameterError: no such worker.
@@ -278,7 +281,7 @@ class Cluster:
             return restored
 
     def drain(self, worker: str) -> int:
-        """Moves all sessions off a worker, which gets no more of them; returns how many were moved."""
+        """Moves all sessions off a worker, which then accepts no more; returns how many were moved."""
         if worker not in self.client.nthreads():
             raise ParameterError(f"there is no worker {worker!r}; there are {', '.join(self.workers) or 'none'}")
         self._drained.add(worker)
@@ -311,7 +314,7 @@ class Cluster:
         return f"<Cluster: {len(self.sessions)} sessions on {len(self.workers)} workers, {self.routing}>"
 
     def encode(self, prompt: str | Iterable[int], add_special: bool) -> list[int]:
-        """A prompt's ids, by the model file's tokenizer, which is read here."""
+        """Encodes a prompt with the model file's tokenizer, which is loaded in this process."""
         if not isinstance(prompt, str):
             return [int(i) for i in prompt]
         if self._tokenizer is None:
@@ -322,7 +325,7 @@ class Cluster:
                 self._tokenizer = tokenizer_from_metadata(file.metadata)
         return self._tokenizer.encode(prompt, add_special=add_special, parse_special=True)
 
-    # ---- where a call goes ----
+    # ---- routing ----
 
     def _choose(self, session: ClusterSession, wanted: list[int]) -> str:
         alive = self._alive()
@@ -339,7 +342,7 @@ class Cluster:
         return self._least_loaded(alive)
 
     def _alive(self) -> list[str]:
-        """Workers; waits for one if there is none, since a killed process may be started again."""
+        """The workers. Waits for one if there is none, since a killed process may be restarted."""
         until = time.monotonic() + PATIENCE_S
         while not (alive := self.workers):
             if time.monotonic() > until:
@@ -358,7 +361,7 @@ class Cluster:
         return self.client.submit(work, *args, workers=[worker], allow_other_workers=False, pure=False)
 
     def _wait(self, future: Any, worker: str) -> Any:
-        """The result of a call; raises WorkerLostError if the worker goes before it is there."""
+        """The result of a call; raises WorkerLostError if the worker is lost first."""
         from concurrent.futures import CancelledError
 
         from distributed import KilledWorker, TimeoutError
@@ -379,10 +382,10 @@ class ClusterSession:
     """A session somewhere on a cluster. Make one with `Cluster.open_session`.
 
     Attributes:
-        worker: where it is held; None until it is used.
-        stats: what the last `generate` did; `reused` says what its worker found done, `recomputed` what had to be
-            evaluated again.
-        lost: how many times its worker died on it.
+        worker: address of the worker that holds it; None until it is used.
+        stats: statistics of the last `generate`. `reused` counts the positions that its worker already held,
+            `recomputed` those that had to be evaluated again.
+        lost: how many times its worker died during a call.
     """
 
     def __init__(self, cluster: Cluster, state: State):
@@ -412,10 +415,10 @@ class ClusterSession:
     ) -> list[Token]:
         """Evaluates a prompt and returns the whole reply; see `Session.generate`.
 
-        If the worker dies on the way, another gives the reply that it would have given.
+        If the worker dies during the call, another one returns the same reply.
 
         Raises:
-            TeachLlamaError: what `Session.generate` raises on the worker; or no worker is left.
+            TeachLlamaError: any error that `Session.generate` raises on the worker, or no worker is left.
         """
         with self.lock:
             ids = self.cluster.encode(prompt, add_special=not self.state.tokens)
@@ -435,7 +438,7 @@ class ClusterSession:
                 return reply.tokens
 
     def close(self) -> None:
-        """Forgets the session, here and on its worker."""
+        """Closes the session, here and on its worker."""
         with self.lock, self.cluster._lock:
             if self in self.cluster.sessions:
                 self.cluster.sessions.remove(self)

@@ -1,4 +1,4 @@
-"""`ModelConfig`: a model's dimensions as people ask for them, from its spec. Knows nothing of arrays or files."""
+"""`ModelConfig`: a summary of a model's dimensions, from its spec. Independent of arrays and files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from teachllama.spec import ModelSpec
 
 @dataclass(slots=True)
 class ModelConfig:
-    """A model's dimensions. `seq_len` is yours to lower before sessions are created; leave the rest alone.
+    """A model's dimensions. `seq_len` may be lowered before sessions are created; do not change the other fields.
 
-    Where layers differ (`model.spec.layers` has each), these are the first layer's attention and the last layer's
-    feed-forward network: leading layers may be dense where all others have experts.
+    Where layers differ, these describe the first layer's attention and the last layer's feed-forward network: leading
+    layers may be dense where all others have experts. `model.spec.layers` has every layer.
     """
 
     arch: str
@@ -27,7 +27,7 @@ class ModelConfig:
     hidden_dim: int  # inner length of the feed-forward network; of one expert where there are experts
     vocab_size: int
     native_seq_len: int  # the context the model was trained for
-    seq_len: int  # the context new sessions get: native_seq_len until you cap it
+    seq_len: int  # default context of new sessions; native_seq_len unless lowered
     norm_eps: float
     attention_scale: float  # multiplies q . k
     rope_dim: int  # how many of head_dim's numbers rotate
@@ -35,7 +35,7 @@ class ModelConfig:
     kv_layout: KVLayout  # per layer: heads, lengths, window
     n_experts: int = 0  # 0: a dense model
     n_experts_used: int = 0
-    latent_value_dim: int = 0  # latent attention: values are the first so many numbers of the keys; 0: an own cache
+    latent_value_dim: int = 0  # latent attention: values are this many leading numbers of the keys; 0: separate values
 
     @property
     def kv_dim(self) -> int:

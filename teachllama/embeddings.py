@@ -1,7 +1,7 @@
 """Texts as vectors: the same forward pass, read one step before it becomes logits.
 
-A model that predicts the next token has to gather in its last layer what the text is about; the average of that over a
-text's tokens, or its last token's, is a usable embedding, though models trained for it do better.
+To predict the next token, a model gathers in its last layer what the text is about. The average of that layer's output
+over a text's tokens, or the last token's output, is a usable embedding, though models trained for embedding do better.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ POOLINGS = ("mean", "last")
 
 
 def embed(model: Model, texts: str | Iterable[str], *, pooling: str = "mean", normalize: bool = True) -> np.ndarray:
-    """Embeds texts, each by itself.
+    """Embeds texts, each independently.
 
-    The final hidden state of each token, after the output norm, pooled over the text's tokens; as llama.cpp does it.
+    The final hidden states of a text's tokens, after the output norm, are pooled, as in llama.cpp.
 
     Args:
-        texts: several texts, or one. A beginning-of-text token is put before each where the model wants one.
-        pooling: "mean" of all tokens, or the "last" token's: the only one that has seen the whole text.
+        texts: one text or several. A beginning-of-text token is prepended to each if the model expects one.
+        pooling: "mean" averages all tokens; "last" takes the last token, the only one that has seen the whole text.
         normalize: scale each to length 1, so that dot products are cosines.
 
     Returns:
         float32 (n_texts, dim).
 
     Raises:
-        ParameterError: pooling is neither, or `texts` are no texts.
+        ParameterError: pooling is neither of these, or an element of `texts` is not a string.
         TokenError: a text is empty or cannot be encoded.
         ContextFullError: a text is longer than the model's context.
     """

@@ -13,7 +13,7 @@ class GGUFError(TeachLlamaError):
 
 
 class UnsupportedModelError(TeachLlamaError):
-    """The file is sound, but holds a model that this engine does not run; the message names what is missing."""
+    """The file is valid, but this engine does not run its model; the message names what is missing."""
 
 
 class ContextFullError(TeachLlamaError):
@@ -41,18 +41,18 @@ class FetchError(TeachLlamaError):
 
 
 class ChatError(TeachLlamaError):
-    """A conversation that cannot be: malformed messages, roles the model's template refuses, a damaged history file."""
+    """An invalid conversation: malformed messages, roles the model's template rejects, or a damaged history file."""
 
 
 class TemplateError(TeachLlamaError):
-    """A chat template that is missing, is not valid, fails, reaches out of its sandbox, or was stopped at a limit."""
+    """A chat template is missing or invalid, fails, tries to leave its sandbox, or was stopped at a limit."""
 
 
 class SessionFileError(TeachLlamaError):
-    """A session file, or one of prefixes, that could not be written, or that is refused. Nothing was changed.
+    """A session file or prefix file could not be written, or was refused. Nothing was changed.
 
     Attributes:
-        reason: why, as a word or two that a program can compare: "missing", "not a file", "not a session file",
+        reason: the cause, as one of these strings for programs: "missing", "not a file", "not a session file",
             "not a prefix file", "truncated", "damaged", "newer version", "other model", "other quantization",
             "other weights", "other settings", "other tokenizer", "other rope", "other cache type", "other page size",
             "window", "seq_len", "memory", "permission", "symbolic link", "disk full", "too large".
@@ -64,5 +64,5 @@ class SessionFileError(TeachLlamaError):
         self.reason, self.can_rebuild = reason, can_rebuild
 
     def __reduce__(self) -> tuple[type, tuple[str, str, bool]]:
-        """For pickle, which would give back the message alone."""
+        """For pickle, which would otherwise restore only the message."""
         return type(self), (str(self), self.reason, self.can_rebuild)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[Path]:
-    """An empty file beside `path`, to be written in the block; it becomes `path` at the block's end.
+    """Yields an empty file beside `path` to write in the block; it replaces `path` at the end of the block.
 
-    If the block raises, it is deleted, and what was at `path` stays.
+    If the block raises, the new file is deleted, and `path` is unchanged.
 
     Args:
         path: the file to write or replace; its folder must exist.

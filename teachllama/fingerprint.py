@@ -1,8 +1,8 @@
-"""What identifies a model, so that a saved session can say whether it belongs to it.
+"""Fingerprints of models, which show whether a saved session belongs to a model.
 
-Keys and values are worthless to any other weights, and a model accepts them without complaint: what it then writes is
-fluent and wrong. So every byte of every tensor counts, and so do the tokenizer's rules and the settings of RoPE.
-Knows nothing of sessions.
+Keys and values are useless with other weights, yet a model accepts them without an error, and its text is then fluent
+and wrong. So a fingerprint covers every byte of every tensor, the tokenizer's rules, and the RoPE settings.
+Independent of sessions.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ PROBE = (
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Digests of one model, each over one thing that can be different. All are hexadecimal SHA-256."""
+    """Digests of one model, each covering one aspect that can differ. All are hexadecimal SHA-256."""
 
-    name: str  # for people: it is compared with nothing
+    name: str  # for display; never compared
     arch: str
-    quantization: str  # for people: the type that most of the weights have
+    quantization: str  # for display: the type of most weights
     structure: str  # names and shapes of the tensors, and the file's settings except those of RoPE
-    config: str  # what this engine makes of them, layer by layer: the model's spec without RoPE
+    config: str  # the model's spec, layer by layer, without RoPE
     rope: str  # each layer's frequencies, magnitudes, pairs
     types: str  # each tensor's type
     vectors: str  # values of the norms and biases: they stay float32, so all quantizations of a model share them
     weights: str  # every byte of every tensor
-    tensors: str  # each tensor's own digest, the first 16 digits, in the order of their names: says which one differs
+    tensors: str  # the first 16 digits of each tensor's digest, in the order of names: shows which one differs
     vocabulary: str  # the tokens' texts and types
     merges: str  # the merges, or the scores of SentencePiece
     rules: str  # every other tokenizer key of the file
-    probe: str  # the ids of `PROBE`: what the tokenizer's code makes of it all
+    probe: str  # the ids of `PROBE`: covers the tokenizer's code
 
 
-TEXTS = ("name", "arch", "quantization")  # fields of a Fingerprint that are no digests
+TEXTS = ("name", "arch", "quantization")  # fields of a Fingerprint that are not digests
 
 
 def metadata_digests(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -81,7 +81,7 @@ def metadata_digests(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 
 def tensor_digests(file: GGUFFile) -> dict[str, str]:
-    """Tensor name -> SHA-256 of its bytes. Reads the whole file: about a second per gigabyte and processor."""
+    """Tensor name -> SHA-256 of its bytes. Reads the whole file: about one processor-second per gigabyte."""
 
     def digest(name: str) -> str:
         return hashlib.sha256(file.tensor_bytes(name).data).hexdigest()
@@ -97,8 +97,8 @@ def fingerprint(
     """The fingerprint of a model.
 
     Args:
-        file: its tensor table is read, and nothing else: it may be closed.
-        keys, tensors: what `metadata_digests` and `tensor_digests` gave.
+        file: only its tensor table is read, so it may be closed.
+        keys, tensors: the results of `metadata_digests` and `tensor_digests`.
     """
     infos = [file.tensors[n] for n in sorted(file.tensors)]
     ropes = [layer.attention.rope for layer in spec.layers]
@@ -128,10 +128,12 @@ def fingerprint(
 
 
 class Identity:
-    """What identifies a model's file: read once, when it is first asked for; its metadata at once, as it is let go.
+    """The digests of a model's file.
+
+    The metadata is digested at construction, because it is freed after loading. Tensors are read once, on first use.
 
     Attributes:
-        names: of the tensors, in the order of `Fingerprint.tensors`.
+        names: the tensors' names, in the order of `Fingerprint.tensors`.
     """
 
     def __init__(self, file: GGUFFile):
@@ -147,14 +149,14 @@ class Identity:
         return self._tensors
 
     def fingerprint(self, name: str, spec: ModelSpec, tokenizer: Tokenizer) -> Fingerprint:
-        """The fingerprint of a model that was made of this file."""
+        """The fingerprint of a model that was loaded from this file."""
         if self._made is None:
             self._made = fingerprint(self._file, name, spec, tokenizer, self._keys, self.read())
         return self._made
 
 
 def _ids(tokenizer: Tokenizer, text: str) -> list[list[int] | str]:
-    """Both ways of encoding a text; a vocabulary without a token for some byte refuses it, which is a result, too."""
+    """A text's ids, without and with special tokens; "refused" where the vocabulary has no token for some byte."""
     results: list[list[int] | str] = []
     for special in (False, True):
         try:

@@ -1,4 +1,4 @@
-"""The user's own folders, also for an account that has no home: containers often run as a user id nobody knows."""
+"""The user's cache folder, also for accounts without a home: containers often run under an unknown user id."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ _said = False
 
 
 def user_cache_dir() -> Path:
-    """The user's cache folder for this package; without a home folder, one of the user's own among temporary files.
+    """The user's cache folder for this package; without a home folder, a per-user folder among the temporary files.
 
     Raises:
         TeachLlamaError: there is no home folder, and the temporary one cannot be trusted. The message names the
-            variables that help.
+            variables to set.
     """
     try:
         path = Path(platformdirs.user_cache_path("teachllama"))
     except RuntimeError:  # HOME is not set, and the system has no entry for this user id
         return _temporary()
-    return path if path.is_absolute() else _temporary()  # older versions leave the ~ as it is
+    return path if path.is_absolute() else _temporary()  # older versions of platformdirs do not expand the ~
 
 
 def _temporary() -> Path:
-    """A folder that this user alone can write: compiled code is loaded from it."""
+    """A folder that only this user can write: compiled code is loaded from it."""
     global _said
     uid = os.getuid() if hasattr(os, "getuid") else 0
     folder = Path(tempfile.gettempdir(), f"teachllama-{uid}")

@@ -1,7 +1,7 @@
 """The forward pass, written once: every family, every cache and every backend goes through this page.
 
-`ops` does the arithmetic. `ops.NumpyOps` computes at once: the reference, tested against llama.cpp.
-`kernels.record.RecordingOps` computes nothing: it writes each call down, and compiled code replays the list.
+`ops` does the arithmetic. `ops.NumpyOps` computes immediately: the reference, tested against llama.cpp.
+`kernels.record.RecordingOps` computes nothing: it records each call, and compiled code replays the record.
 Shapes: n rows of tokens, H query heads, G key/value heads, d and dv the lengths of a head's key and value.
 """
 
@@ -17,7 +17,7 @@ def forward(ops: Any, spec: ModelSpec, w: Weights, batch: Any) -> Any:
     """Tokens in, logits out. https://arxiv.org/abs/1706.03762, https://arxiv.org/abs/2302.13971
 
     Args:
-        ops: who computes. Its norm returns h itself where the weight is None, and so does every optional step.
+        ops: the operations. The norm and every other optional step return their input where the weight is None.
         batch: rows of tokens, their positions and caches, and the m rows whose logits are wanted.
 
     Returns:
@@ -37,15 +37,15 @@ def forward(ops: Any, spec: ModelSpec, w: Weights, batch: Any) -> Any:
 def attention(ops: Any, i: int, s: Any, l: LayerWeights, h: Any, batch: Any) -> Any:
     """Every token looks back at the tokens before it: h (n, dim) -> (n, dim)."""
     q, k, v = ops.linear(h, l.q), ops.linear(h, l.k), ops.linear(h, l.v)  # (n, H * d), (n, G * d), (n, G * dv)
-    q, k = ops.norm(q, l.q_norm), ops.norm(k, l.k_norm)  # of each head, or of all: as long as the weight is
+    q, k = ops.norm(q, l.q_norm), ops.norm(k, l.k_norm)  # per head or over all heads, by the weight's length
     q, k = ops.rope(q, s, batch), ops.rope(k, s, batch)
     return ops.linear(ops.attend(i, q, k, v, s, l.sinks, batch), l.output)
 
 
 def latent_attention(ops: Any, i: int, s: Any, l: LayerWeights, h: Any, batch: Any) -> Any:
-    """DeepSeek's: one compressed key a position serves all heads. https://arxiv.org/abs/2405.04434"""
+    """DeepSeek's attention: one compressed key per position serves all heads. https://arxiv.org/abs/2405.04434"""
     q = ops.linear(h if l.q_a is None else ops.norm(ops.linear(h, l.q_a), l.q_a_norm), l.q)
-    q = ops.linear_heads(q, l.k_b, s.n_heads)  # each head's numbers that don't rotate, in the keys' own terms
+    q = ops.linear_heads(q, l.k_b, s.n_heads)  # each head's unrotated numbers, mapped into the keys' space
     k = ops.concat(ops.norm(ops.linear(h, l.kv_a), l.kv_a_norm), ops.linear(h, l.k_rope))  # (n, d)
     q, k = ops.rope(q, s, batch), ops.rope(k, s, batch)
     h = ops.attend(i, q, k, None, s, None, batch)  # (n, H * rank)
@@ -53,7 +53,7 @@ def latent_attention(ops: Any, i: int, s: Any, l: LayerWeights, h: Any, batch: A
 
 
 def mixture(ops: Any, s: Any, l: LayerWeights, h: Any) -> Any:
-    """A token visits the few experts its router chose, and perhaps one that all visit. https://arxiv.org/abs/2401.04088"""
+    """Each token visits the few experts its router chose, and perhaps a shared one. https://arxiv.org/abs/2401.04088"""
     out = ops.experts(h, l.experts, s)
     if l.shared is not None:
         shared = ops.gated(h, l.shared, s)

@@ -1,4 +1,4 @@
-"""What generation gives its reader: tokens as text, cut at stop strings, and what it cost. Knows nothing of models."""
+"""The output of generation: tokens as text, cut at stop strings, and statistics. Independent of models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def checked_stops(stop: object) -> list[str]:
-    """One text to stop at, or several -> a list; raises `ParameterError` for anything else."""
+    """One stop string or several, as a list; raises `ParameterError` for anything else."""
     stops: list[Any] = [stop] if isinstance(stop, str) or not isinstance(stop, Iterable) else list(stop)
     if any(not isinstance(s, str) or not s for s in stops):
         raise ParameterError(f"stop is {stop!r}; expected text or a list of texts, none empty")
@@ -31,7 +31,7 @@ class Token:
 
 @dataclass(slots=True)
 class GenerationStats:
-    """What one call of `generate` did, in tokens and seconds; time spent outside the generator is not counted."""
+    """Statistics of one call of `generate`, in tokens and seconds; time outside the generator is not counted."""
 
     n_prompt: int = 0
     n_generated: int = 0
@@ -39,10 +39,10 @@ class GenerationStats:
     ttft_s: float = 0.0  # time to first token: the prefill and the first sample
     decode_s: float = 0.0  # everything after the first token
     stop_reason: str = ""  # "length", "end of text", "stop string" or "context full"; empty while running
-    reused: int = 0  # positions that were there already and were attended to as they were
-    recomputed: int = 0  # positions that a loaded session's file should have spared, and that were evaluated again
+    reused: int = 0  # positions that were already in the cache
+    recomputed: int = 0  # positions of a loaded session or lost worker that were evaluated again
     drafted: int = 0  # guesses that were evaluated: see `speculation.py`
-    accepted: int = 0  # those of them that became tokens
+    accepted: int = 0  # guesses that became tokens
 
     @property
     def prefill_tps(self) -> float:
@@ -56,7 +56,7 @@ class GenerationStats:
 
 
 class TextStream:
-    """Turns ids into text for a reader: holds tokens back while a character, or a possible stop string, is open."""
+    """Turns ids into text; holds tokens back while a character, or a possible stop string, is incomplete."""
 
     def __init__(self, tokenizer: Tokenizer, stops: list[str]):
         self._bytes_of, self._stops = tokenizer.piece_bytes, stops
@@ -77,7 +77,7 @@ class TextStream:
         return [] if open_character or open_stop else self._release()
 
     def flush(self) -> list[Token]:
-        """What was held back when generation ends; bytes of an unfinished character become U+FFFD."""
+        """The tokens still held back when generation ends; bytes of an unfinished character become U+FFFD."""
         rest = self._utf8.decode(b"", final=True)
         if self._held and rest:
             self._held[-1] = Token(self._held[-1].id, self._held[-1].piece + rest)

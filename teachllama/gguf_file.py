@@ -1,9 +1,9 @@
 """Opens a GGUF file: metadata, tensor table, tensor bytes.
 
-Knows the file format (versions 2 and 3, little-endian) and nothing about models. The file is untrusted, so every
+Handles the file format (versions 2 and 3, little-endian); independent of models. The file is untrusted, so every
 count, length, dimension and offset is checked against the file's size before it is used. Element types and block
-sizes come from the `gguf` package; the parsing is our own because that package makes one Python object per string
-(3.5 s for SmolLM2's 98,000 strings), where `StringArray` keeps the bytes as they are and decodes when asked.
+sizes come from the `gguf` package. The parser is our own because that package makes one Python object per string
+(3.5 s for SmolLM2's 98,000 strings), where `StringArray` keeps the raw bytes and decodes on demand.
 
 A large model may be split into several files (llama.cpp's `gguf-split`). Each part is a GGUF file whose metadata says
 which part it is: `split.no` (from 0), `split.count`, and `split.tensors.count` (tensors in all parts together). The
@@ -43,7 +43,7 @@ MAX_HEADER_BYTES = 48 * 1024 * 1024
 MAX_COUNT = 65_536  # tensors, and metadata keys; a 400-billion-parameter mixture of experts has about 2,000 tensors
 
 MAX_PARTS = 65_535  # split.count is a uint16
-MAX_SEARCHED = 500  # files of a folder that are looked at for the parts of a renamed model
+MAX_SEARCHED = 500  # files of a folder that are searched for the parts of a renamed model
 PART_NAME = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})(\.gguf)", re.DOTALL)  # gguf-split's names, counted from 1
 
 STRING, ARRAY = 8, 9
@@ -66,7 +66,7 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
 class StringArray(Sequence[str]):
-    """A GGUF array of strings, kept as the file's bytes and decoded one by one when asked."""
+    """A GGUF array of strings, kept as the file's bytes and decoded one by one on demand."""
 
     def __init__(self, raw: bytes, ends: array[int]):
         self._raw, self._ends = raw, ends  # ends[i]: where string i ends in raw; it starts 8 bytes after ends[i - 1]
@@ -76,7 +76,7 @@ class StringArray(Sequence[str]):
 
     def bytes_at(self, i: int) -> bytes:
         """String `i` as the file's bytes."""
-        i = range(len(self._ends))[i]  # IndexError and negative indices, as a list has them
+        i = range(len(self._ends))[i]  # IndexError and negative indices, as for a list
         return self._raw[(self._ends[i - 1] if i else 0) + 8 : self._ends[i]]
 
     @overload
@@ -96,7 +96,7 @@ class StringArray(Sequence[str]):
 
     @property
     def raw(self) -> bytes:
-        """All strings with their lengths, as the file has them."""
+        """All strings with their lengths, as stored in the file."""
         return self._raw
 
     def __eq__(self, other: object) -> bool:
@@ -129,16 +129,16 @@ class GGUFFile:
     """An open GGUF file, or all files of a split model: `metadata`, `tensors`, and the tensors' bytes, memory-mapped.
 
     Attributes:
-        path: the file that has the metadata: of a split model its first part, whichever part was given.
+        path: the file that has the metadata: for a split model its first part, whichever part was given.
         paths: all files, in the order of their parts.
         nbytes: bytes of all files together.
         metadata: key -> value, of the first part.
         tensors: name -> `TensorInfo`, of all parts; empty with `metadata_only`.
 
     Args:
-        path: the file; of a split model any part, the other parts being in the same folder.
+        path: the file; for a split model any part, with the other parts in the same folder.
         metadata_only: stop after the metadata; `tensors` stays empty, and a file whose tensor data is incomplete (a
-            download under way, a first part without the others) still opens.
+            download in progress, a first part without the others) still opens.
         alone: open this one file, whether or not it is a part of a split model.
 
     Raises:
@@ -182,14 +182,14 @@ class GGUFFile:
         return np.frombuffer(mapping, np.uint8, count=info.nbytes, offset=info.offset)
 
     def drop_pages(self) -> None:
-        """Lets the operating system forget the files' resident pages; they are read again when touched."""
+        """Lets the operating system drop the files' resident pages; they are read again on access."""
         if hasattr(mmap, "MADV_DONTNEED"):
             for part in self._parts:
                 if part.mmap is not None:
                     part.mmap.madvise(mmap.MADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmaps the file. Metadata stays; a tensor view still held keeps the mapping alive, safely, until it goes."""
+        """Unmaps the file. Metadata stays. A tensor view still in use keeps the mapping alive until it is deleted."""
         for part in self._parts:
             part.close()
 
@@ -237,7 +237,7 @@ class _Part:
         if mapping is not None:
             try:
                 mapping.close()
-            except BufferError:  # a view still points into it: the last one to go unmaps it
+            except BufferError:  # a view still points into it: deleting the last view unmaps it
                 pass
 
 
@@ -246,7 +246,7 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class _Split:
-    """What a part says about itself."""
+    """The split metadata of one part."""
 
     no: int  # from 0
     count: int
@@ -273,9 +273,9 @@ class _Split:
 
 
 def split_paths(path: str) -> list[str] | None:
-    """The files of a split model by gguf-split's naming rule; None where `path` is not named as a part.
+    """The files of a split model by gguf-split's naming rule; None if `path` is not named like a part.
 
-    Knows only names: `model-00001-of-00003.gguf` gives three paths, whether they exist or not.
+    Looks only at the name: `model-00001-of-00003.gguf` gives three paths, whether they exist or not.
     """
     folder, name = os.path.split(path)
     match = PART_NAME.fullmatch(name)
@@ -323,12 +323,12 @@ def _incomplete(given: _Part, split: _Split, missing: str) -> GGUFError:
 
 
 def _search(given: _Part, split: _Split) -> dict[int, list[str]]:
-    """Part number -> files of the folder whose metadata fit it; the given part fits its own number alone."""
+    """Part number -> files of the folder whose metadata match it; the given part is the only match for its number."""
     found: dict[int, list[str]] = {split.no: [given.path]}
     folder = os.path.dirname(given.path)
     try:
         names = sorted(name for name in os.listdir(folder or ".") if name.lower().endswith(".gguf"))
-    except OSError:  # a folder may be closed to listing; then no part is found, and the error names them
+    except OSError:  # the folder cannot be listed: no part is found, and the error names the missing parts
         names = []
     for name in names[:MAX_SEARCHED]:
         path = os.path.join(folder, name)
@@ -343,7 +343,7 @@ def _search(given: _Part, split: _Split) -> dict[int, list[str]]:
             continue
         if other is None or (other.count, other.n_tensors) != (split.count, split.n_tensors) or other.no == split.no:
             continue
-        by_name = split_paths(path)  # a file beside which another part of our number has the right name is that one's
+        by_name = split_paths(path)  # skip parts of another, correctly named model: it has its own part of our number
         if by_name and len(by_name) == split.count and os.path.isfile(by_name[split.no]):
             continue
         found.setdefault(other.no, []).append(path)
@@ -351,7 +351,7 @@ def _search(given: _Part, split: _Split) -> dict[int, list[str]]:
 
 
 def _check_parts(parts: Sequence[_Part], split: _Split, whole: bool) -> None:
-    """Refuses parts that do not belong together; `whole` is false where only the first was opened."""
+    """Refuses parts that do not belong together; `whole` is false if only the first was opened."""
     arch = parts[0].metadata.get("general.architecture")
     where: dict[str, str] = {}
     for no, part in enumerate(parts):
@@ -379,7 +379,7 @@ def _check_parts(parts: Sequence[_Part], split: _Split, whole: bool) -> None:
 
 
 class Source(Protocol):
-    """A file that a header is read from, and into."""
+    """A file whose header is parsed; the parser fills `metadata` and `tensors`."""
 
     path: str
     nbytes: int
@@ -428,7 +428,7 @@ class Parser:
             raise self.fail(f"{what} is not valid UTF-8: {raw[:40]!r}") from None
 
     def count(self, what: str, min_bytes: int, most: int = MAX_HEADER_BYTES) -> int:
-        """A count whose items take at least `min_bytes` each, so that a lie is caught before anything is allocated."""
+        """Reads a count of items of at least `min_bytes` each; rejects impossible counts before allocating."""
         n = self.u64(f"the number of {what}")
         if n * min_bytes > self.file.nbytes - self.pos:
             raise self.fail(f"claims {n} {what}, more than the rest of the file can hold")
@@ -461,7 +461,7 @@ class Parser:
         return items.astype(bool) if kind == BOOL else items
 
     def string_array(self, n: int, key: str) -> StringArray:
-        self.need(8 * n, f"the array {key!r}")  # a string takes 8 bytes at the least
+        self.need(8 * n, f"the array {key!r}")  # a string takes at least 8 bytes
         start = pos = self.pos
         ends: array[int] = array("I")
         unpack, buf = _U64.unpack_from, self.buf  # locals: this loop runs a quarter of a million times
@@ -534,7 +534,7 @@ class Parser:
             if here < end:
                 raise self.fail(f"tensor {t.name!r} overlaps the one before it")
             end = here + t.nbytes
-        for t in table:  # in the table's own order
+        for t in table:  # in the table's order
             if t.name in self.file.tensors:
                 raise self.fail(f"two tensors are named {t.name!r}")
             self.file.tensors[t.name] = TensorInfo(t.name, t.shape, t.type, start + t.offset, t.nbytes)

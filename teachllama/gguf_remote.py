@@ -1,6 +1,6 @@
-"""Reads the header of a GGUF file that is somewhere else, from as few of its bytes as it takes.
+"""Reads the header of a remote GGUF file from as few bytes as possible.
 
-Knows the parser of `gguf_file.py` and a function that gives bytes; nothing of networks.
+Uses the parser of `gguf_file.py` and a function that returns bytes. Independent of networks.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 from teachllama.errors import GGUFError
 from teachllama.gguf_file import MAGIC, MAX_HEADER_BYTES, Parser, StringArray, TensorInfo
 
-FIRST_FETCH = 256 * 1024  # of a remote file
+FIRST_FETCH = 256 * 1024  # bytes of the first request
 
 
 def read_header(
     name: str, nbytes: int, fetch: Callable[[int, int], bytes], *, metadata_only: bool = False
 ) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
-    """Metadata and tensor table of a file that is somewhere else, from as few of its bytes as they take.
+    """Metadata and tensor table of a remote file, from as few of its bytes as possible.
 
     Args:
-        name: what errors call the file.
+        name: the file's name in error messages.
         nbytes: the file's size.
-        fetch: gives bytes [start, end) of it; called with consecutive ranges, from 0.
+        fetch: returns bytes [start, end) of the file; called with consecutive ranges, from 0.
         metadata_only: stop before the tensor table.
 
     Raises:
-        GGUFError: as for a file that is here. Whatever `fetch` raises is passed on.
+        GGUFError: as for a local file. Errors that `fetch` raises are passed on.
     """
     remote = _Remote(name, nbytes, fetch)
     if nbytes < 24 or remote.fill(24)[:4] != MAGIC:
@@ -37,7 +37,7 @@ def read_header(
 
 
 class _Remote:
-    """What of a remote file has been fetched."""
+    """A remote file, and the bytes of it that have been fetched."""
 
     def __init__(self, name: str, nbytes: int, fetch: Callable[[int, int], bytes]):
         self.path, self.nbytes, self._fetch = name, nbytes, fetch
@@ -46,7 +46,7 @@ class _Remote:
         self.tensors: dict[str, TensorInfo] = {}
 
     def fill(self, end: int) -> bytes:
-        """At least the first `end` bytes; half as much again as is there, so that the calls stay few."""
+        """At least the first `end` bytes. Each fetch extends the buffer by half or more, to keep the requests few."""
         have, end = len(self.buf), min(end, self.nbytes)
         if have < end:
             wanted = min(self.nbytes, max(end, FIRST_FETCH if not have else have * 3 // 2))
@@ -58,7 +58,7 @@ class _Remote:
 
 
 class _FetchingParser(Parser):
-    """Fetches what it is about to read."""
+    """A parser that fetches bytes before it reads them."""
 
     def need(self, n: int, what: str) -> None:
         super().need(n, what)
@@ -67,14 +67,14 @@ class _FetchingParser(Parser):
 
     def string_array(self, n: int, key: str) -> StringArray:
         start = self.pos
-        while True:  # where the array ends is not known before it has been read
+        while True:  # the end of the array is known only after reading it
             wanted = min(len(self.buf) * 3 // 2, self.file.nbytes, MAX_HEADER_BYTES)
             try:
                 strings = super().string_array(n, key)
                 if self.pos <= len(self.buf):
                     return strings
                 wanted = self.pos
-            except struct.error:  # past what has been fetched
+            except struct.error:  # beyond the fetched bytes
                 pass
             self.pos = start
             self.need(wanted - start, f"the array {key!r}")

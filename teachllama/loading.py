@@ -1,7 +1,7 @@
-"""From an open GGUF file to a `ModelSpec` and its weights: everything is checked before memory is reserved.
+"""Builds a `ModelSpec` and its weights from an open GGUF file; everything is checked before memory is reserved.
 
-A tensor that is missing, has another shape than the metadata makes it, or that nobody uses is an error that names it;
-so is a key that changes the arithmetic and that nobody read. Knows nothing of sessions.
+A tensor that is missing, unused, or of another shape than the metadata requires is an error that names it. So is a
+metadata key that may change the arithmetic but was not read. Independent of sessions.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 FACTORS = (FREQS, SHORT, LONG)
-# Types whose blocks the kernels multiply as they are; kernels/blocks.py has one function for each.
+# Types whose blocks the kernels multiply directly; kernels/blocks.py has one function per type.
 NATIVE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "MXFP4")
 
 
 def spec_of(file: GGUFFile) -> tuple[ModelSpec, KVLayout, Metadata]:
-    """What a file's model computes, what it caches, and its metadata's reader.
+    """A model's spec, the layout of its KV cache, and the reader of its metadata.
 
     Raises:
         GGUFError: the metadata is damaged or contradicts itself or the tensor table.
@@ -43,7 +43,7 @@ def spec_of(file: GGUFFile) -> tuple[ModelSpec, KVLayout, Metadata]:
     for key in ("attention.head_count", "embedding_length"):
         if not m.has(key):
             raise GGUFError(f"the metadata has no '{m.arch}.{key}', which every {m.arch} model needs")
-    layout = kv_layout_from_metadata(file.metadata)  # with a reader of its own: what it reads, others may have to
+    layout = kv_layout_from_metadata(file.metadata)  # has its own reader, so that its reads don't count in `m.read`
     embedding = file.tensors.get("token_embd.weight")
     if embedding is None or len(embedding.shape) != 2:
         raise GGUFError(f"{file.path}: has no matrix 'token_embd.weight', which every model needs")
@@ -60,7 +60,7 @@ def _numbers(file: GGUFFile, info: TensorInfo) -> list[float]:
 
 
 def _refuse_unread(family: Family, m: Metadata) -> None:
-    """Every key of the architecture is read, or harmless; one that is neither may change the arithmetic."""
+    """Raises for a key of the architecture that was not read and is not harmless: it may change the arithmetic."""
     prefix = f"{m.arch}."
     known = m.read | {prefix + key for key in (*HARMLESS, *family.harmless)}
     for key in sorted(key for key in m.mapping if key.startswith(prefix) and key not in known):
@@ -76,7 +76,7 @@ def load_weights(file: GGUFFile, spec: ModelSpec, native: Container[GGMLQuantiza
     """All weights of a model.
 
     Args:
-        native: types whose blocks stay as they are; None dequantizes everything.
+        native: types that are kept as the file's blocks; None dequantizes everything.
     """
     family = family_named(spec.family)
     table = _Table(file, family, len(spec.layers))
@@ -94,11 +94,14 @@ def load_weights(file: GGUFFile, spec: ModelSpec, native: Container[GGMLQuantiza
 
 
 class _Table:
-    """The tensor table, each tensor taken once: `matrix` and `vector` check a shape and promise the weights."""
+    """The tensor table; each tensor is taken once.
+
+    `linear`, `vector` and `row` check a shape and return a function that loads the weights.
+    """
 
     def __init__(self, file: GGUFFile, family: Family, n_layers: int):
         self.file, self.family = file, family
-        n_drafts = file.metadata.get(f"{family.name}.nextn_predict_layers", 0)  # layers that only draft tokens ahead
+        n_drafts = file.metadata.get(f"{family.name}.nextn_predict_layers", 0)  # layers that only draft tokens
         unused = {f"blk.{i}" for i in range(n_layers, n_layers + n_drafts)} | set(FACTORS)  # factors are in the spec
         self.left = {
             name: info
@@ -126,16 +129,16 @@ class _Table:
         return lambda store: store.vector(info)
 
     def linear(self, name: str, rows: int, columns: int, outer: int = 0) -> Callable[[F32Store], Linear]:
-        """`name`.weight, and `name`.bias where the file has one; `outer` experts of them one after another."""
+        """`name`.weight, and `name`.bias where the file has one; `outer` is the number of stacked experts, if any."""
         shape = (outer, rows, columns) if outer else (rows, columns)
         info = self._take(f"{name}.weight", shape)
         self.matrices.append(info)
         bias: TensorInfo | None = None
-        if f"{name}.bias" in self and name != "token_embd":  # its rows are looked up, and nothing would add a bias
+        if f"{name}.bias" in self and name != "token_embd":  # embedding rows are looked up, without a bias
             bias = self._take(f"{name}.bias", (outer, rows) if outer else (rows,))
             self.vectors.append(bias)
 
-        def load(store: F32Store) -> Linear:  # once, though several fields may be cut from it
+        def load(store: F32Store) -> Linear:  # loads once, though several fields may be cut from it
             if not made:
                 made.append(Linear(store.matrix(info), None if bias is None else store.vector(bias).reshape(-1)))
             return made[0]
@@ -144,12 +147,12 @@ class _Table:
         return load
 
     def row(self, name: str, columns: int) -> Callable[[F32Store], Linear]:
-        """A vector that is a matrix of one row."""
+        """A vector as a matrix of one row."""
         vector = self.vector(name, columns)
         return lambda store: Linear(F32Matrix(vector(store).reshape(1, -1)))
 
     def refuse_unused(self) -> None:
-        """Raises if there are tensors that nobody asked for."""
+        """Raises if there are tensors that were not taken."""
         if self.left:
             names = ", ".join(sorted(self.left)[:4]) + (", ..." if len(self.left) > 4 else "")
             raise UnsupportedModelError(
@@ -159,7 +162,7 @@ class _Table:
 
 
 def _planned(table: _Table, family: Family, spec: ModelSpec) -> Callable[[F32Store], Weights]:
-    """Takes every tensor from the table; what comes back loads them."""
+    """Takes every tensor from the table; returns the function that loads them."""
     embedding = table.linear("token_embd", spec.vocab_size, spec.dim)
     output = table.linear("output", spec.vocab_size, spec.dim) if "output.weight" in table else None
     output_norm = table.vector("output_norm.weight", spec.dim)
@@ -177,8 +180,8 @@ def _planned(table: _Table, family: Family, spec: ModelSpec) -> Callable[[F32Sto
 def _planned_layer(
     table: _Table, family: Family, p: str, s: LayerSpec, dim: int
 ) -> dict[str, Callable[[F32Store], Any]]:
-    """Fields of `LayerWeights` -> how each is loaded."""
-    fused = f"{p}attn_qkv.bias" in table  # stands for the biases of all three
+    """Fields of `LayerWeights` -> the function that loads each."""
+    fused = f"{p}attn_qkv.bias" in table  # replaces the biases of q, k and v
     for name in family.required:
         if fused and name in ("attn_q.bias", "attn_k.bias", "attn_v.bias"):
             continue
@@ -218,7 +221,7 @@ def _planned_layer(
 def _planned_gated(table: _Table, p: str, suffix: str, hidden: int, dim: int) -> Callable[[F32Store], Gated]:
     up_name = f"{p}ffn_up{suffix}"
     down = table.linear(f"{p}ffn_down{suffix}", dim, hidden)
-    if f"{p}ffn_gate{suffix}.weight" not in table:  # both in one, the gate first
+    if f"{p}ffn_gate{suffix}.weight" not in table:  # gate and up in one tensor, the gate first
         both = table.linear(up_name, 2 * hidden, dim)
         return lambda store: Gated((m := both(store)).cut(0, hidden), m.cut(hidden, 2 * hidden), down(store))
     gate, up = table.linear(f"{p}ffn_gate{suffix}", hidden, dim), table.linear(up_name, hidden, dim)
@@ -237,7 +240,7 @@ def _planned_experts(table: _Table, p: str, s: FeedForwardSpec, dim: int) -> Cal
 
 
 def _planned_latent(table: _Table, p: str, s: LayerSpec, dim: int) -> dict[str, Callable[[F32Store], Any]]:
-    """DeepSeek's attention."""
+    """The fields of DeepSeek's latent attention."""
     a = s.attention
     rank, rotating = a.value_dim, a.head_dim - a.value_dim
     q_rows = a.n_heads * (a.still_dim + rotating)

@@ -1,6 +1,6 @@
 """Looking inside: the likeliest tokens at any position, what attention looks at, every value of one decode step.
 
-For pictures, not speed.
+Written for pictures, not for speed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Alternative:
 
     id: int
     piece: str
-    probability: float  # from 0 to 1, of the model's own distribution: temperature 1, no cuts, no penalties
+    probability: float  # from 0 to 1, in the model's own distribution: temperature 1, no cuts, no penalties
 
 
 def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alternative]]:
@@ -42,10 +42,10 @@ def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alt
         k: how many; at most the vocabulary.
 
     Returns:
-        a list of k for each of the n positions (one list for one position).
+        a list of k alternatives for each of the n positions.
 
     Raises:
-        ParameterError: k or the logits' shape is not as above.
+        ParameterError: k is out of range, or the logits have another shape.
     """
     logits = np.atleast_2d(np.asarray(logits, np.float32))
     if logits.ndim != 2 or logits.shape[1] != model.config.vocab_size:
@@ -62,15 +62,17 @@ def alternatives(model: Model, logits: np.ndarray, k: int = 10) -> list[list[Alt
 def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np.ndarray:
     """How much each token of a text looks at each token before it, in every head of one layer.
 
-    The NumPy reference computes it, whatever the backend: a model loaded with `weights="f32"` spares it unpacking all
-    blocks at each call.
+    The NumPy reference computes it, whatever the backend. Load the model with `weights="f32"` to avoid dequantizing
+    all blocks at each call.
 
     Args:
-        text: text (special tokens are parsed; begun with a beginning-of-text token where the model wants one), or ids.
+        text: text (special tokens are parsed, and a beginning-of-text token is prepended if the model expects one), or
+            ids.
         layer: from 0 to n_layers - 1; a negative one counts from the end.
 
     Returns:
-        float32 (n_heads, n, n): row i is token i's; it sums to 1, and is 0 for tokens that i cannot see.
+        float32 (n_heads, n, n): row i is token i's; it sums to 1, less what a sink takes, and is 0 for tokens that i
+        cannot see.
 
     Raises:
         ParameterError: there is no such layer. TokenError: no tokens, or too many for a picture.
@@ -93,10 +95,10 @@ def attention_weights(model: Model, text: str | Iterable[int], layer: int) -> np
 class LayerStep:
     """What one layer computed for one token, in float32: H query heads, G key/value heads, T cached positions."""
 
-    normed: np.ndarray  # (dim,): what attention reads, the residual stream after the layer's first norm
-    q: np.ndarray  # (H, d): the queries, turned by RoPE
+    normed: np.ndarray  # (dim,): the input of attention, the residual stream after the layer's first norm
+    q: np.ndarray  # (H, d): the queries, rotated by RoPE
     keys: np.ndarray  # (G, T, d): all keys that this layer sees; the last is the token's own, just written
-    values: np.ndarray  # (G, T, dv): the same of values
+    values: np.ndarray  # (G, T, dv): the values at the same positions
     weights: np.ndarray  # (H, T): each head's attention, which sums to 1, less what a sink takes
     attended: np.ndarray  # (dim,): what attention adds to the residual stream
     fed: np.ndarray  # (dim,): what the feed-forward network adds
@@ -118,13 +120,14 @@ class Step:
 
 
 def decode_step(model: Model, text: str | Iterable[int]) -> Step:
-    """Evaluates a text's last token, and keeps every value on the way: the rest of the text is in the cache by then.
+    """Evaluates a text's last token and keeps every intermediate value; the tokens before it are in the cache.
 
-    The tokens before are evaluated by the model's own backend, the step by the NumPy reference. `Step.lens` reads the
-    residual stream after each layer with the model's last norm and output matrix, which is known as the logit lens.
+    The model's own backend evaluates the tokens before, the NumPy reference evaluates the step. `Step.lens` reads the
+    residual stream after each layer with the model's output norm and output matrix, which is known as the logit lens.
 
     Args:
-        text: text (special tokens are parsed; begun with a beginning-of-text token where the model wants one), or ids.
+        text: text (special tokens are parsed, and a beginning-of-text token is prepended if the model expects one), or
+            ids.
 
     Raises:
         TokenError: no tokens, or more than the context holds.
@@ -163,10 +166,10 @@ def decode_step(model: Model, text: str | Iterable[int]) -> Step:
 
 
 class _Recorded(NumpyOps):
-    """The reference forward pass for one token, which also keeps what `Step` has."""
+    """The reference forward pass for one token, which also keeps the values of `Step`."""
 
     lens: np.ndarray  # (n_layers + 1, vocab_size)
-    _x: np.ndarray  # the residual stream now
+    _x: np.ndarray  # the current residual stream
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
@@ -198,7 +201,8 @@ class _Recorded(NumpyOps):
         out = super().attend(i, q, k, v, s, sinks, batch)
         new_k = k.reshape(1, s.n_kv_heads, s.head_dim)
         new_v = None if v is None else v.reshape(1, s.n_kv_heads, s.value_dim)
-        keys, values, n_ahead = batch.runs[0].cache.extend(i, int(batch.positions[0]), new_k, new_v)  # the same again
+        # The second call writes the same keys and values again.
+        keys, values, n_ahead = batch.runs[0].cache.extend(i, int(batch.positions[0]), new_k, new_v)
         heads = q.reshape(1, s.n_heads, s.head_dim)
         weights = attention_weights_of(heads, keys, s.scale, n_ahead, s.window, s.softcap, sinks)[:, 0]
         self.attention.append(
@@ -207,7 +211,7 @@ class _Recorded(NumpyOps):
         return out
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-        """As `NumpyOps.add`; experts that all tokens visit are added too, and not to the residual stream."""
+        """As `NumpyOps.add`. Shared experts are added with it too, but not to the residual stream."""
         out = super().add(x, h, norm, scale)
         if x is self._x:
             self._x = out
@@ -217,7 +221,7 @@ class _Recorded(NumpyOps):
         return out
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
-        """As `NumpyOps.logits`; what the stream would give after each layer is computed beside it, in one product."""
+        """As `NumpyOps.logits`; also computes the logits of the stream after each layer, in the same product."""
         self._layer_begins = False
         every = Batch(batch.tokens, batch.positions, batch.runs, np.arange(len(spec.layers) + 1))
         self.lens = super().logits(np.stack(self.stream[::2]), w, spec, every)
@@ -236,7 +240,7 @@ class _Watched(NumpyOps):
     def attend(
         self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray | None, s: AttentionSpec, sinks: Any, batch: Batch
     ) -> np.ndarray:
-        """As `NumpyOps.attend`, for a batch of one session from its beginning."""
+        """As `NumpyOps.attend`, for a batch of one session that starts at position 0."""
         if i == self.layer:
             heads, keys = q.reshape(len(q), s.n_heads, -1), k.reshape(len(k), s.n_kv_heads, -1).transpose(1, 0, 2)
             self.weights = attention_weights_of(heads, keys, s.scale, 0, s.window, s.softcap, sinks)

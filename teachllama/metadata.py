@@ -1,7 +1,7 @@
-"""Typed look-ups in a GGUF file's metadata: its one reader, for the model's spec and the KV formula.
+"""Typed look-ups in a GGUF file's metadata, for the model's spec and the KV formula.
 
-Whatever is missing or wrong is a GGUFError that names its key. A reader remembers which keys were looked up, so that
-one nobody read can be reported. Key names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+A missing or wrong value is a GGUFError that names its key. A reader records which keys were looked up, so that unread
+ones can be reported. Key names: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from teachllama.errors import GGUFError
 from teachllama.whole_numbers import is_whole
 
 MAX_LAYERS = 10_000  # llama.cpp stops at 512
-MAX_LENGTH = 2**24  # heads, lengths, windows of a real model come nowhere near; keeps products far from overflow
+MAX_LENGTH = 2**24  # far above the heads, lengths and windows of real models; products cannot overflow
 
 
 class Metadata:
-    """Look-ups in one architecture's metadata; keys are given without the architecture's name before them.
+    """Look-ups in one architecture's metadata; keys are given without the architecture's prefix.
 
     Args:
         mapping: key -> value, as `GGUFFile.metadata` has it; arrays may be NumPy arrays or lists.
-        arch: the architecture; by default what the file says.
+        arch: the architecture; by default the value of `general.architecture`.
     """
 
     def __init__(self, mapping: Mapping[str, Any], arch: str | None = None):
@@ -37,13 +37,13 @@ class Metadata:
         self.read: set[str] = set()
 
     def raw(self, key: str) -> Any:
-        """The value as it is, None where there is none."""
+        """The value, unchecked; None if the key is absent."""
         key = f"{self.arch}.{key}"
         self.read.add(key)
         return self.mapping.get(key)
 
     def has(self, key: str) -> bool:
-        """Is the key there?"""
+        """Whether the key is present."""
         return self.raw(key) is not None
 
     def fail(self, key: str, found: object, expected: str) -> GGUFError:
@@ -57,14 +57,14 @@ class Metadata:
         return default if value is None else value
 
     def number(self, key: str, default: int | None = None, *, least: int = 1, most: int = MAX_LENGTH) -> int:
-        """A whole number; without a default the key must be there."""
+        """A whole number; without a default the key is required."""
         value = self._value(key, default)
         if not is_whole(value, least, most):
             raise self.fail(key, value, f"a whole number from {least} to {most}")
         return int(value)
 
     def real(self, key: str, default: float | None = None, *, least: float = 0.0, most: float = 1e12) -> float:
-        """A finite number; without a default the key must be there."""
+        """A finite number; without a default the key is required."""
         value = self._value(key, default)
         is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not is_number or not math.isfinite(value) or not least <= value <= most:
@@ -72,21 +72,21 @@ class Metadata:
         return float(value)
 
     def text(self, key: str, default: str) -> str:
-        """A text."""
+        """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
             raise self.fail(key, value, "a text")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
-        """True or false."""
+        """A boolean."""
         value = self._value(key, default)
         if not isinstance(value, bool):
             raise self.fail(key, value, "true or false")
         return value
 
     def strings(self, key: str, most: int) -> Sequence[str]:
-        """An array of texts, `most` of them at most."""
+        """An array of at most `most` strings."""
         value = self.raw(key)
         if (
             not isinstance(value, Sequence)
@@ -100,7 +100,7 @@ class Metadata:
         return value
 
     def array(self, key: str, n: int, kinds: str) -> Any:
-        """A NumPy array of n numbers whose `dtype.kind` is one of `kinds`; None where there is none."""
+        """A NumPy array of n numbers whose `dtype.kind` is one of `kinds`; None if the key is absent."""
         value = self.raw(key)
         if value is not None and (getattr(value, "shape", ()) != (n,) or value.dtype.kind not in kinds):
             found = f"{value.size} of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
@@ -123,6 +123,6 @@ class Metadata:
         return [int(item) for item in items] + [0] * (self.n_layers - len(items))
 
     def flags(self, key: str) -> Sequence[int] | None:
-        """One 0 or 1 per layer; None where the file has no such array."""
+        """One 0 or 1 per layer; None if the file has no such array."""
         value = self.raw(key)
         return None if value is None or isinstance(value, int) else self.per_layer(key, (), most=1)

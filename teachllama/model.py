@@ -1,4 +1,4 @@
-"""`load_model` and `Model`: the read-only, expensive part. It creates sessions and knows nothing of sampling."""
+"""`load_model` and `Model`: the read-only, expensive part, which creates sessions. Independent of sampling."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class HiddenStates(NumpyOps):
     """The forward pass up to the output norm."""
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
-        """Of the rows wanted, (m, dim)."""
+        """Not logits, but the final hidden states of the wanted rows, (m, dim)."""
         return self.norm(x[batch.wanted], w.output_norm)
 
 
@@ -94,7 +94,8 @@ class Model:
         """Text -> token ids.
 
         Args:
-            add_special: put the beginning-of-text token before it, where this model wants one and it is not there yet.
+            add_special: prepend the beginning-of-text token, if the model expects one and the text does not begin with
+                it.
             parse_special: read texts like `<|im_start|>` as the special tokens they name; leave it off for text from
                 users, who could otherwise end their own turn.
             errors: "strict" raises `TokenError` for a byte that the vocabulary lacks; "drop" leaves it out.
@@ -115,16 +116,16 @@ class Model:
         """A new session: one generation's state.
 
         Args:
-            seq_len: positions its KV cache holds; `config.seq_len` at this moment if not given. More than the model was
-                trained for is allowed, with a warning.
+            seq_len: how many positions its KV cache holds; by default `config.seq_len`. More than the model was trained
+                for is allowed, with a warning.
             kv_dtype: "f32"; "f16" or "bf16" for half the memory; "q8_0" or "q4_0" for about a quarter or a seventh, if
-                the heads' lengths are multiples of 32; or a pair, such as ("q8_0", "f16"): keys' and values'.
-            seed: of its random numbers; None takes a fresh one.
+                the heads' lengths are multiples of 32; or a pair for keys and values, such as ("q8_0", "f16").
+            seed: seed of its random numbers; None draws a fresh one.
             swa_full: keep all positions of sliding-window layers.
 
         Raises:
-            ParameterError: seq_len is not positive or too large to reserve, or kv_dtype is unknown, or has blocks that
-                the model's heads do not divide into.
+            ParameterError: seq_len is not positive or too large to reserve; kv_dtype is unknown; or the heads' lengths
+                are not multiples of its blocks.
         """
         from teachllama.session import Session
 
@@ -133,10 +134,12 @@ class Model:
         return session
 
     def create_pool(self, *, nbytes: int, kv_dtype: KVDtype = "f32") -> Pool:
-        """Memory for many sessions, which take pages of 64 positions from it as they grow: `pool.create_session()`.
+        """Memory for many sessions, which take pages of 64 positions from it as they grow.
+
+        Create the sessions with `pool.create_session()`.
 
         Raises:
-            ParameterError: nbytes does not hold one page for each layer, or kv_dtype is one that no cache can be.
+            ParameterError: nbytes does not hold one page for each layer, or kv_dtype is not a type of cache.
         """
         from teachllama.pool import Pool
 
@@ -151,19 +154,19 @@ class Model:
         seq_len: int | None = None,
         swa_full: bool | None = None,
     ) -> Session:
-        """A session that `session.save` wrote, as it was: the same positions, logits, and random numbers to come.
+        """Restores a session that `session.save` wrote, with the same positions, logits, and random state.
 
         Everything in the file is checked first, against itself and against this model. `session.restored` says how many
         positions came from the file: all of them, or none.
 
         Args:
-            rebuild: where keys and values can't be used, but the tokens can (another quantization of this model, other
+            rebuild: if the keys and values can't be used, but the tokens can (another quantization of this model, other
                 RoPE settings, a damaged cache), evaluate the tokens again instead of refusing.
-            kv_dtype, seq_len, swa_full: what the session must have; None takes what the file says.
+            kv_dtype, seq_len, swa_full: the settings that the session must have; None takes the file's.
 
         Raises:
-            SessionFileError: the file is refused; `reason` says why in a word, the message what to do.
-            TeachLlamaError: what evaluating raises, when rebuilding.
+            SessionFileError: the file is refused; `reason` names the cause, and the message explains what to do.
+            TeachLlamaError: any error of evaluating the tokens, when rebuilding.
         """
         from teachllama import session_file
 
@@ -173,7 +176,7 @@ class Model:
     def fingerprint(self) -> Fingerprint:
         """Digests of weights, configuration and tokenizer: session files are checked against them.
 
-        The first call reads all weights, about a second per gigabyte and processor; later ones return the same.
+        The first call reads all weights, about one processor-second per gigabyte; later calls return the same object.
         """
         return self._identity.fingerprint(self.config.name, self.spec, self.tokenizer)
 
@@ -183,22 +186,22 @@ class Model:
         while True:
             try:
                 return sorted((s for s in self._sessions if not s.closed), key=lambda s: s.number)
-            except RuntimeError:  # another thread created one just now, and the set changed while it was read
+            except RuntimeError:  # another thread created a session, and the set changed while it was read
                 continue
 
     def forward(self, tokens: np.ndarray, start: int, cache: KVCache, *, all_logits: bool = False) -> np.ndarray:
-        """One session's next tokens -> logits, (n, vocab_size) if `all_logits`, else the last's, (1, vocab_size)."""
+        """One session's next tokens -> logits: (n, vocab_size) if `all_logits`, else (1, vocab_size), the last's."""
         return self.run(Batch.of_one(tokens, start, cache, all_logits=all_logits))
 
     def run(self, batch: Batch) -> np.ndarray:
-        """The forward pass, on the backend the model was loaded with: logits of the rows wanted, (m, vocab_size)."""
+        """The forward pass, on the backend the model was loaded with: logits of the wanted rows, (m, vocab_size)."""
         compiled, weights = self._compiled, self.weights  # raises if the model is closed
         if compiled is not None:
             return compiled(batch)
         return forward(NumpyOps(self.spec), self.spec, weights, batch)
 
     def hidden_states(self, batch: Batch) -> np.ndarray:
-        """Final hidden states of the rows wanted, after the output norm, (m, dim)."""
+        """Final hidden states of the wanted rows, after the output norm, (m, dim)."""
         compiled, weights = self._compiled, self.weights
         if compiled is not None:
             return compiled.hidden_states(batch)
@@ -236,15 +239,15 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
     """Loads a model from a GGUF file, or by a name that `teachllama models` lists.
 
     Args:
-        path: a .gguf file, or a known name such as "smollm2-135m" that was fetched before.
-        weights: "native": the file's own blocks, memory-mapped, as they are. "f32": every weight made float32.
-        backend: "numba": compiled kernels. "numpy": the reference, one page to read, and slow. None: compiled where
-            Numba is installed and the model's dimensions allow it.
+        path: a .gguf file, or the name of a downloaded model, such as "smollm2-135m".
+        weights: "native" keeps the file's own blocks, memory-mapped. "f32" converts every weight to float32.
+        backend: "numba" runs compiled kernels. "numpy" runs the reference, which is easy to read, and slow. None
+            chooses "numba" where Numba is installed and the model's dimensions allow it.
 
     Raises:
-        FetchError: no such file or name; the message says which command fetches it.
+        FetchError: no such file or name; the message names the command that downloads it.
         GGUFError: the file is damaged, or its metadata or tensors contradict each other.
-        UnsupportedModelError: the file is sound, but this engine, or the backend asked for, does not run it.
+        UnsupportedModelError: the file is valid, but this engine, or the requested backend, does not run it.
         ParameterError: weights or backend is not one of those above.
     """
     if weights not in ("native", "f32"):
@@ -258,9 +261,9 @@ def load_model(path: str | os.PathLike[str], *, weights: str = "native", backend
         file.close()
         raise
     if weights == "f32":
-        model._identity.read()  # while the file's bytes are at hand
+        model._identity.read()  # while the file is open
         file.close()
-    else:  # it stays mapped; its metadata is in the tokenizer and the config now, and would be held twice
+    else:  # the file stays mapped; the tokenizer and the config have copies of its metadata
         file.metadata.clear()
         file.drop_pages()
     return model

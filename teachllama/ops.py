@@ -1,7 +1,7 @@
 """The arithmetic of a transformer in NumPy, float32: the reference that compiled kernels are tested against.
 
-First the functions, each an equation; then `NumpyOps`, which gives them the form that the page in `forward.py` calls.
-Knows nothing of files. Shapes: n tokens, T cached positions, H query heads, G key/value heads.
+First the functions, each an equation; then `NumpyOps`, which gives them the interface that `forward.py` calls.
+Independent of files. Shapes: n tokens, T cached positions, H query heads, G key/value heads.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def gelu(x: np.ndarray) -> np.ndarray:
 
 
 def swiglu_oai(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """gpt-oss's gate: both branches clamped at 7, and the other branch plus 1. https://arxiv.org/abs/2508.10925"""
+    """gpt-oss's gate: both branches clamped at 7, and 1 added to the up branch. https://arxiv.org/abs/2508.10925"""
     gate = np.minimum(gate, np.float32(7))
     return gate / (1 + np.exp(np.float32(-1.702) * gate)) * (np.clip(up, -7, 7) + np.float32(1))
 
@@ -43,7 +43,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def softcap(x: np.ndarray, cap: float) -> np.ndarray:
-    """cap * tanh(x / cap): nearly x where it is small, never beyond the cap. https://arxiv.org/abs/2408.00118"""
+    """cap * tanh(x / cap): nearly x for small x, never beyond the cap. https://arxiv.org/abs/2408.00118"""
     return np.tanh(x / np.float32(cap)) * np.float32(cap)
 
 
@@ -56,7 +56,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def rope_angles(positions: np.ndarray, dim: int, base: float, factor: float, divisors: np.ndarray | None) -> np.ndarray:
     """positions (n,) -> rotations (n, 1, dim/2) complex64, e^(i * angle), to broadcast over heads.
 
-    Pair i turns by position / factor * base^(-2i/dim) radians, divided by `divisors[i]` where a file has them
+    Pair i rotates by position / factor * base^(-2i/dim) radians, divided by `divisors[i]` where a file has them
     (Llama 3.1's long context). https://arxiv.org/abs/2104.09864
     """
     frequencies = base ** (
@@ -96,13 +96,13 @@ def attention(
 ) -> np.ndarray:
     """q (n, H, d), keys (G, T, d), values (G, T, dv) -> (n, H * dv). https://arxiv.org/abs/1706.03762
 
-    Key j is visible to token i where j <= n_ahead + i and, with a window, j > n_ahead + i - window: `n_ahead` keys lie
-    before the first token. Each of the G heads serves H / G query heads (https://arxiv.org/abs/2305.13245), which are
+    `n_ahead` keys precede the first token: key j is visible to token i if j <= n_ahead + i and, with a window,
+    j > n_ahead + i - window. Each of the G heads serves H / G query heads (https://arxiv.org/abs/2305.13245), which are
     stacked as rows, so keys are never copied.
 
     Args:
-        cap: of the scores; 0: none.
-        sinks: (H,), one more score for each head, which takes its share of the softmax and gives nothing.
+        cap: soft cap of the scores; 0 for none.
+        sinks: (H,), one extra score per head, which takes a share of the softmax and adds nothing to the output.
     """
     (n, n_heads, _), (groups, total, dv) = q.shape, values.shape
     scores = _scores(q, keys, scale, n_ahead, window, cap)  # (G, H/G, n, T)
@@ -130,7 +130,7 @@ def attention_weights(
     cap: float = 0.0,
     sinks: np.ndarray | None = None,
 ) -> np.ndarray:
-    """How much each token looks at each key: (n_heads, n, T), for pictures; see `attention`.
+    """How much each token attends to each key: (n_heads, n, T), for pictures; see `attention`.
 
     Every row sums to 1, less what a sink takes.
     """
@@ -143,7 +143,7 @@ def attention_weights(
 
 
 def _scores(q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window: int | None, cap: float) -> np.ndarray:
-    """q . k, scaled and capped, with what a token may not see at -inf: (G, H/G, n, T)."""
+    """q . k, scaled and capped, with -inf for the keys that a token may not see: (G, H/G, n, T)."""
     (n, _, d), (groups, total, _) = q.shape, keys.shape
     rows = (
         (q * np.float32(scale)).reshape(n, groups, -1, d).transpose(1, 2, 0, 3).reshape(groups, -1, d)
@@ -164,12 +164,12 @@ def _scores(q: np.ndarray, keys: np.ndarray, scale: float, n_ahead: int, window:
 def choose_experts(scores: np.ndarray, s: Routing, bias: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """A router's outputs (n, n_experts) -> the experts each token visits, (n, n_used), and their weights.
 
-    Of experts that tie the first is taken. https://arxiv.org/abs/2401.04088; groups: https://arxiv.org/abs/2412.19437
+    Ties go to the first expert. https://arxiv.org/abs/2401.04088; groups: https://arxiv.org/abs/2412.19437
     """
     made = {Scores.SOFTMAX: softmax, Scores.SIGMOID: sigmoid, Scores.SOFTMAX_OF_CHOSEN: lambda x: x}
     weights = made[s.scores](scores)
     choice = weights if bias is None else weights + bias
-    if s.n_groups > 1:  # only the groups whose two best experts are best together
+    if s.n_groups > 1:  # keep only the groups with the best sums of their two best experts
         groups = choice.reshape(len(choice), s.n_groups, -1)
         best_two = np.sort(groups, axis=-1)[..., -2:].sum(axis=-1)  # (n, n_groups)
         kept = np.argsort(-best_two, axis=-1, kind="stable")[:, : s.n_groups_used]
@@ -186,7 +186,7 @@ def choose_experts(scores: np.ndarray, s: Routing, bias: np.ndarray | None) -> t
 
 
 class NumpyOps:
-    """The operations of `forward`, computed at once in float32."""
+    """The operations of `forward`, computed immediately in float32."""
 
     def __init__(self, spec: ModelSpec):
         self.eps = spec.norm_eps
@@ -198,7 +198,7 @@ class NumpyOps:
         return x * np.float32(scale) if scale != 1 else x
 
     def norm(self, x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
-        """RMSNorm of each len(weight) numbers of a row; x itself without a weight."""
+        """RMSNorm of every len(weight) numbers of a row; x itself without a weight."""
         if weight is None:
             return x
         return rmsnorm(x.reshape(len(x), -1, len(weight)), weight, self.eps).reshape(x.shape)
@@ -208,7 +208,7 @@ class NumpyOps:
         return m.multiply(x)
 
     def linear_heads(self, x: np.ndarray, m: Linear, n_heads: int) -> np.ndarray:
-        """Of each head, the first numbers times the head's own rows of m; the head's other numbers stay behind them."""
+        """Multiplies each head's first numbers by its own rows of m; the head's other numbers follow unchanged."""
         heads = x.reshape(len(x), n_heads, -1)
         rows, columns = m.rows // n_heads, m.columns
         out = np.empty((len(x), n_heads, rows + heads.shape[-1] - columns), np.float32)
@@ -218,11 +218,11 @@ class NumpyOps:
         return out.reshape(len(x), -1)
 
     def concat(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Row by row, a before b."""
+        """Joins each row of a and the same row of b."""
         return np.concatenate([a, b], axis=1)
 
     def rope(self, x: np.ndarray, s: AttentionSpec, batch: Batch) -> np.ndarray:
-        """Every head of x (n, heads * head_dim) turned by its token's position."""
+        """Every head of x (n, heads * head_dim), rotated by its token's position."""
         if s.rope is None:
             return x
         if id(s.rope) not in self._rotations:
@@ -245,7 +245,7 @@ class NumpyOps:
     def attend(
         self, i: int, q: np.ndarray, k: np.ndarray, v: np.ndarray | None, s: AttentionSpec, sinks: Any, batch: Batch
     ) -> np.ndarray:
-        """Writes keys and values to each session's cache, and attends there: (n, H * dv)."""
+        """Writes keys and values to each session's cache, and attends to the cache: (n, H * dv)."""
         out = np.empty((len(q), s.n_heads * s.value_dim), np.float32)
         for run in batch.runs:
             rows, start = slice(run.begin, run.end), int(batch.positions[run.begin])
@@ -257,7 +257,7 @@ class NumpyOps:
         return out
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-        """x plus what a branch gives, normalized and scaled."""
+        """x plus a branch's output, normalized and scaled."""
         h = self.norm(h, norm)
         return x + (h * np.float32(scale) if scale != 1 else h)
 
@@ -266,7 +266,7 @@ class NumpyOps:
         return x * sigmoid(gate)
 
     def gated(self, x: np.ndarray, m: Gated, s: FeedForwardSpec) -> np.ndarray:
-        """The feed-forward network: every token on its own. https://arxiv.org/abs/2002.05202"""
+        """The feed-forward network, applied to each token alone. https://arxiv.org/abs/2002.05202"""
         gate, up = m.gate.multiply(x), m.up.multiply(x)
         if s.activation == Activation.SWIGLU_OAI:
             return m.down.multiply(swiglu_oai(gate, up))
@@ -274,7 +274,7 @@ class NumpyOps:
         return m.down.multiply(activation(gate) * up)
 
     def experts(self, x: np.ndarray, m: Experts, s: FeedForwardSpec) -> np.ndarray:
-        """What each token's experts give, weighted and added."""
+        """The weighted sum of the outputs of each token's experts."""
         assert s.experts is not None
         chosen, weights = choose_experts(m.router.multiply(x), s.experts, m.selection_bias)
         out = np.zeros_like(x)
@@ -284,7 +284,7 @@ class NumpyOps:
         return out
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
-        """Of the rows wanted, because the product with the vocabulary is the largest of all: (m, vocab_size)."""
+        """Logits of the wanted rows only, since this product is the largest of all: (m, vocab_size)."""
         logits = w.output.multiply(self.norm(x[batch.wanted], w.output_norm))
         if spec.logit_scale != 1:
             logits *= np.float32(spec.logit_scale)
