@@ -82,7 +82,7 @@ def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -
             session.tokens.extend(new.tolist())
     except BaseException:
         for session, (n_past, last) in zip(sessions, before, strict=True):
-            session._logits = None if last is None else last.view()  # as in Session._eval: guesses are no longer there
+            session._logits = None if last is None else last.view()  # a new object, as in Session._eval: drops guesses
             del session.tokens[n_past:]
             if not session.closed:
                 session._cache.release_from(n_past)

@@ -1,10 +1,10 @@
 """`Pool`: memory for many sessions, in pages of 64 positions of one layer.
 
-A session takes pages as it grows; a fork shares them, and whoever writes to a shared page first copies it. Who holds a
-page is written in one place, each cache's own table (and the tree of prefixes): how many hold it, and which are free,
-is counted from there. So no page can be lost, wherever an error or Ctrl-C comes. https://arxiv.org/abs/2309.06180
+A session takes pages as it grows. A fork shares them, and a shared page is copied before it is written. The tables of
+the caches, and the tree of prefixes, are the only record of the pages in use. How many hold a page, and which pages are
+free, is counted from them, so an error or Ctrl-C at any point cannot leak a page. https://arxiv.org/abs/2309.06180
 
-Knows nothing of arithmetic.
+Independent of arithmetic.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from teachllama.model import Model
 
 
-_pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # all of this process, for a fork
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()  # all pools of this process, for `_after_fork`
 
 
 class PagedCache(KVCache):
     """The keys and values of one session of a pool.
 
     Attributes:
-        held: the page of each layer and 64 positions, (n_layers, pages); -1: none. The truth about who holds what.
+        held: (n_layers, blocks), the page of each layer and block of 64 positions; -1 for none. The only record of the
+            pages this cache holds.
     """
 
     in_one_piece = False
@@ -58,18 +59,18 @@ class PagedCache(KVCache):
             self.pool.caches.add(self)
 
     def lacking(self, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """(layers, blocks) that must be taken before positions start to end are written: missing, or shared."""
+        """(layers, blocks) that need a new page before positions start to end are written: missing, or shared."""
         blocks = slice(start // PAGE, -(-end // PAGE))
         held = self.held[:, blocks]
-        lacks = (held < 0) | (self.pool.counts()[held] > 1)  # [-1] is some count, of no matter
+        lacks = (held < 0) | (self.pool.counts()[held] > 1)  # the count at [-1] does not matter
         layers, at = np.nonzero(lacks & self._caching[:, None])
         return layers, at + blocks.start
 
     def prepare(self, start: int, end: int) -> None:
-        """Takes the pages that positions start to end need, and copies those that others hold too.
+        """Takes the pages that positions start to end need, and copies shared ones.
 
         Raises:
-            PoolFullError: there are not as many. Nothing was changed.
+            PoolFullError: there are too few. Nothing was changed.
         """
         self.check_open()
         with self.pool.lock:
@@ -84,7 +85,7 @@ class PagedCache(KVCache):
             self.ready_to = end
 
     def hold(self, pages: np.ndarray) -> None:
-        """Shares the pages of its first positions with others: (n_layers, n)."""
+        """Uses shared pages, (n_layers, n), for the first positions."""
         self.pool.changed()
         self.held[:, : pages.shape[1]] = pages
 
@@ -97,7 +98,7 @@ class PagedCache(KVCache):
         return self._tables
 
     def page(self, layer: int, which: int, block: int) -> np.ndarray | None:
-        """One page's keys or values, (G, 64, bytes a row); None where there is none."""
+        """One page's keys or values, (G, 64, bytes per row); None if no page is held."""
         page = int(self.held[layer, block])
         if page < 0:
             return None
@@ -105,7 +106,7 @@ class PagedCache(KVCache):
         return self.pool.memory(page)[at : at + shape[0] * shape[1] * shape[2]].reshape(shape)
 
     def read(self, layer: int, which: int, begin: int, end: int) -> np.ndarray:
-        """A copy, gathered from pages; zeros where there is none."""
+        """A copy, gathered from pages; zeros where no page is held."""
         out = np.zeros((self.shapes[layer].n_kv_heads, max(0, end - begin), self.rows[layer][which]), np.uint8)
         for block in range(begin // PAGE, -(-end // PAGE)):
             page, first = self.page(layer, which, block), max(begin, block * PAGE)
@@ -133,7 +134,7 @@ class PagedCache(KVCache):
         self._let_go(np.flatnonzero(sliding), slice(keep // PAGE))
 
     def release_from(self, n_past: int) -> None:
-        """Gives back the pages that hold no position before n_past."""
+        """Releases the pages that hold no position before n_past."""
         if not n_past:
             self.whole_from = 0
         self._let_go(slice(None), slice(-(-n_past // PAGE), None))
@@ -149,17 +150,17 @@ class PagedCache(KVCache):
 
     @property
     def held_nbytes(self) -> int:
-        """Bytes of the pages it holds, alone or with others."""
+        """Bytes of the pages it holds, shared ones included."""
         return int((self.held >= 0).sum()) * self.pool.page_nbytes
 
     def clear(self) -> None:
-        """Gives every page back."""
+        """Releases every page."""
         self.release_from(0)
         self.kept_from = self.whole_from = 0
 
     def close(self) -> None:
-        """Gives every page back to the pool."""
-        self.closed = True  # from here on its table does not count, even if an interrupt comes before the next line
+        """Returns every page to the pool."""
+        self.closed = True  # from here on its table is not counted, even if an interrupt comes before the next line
         self.release_from(0)
 
 
@@ -178,7 +179,7 @@ class PooledSession(Session):
 
     @property
     def kv_nbytes(self) -> int:
-        """Bytes of the pages this session holds now; those it shares with others are counted for each."""
+        """Bytes of the pages this session holds now; a shared page is counted for every session that holds it."""
         cache = self._cache
         assert isinstance(cache, PagedCache)
         return cache.held_nbytes
@@ -188,11 +189,11 @@ class Pool:
     """Memory that many sessions of one model share. Make one with `Model.create_pool`.
 
     Attributes:
-        model: whose sessions these are.
-        kv_dtype: of all its sessions.
+        model: the model of all its sessions.
+        kv_dtype: the cache type of all its sessions.
         n_pages, page_nbytes: the pool's size.
-        prefixes: what it keeps of sessions that have ended: see `Prefixes`.
-        lock: held during each change. Whoever takes a session's lock too, takes that first.
+        prefixes: the pages it keeps for prompts that begin alike: see `Prefixes`.
+        lock: held during each change. A thread that also needs a session's lock must take that one first.
     """
 
     def __init__(self, model: Model, nbytes: int, kv_dtype: KVDtype = "f32"):
@@ -202,7 +203,7 @@ class Pool:
         model.weights  # raises if the model is closed
         layout, nbytes = model.config.kv_layout, positive("nbytes", nbytes)
         self.windows = [layer.window for layer in layout.layers]
-        shape = KVCache(model.config, PAGE, kv_dtype, True)  # checks the type, and says how long rows are
+        shape = KVCache(model.config, PAGE, kv_dtype, True)  # checks the type, and gives the lengths of rows
         sizes = [
             PAGE * s.n_kv_heads * (rows[0] if shape.latent_dim else sum(rows))
             for s, rows in zip(shape.shapes, shape.rows, strict=True)
@@ -211,7 +212,7 @@ class Pool:
         self.kv_dtype = shape.kv_dtype
         self.page_nbytes = -(-max(sizes) // 64) * 64
         self.n_pages = nbytes // self.page_nbytes
-        self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]  # of layers that cache
+        self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]  # of caching layers
         if self.n_pages < self.pages_for(1):
             raise ParameterError(
                 f"nbytes is {nbytes:,}; a session's first {PAGE} positions need {self.pages_for(1)} pages of "
@@ -243,7 +244,7 @@ class Pool:
         """A session of this pool in the state that a file holds; see `Model.load_session`.
 
         Raises:
-            SessionFileError: the file is refused, with reason "memory" where the pool has no room for it.
+            SessionFileError: the file is refused, with reason "memory" if the pool has no room for it.
         """
         create = lambda *, kv_dtype, **settings: self.create_session(**settings)
         return session_file.load(
@@ -253,11 +254,11 @@ class Pool:
     # ---- counting ----
 
     def changed(self) -> None:
-        """Called before anyone's table changes: the pages are then counted again."""
+        """Must be called before any table changes: the pages are then counted again."""
         self._counts = None
 
     def counts(self) -> np.ndarray:
-        """How many hold each page: (n_pages,)."""
+        """How many caches and prefixes hold each page: (n_pages,)."""
         if self._counts is None:
             with self.lock:
                 held = [cache.held.ravel() for cache in list(self.caches) if not cache.closed]
@@ -267,14 +268,14 @@ class Pool:
 
     @property
     def n_free(self) -> int:
-        """Pages that nobody holds."""
+        """Number of pages that no cache or prefix holds."""
         with self.lock:
             self.changed()  # a session may have been collected meanwhile
             return int((self.counts() == 0).sum())
 
     @property
     def n_available(self) -> int:
-        """Pages that a session can have: those that nobody holds, and those that only the prefixes hold."""
+        """Number of pages that sessions can take: free ones, and those that `prefixes` can evict."""
         with self.lock:
             return self.n_free + self.prefixes.n_idle_pages()
 
@@ -282,7 +283,7 @@ class Pool:
         """The most pages that n positions of a session take.
 
         Args:
-            step: tokens evaluated at a time, at most; windows let go of pages after each. None: all at once.
+            step: the most tokens evaluated at a time; sliding windows release pages after each. None: all at once.
         """
         total = 0
         for window in self._windows_cached:
@@ -292,15 +293,17 @@ class Pool:
 
     @property
     def longest(self) -> int:
-        """Positions that one session can have in the whole pool, as far as layers without a window limit them."""
+        """The most positions that one session can have in the whole pool; only layers without a window limit it."""
         n_whole = self._windows_cached.count(None)
         return PAGE * (self.n_pages // n_whole) if n_whole else sys.maxsize
 
     def take(self, n: int) -> np.ndarray:
-        """Numbers of n free pages; whoever asks holds the lock, and writes them into a table before letting go of it.
+        """Numbers of n free pages. Evicts prefixes if there are too few.
+
+        The caller must hold the lock, and write the pages into a table before releasing it.
 
         Raises:
-            PoolFullError: nothing was changed.
+            PoolFullError: there are too few pages, even with eviction. Nothing was changed.
         """
         free = np.flatnonzero(self.counts() == 0)
         if len(free) < n:
@@ -315,9 +318,9 @@ class Pool:
         return free[:n]
 
     def pin(self, pages: np.ndarray) -> PagedCache:
-        """Holds pages, (n_layers, n), so that nobody else can have them until the result is closed or collected.
+        """Holds pages, (n_layers, n), so that no one else can take them until the result is closed or collected.
 
-        What the pages hold is found as in a cache of n times 64 positions: see `PagedCache.page`.
+        Their contents are read as in a cache of n times 64 positions: see `PagedCache.page`.
         """
         with self.lock:
             pin = PagedCache(self, PAGE * max(1, pages.shape[1]), swa_full=True)
@@ -332,10 +335,10 @@ class Pool:
         row: np.ndarray = memory[page]
         return row
 
-    # ---- the end ----
+    # ---- closing ----
 
     def close(self) -> None:
-        """Closes its sessions, and gives the memory back to the operating system."""
+        """Closes its sessions, and returns the memory to the operating system."""
         self.closed = True
         for session in list(self._sessions):
             session.close()
@@ -356,7 +359,7 @@ class Pool:
 
 
 def _after_fork() -> None:
-    """In a forked process: a lock that another thread held would never be released, as that thread is not here."""
+    """Replaces locks in a forked process: a thread that held one does not exist here, and would never release it."""
     for pool in list(_pools):
         pool.lock = threading.RLock()
         pool.changed()

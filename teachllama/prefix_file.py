@@ -1,8 +1,9 @@
-"""Files of prefixes: a pool's tree of prompts' beginnings, with the pages of keys and values that belong to them.
+"""Prefix files: a pool's tree of prompt prefixes, with their pages of keys and values.
 
-The container, and what is checked of any such file, is `checked_file.py`; fingerprints are those of session files. Only
-whole pages are stored, each once. Blocks of 64 positions come in the order of their use, each after its parent, so that
-a file can neither have a circle nor be read with recursion, and the first blocks that fit are a tree of their own.
+`checked_file.py` has the container and the checks that all such files share; fingerprints are those of session files.
+Only whole pages are stored, each once. Blocks of 64 positions are in the order of their use, the last used first, and
+each comes after its parent. So a file cannot contain a cycle, reading needs no recursion, and any number of first
+blocks is a tree.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ MAX_BLOCKS = 2**31 - 1  # parents are int32
 
 @dataclass(frozen=True, slots=True)
 class PrefixesInfo:
-    """What a file of prefixes says of itself; `inspect_prefixes` makes one, without a model."""
+    """The contents of a prefix file, without keys and values: the result of `inspect_prefixes`."""
 
     path: str
     nbytes: int
@@ -40,7 +41,7 @@ class PrefixesInfo:
     model: Fingerprint
     kv_dtype: str | tuple[str, str]
     tokens: np.ndarray  # int32 (n_blocks, 64): the last used first, parents before children
-    parents: np.ndarray  # int32 (n_blocks,): each block's parent; -1: none; -2: none, of LongRoPE's long sessions
+    parents: np.ndarray  # int32 (n_blocks,): each block's parent; -1: none; -2: none, for LongRoPE's long sessions
     held: np.ndarray  # uint8 (n_layers, n_blocks): 1 where the file has the layer's page
     tensors: tuple[Tensor, ...]
 
@@ -51,7 +52,7 @@ class PrefixesInfo:
 
     @property
     def n_pages(self) -> int:
-        """How many pages: one per block and layer, but where a sliding window had let go of it."""
+        """How many pages are in the file: one per block and layer, except those that a sliding window had released."""
         return int(self.held.sum())
 
     @property
@@ -60,7 +61,7 @@ class PrefixesInfo:
         return sum(t.nbytes for t in self.tensors if t.name.startswith("layer."))
 
     def ends(self) -> list[int]:
-        """Blocks that no other follows, the last used first: each ends a prefix that can be told from all others."""
+        """Blocks without children, the last used first: each ends a different prefix."""
         return sorted(set(range(len(self.parents))) - set(self.parents.tolist()))
 
     def prefix(self, block: int) -> np.ndarray:
@@ -73,7 +74,7 @@ class PrefixesInfo:
 
 
 class PrefixFile(CheckedFile, reader="pool.prefixes.load()"):
-    """An open file of prefixes; `header` has its fields."""
+    """An open prefix file; `header` has its fields."""
 
     FORMAT, VERSION, FIELD = "teachllama prefixes", 1, "prefixes"
     NAME, WRITER = "prefix file", "pool.prefixes.save()"
@@ -96,7 +97,7 @@ class PrefixFile(CheckedFile, reader="pool.prefixes.load()"):
         """`tokens`, `parents` and `held`, as `PrefixesInfo` has them.
 
         Raises:
-            SessionFileError: they are no tree: a block comes before its parent, or twice.
+            SessionFileError: they are not a tree: a block comes before its parent, or twice.
         """
         tokens, parents, held = (self.read(name) for name in ("tokens", "parents", "held"))
         seen: set[tuple[int, bytes]] = set()
@@ -111,12 +112,12 @@ class PrefixFile(CheckedFile, reader="pool.prefixes.load()"):
         return tokens, parents, held
 
     def refusal(self, problem: str, reason: str, can_rebuild: bool = False) -> SessionFileError:
-        """The error that `fail` raises. Nothing is rebuilt: a prompt that comes again is evaluated again."""
+        """The error that `fail` raises. Prefixes are never rebuilt: prompts are evaluated when they are needed."""
         return super().refusal(problem, reason, can_rebuild=False)
 
 
 class _Header(Fields):
-    """The fields of a header of prefixes."""
+    """The fields of a prefix file's header."""
 
     def __init__(self, file: PrefixFile):
         super().__init__(file)
@@ -153,7 +154,7 @@ def save(prefixes: Prefixes, path: str | os.PathLike[str]) -> None:
         for layer, which, name, _ in _tensors_of(pin):
             blocks = np.flatnonzero(pages[layer] >= 0)
             arrays[name] = _gather(pin, layer, which, blocks)
-        prefixes._check_open()  # else another thread closed the pool, and what was copied last may be zeros
+        prefixes._check_open()  # if another thread closed the pool, the last copies may be zeros
     finally:
         pin.close()
     from teachllama import __version__
@@ -169,7 +170,7 @@ def save(prefixes: Prefixes, path: str | os.PathLike[str]) -> None:
 
 
 def _tensors_of(cache: PagedCache) -> list[tuple[int, int, str, Any]]:
-    """Layer, keys or values (0, 1), name in the file, and NumPy type, of what a cache stores."""
+    """Layer, keys or values (0, 1), name in the file, and NumPy type of each tensor that a cache stores."""
     found = []
     for layer, shape in enumerate(cache.shapes):
         for which, kind in enumerate(cache.types[: 1 if cache.latent_dim else 2]):
@@ -179,7 +180,7 @@ def _tensors_of(cache: PagedCache) -> list[tuple[int, int, str, Any]]:
 
 
 def _gather(cache: PagedCache, layer: int, which: int, blocks: np.ndarray) -> np.ndarray:
-    """Copies of a layer's pages, as they are stored: (pages, n_kv_heads, 64, numbers), or bytes of blocks."""
+    """Copies of a layer's pages, as stored: (pages, n_kv_heads, 64, numbers), or bytes of blocks."""
     heads, nbytes = cache.shapes[layer].n_kv_heads, cache.rows[layer][which]
     rows = np.empty((len(blocks), heads, PAGE, nbytes), np.uint8)
     for row, block in zip(rows, blocks, strict=True):
@@ -193,13 +194,13 @@ def _gather(cache: PagedCache, layer: int, which: int, blocks: np.ndarray) -> np
 
 
 def inspect_prefixes(path: str | os.PathLike[str], *, verify: bool = True) -> PrefixesInfo:
-    """What is inside a file that `pool.prefixes.save` wrote, without a model.
+    """Reads a file that `pool.prefixes.save` wrote; needs no model.
 
     Args:
         verify: compare all checksums, which reads the whole file; otherwise only the header and the tree are checked.
 
     Raises:
-        SessionFileError: it is no file of prefixes, or it is damaged.
+        SessionFileError: the file is not a prefix file, or it is damaged.
     """
     with PrefixFile(path) as file:
         tree = file.tree()
@@ -241,7 +242,7 @@ def load(prefixes: Prefixes, path: str | os.PathLike[str], partial: bool) -> int
                         page[:] = row
 
             with ThreadPoolExecutor(2) as workers:  # reading, hashing and copying release Python's lock
-                list(workers.map(put, _tensors_of(pin)))  # raises what a call raised
+                list(workers.map(put, _tensors_of(pin)))  # raises the errors of `put`
             with pool.lock:
                 prefixes._check_open()
                 return prefixes.adopt(tokens[:n], parents[:n], pin.held)
@@ -250,7 +251,7 @@ def load(prefixes: Prefixes, path: str | os.PathLike[str], partial: bool) -> int
 
 
 def _check_for(prefixes: Prefixes, file: PrefixFile, tokens: np.ndarray, parents: np.ndarray, held: np.ndarray) -> None:
-    """Raises where a tree can't be one of this model."""
+    """Raises if a tree can't belong to this model."""
     model, n = prefixes.pool.model, len(tokens)
     if n and not 0 <= int(tokens.min()) <= int(tokens.max()) < model.config.vocab_size:
         file.fail(f"it holds token ids outside the vocabulary, 0 to {model.config.vocab_size - 1}")
@@ -259,7 +260,7 @@ def _check_for(prefixes: Prefixes, file: PrefixFile, tokens: np.ndarray, parents
     if held.shape[0] != model.config.n_layers:
         file.fail(f"it has pages of {held.shape[0]} layers; the model has {model.config.n_layers}")
     cache = prefixes.pool.pin(np.empty((model.config.n_layers, 0), np.int64))
-    cache.close()  # its types and shapes are wanted, no page
+    cache.close()  # only its types and shapes are needed
     tensors = _tensors_of(cache)
     caching = {layer for layer, *_ in tensors}
     for layer, window in enumerate(prefixes.pool.windows):
@@ -280,8 +281,8 @@ def _reserve(
     """Takes free pages for the blocks that the tree lacks.
 
     Returns:
-        who holds the pages of the first blocks, those that are there already too; and which of them, bool
-        (n_layers, n), are to be filled. They are the first `n` that fit: all of them, unless `partial`.
+        a cache that holds the pages of the first `n` blocks, including those already in the tree; and a bool array,
+        (n_layers, n), of the pages to be filled. `n` is how many blocks fit: all of them, unless `partial`.
     """
     pool = prefixes.pool
     with pool.lock:

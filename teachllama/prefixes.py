@@ -1,9 +1,9 @@
-"""`Prefixes`: what a pool keeps of sessions that have ended, for others that begin with the same tokens.
+"""`Prefixes`: pages that a pool keeps from earlier sessions, for others that begin with the same tokens.
 
-A radix tree whose edges are 64 token ids: a page's positions. A node holds the page of each layer, and is found by the
-ids themselves, which are compared one by one. https://arxiv.org/abs/2312.07104 (RadixAttention)
+A radix tree whose edges are 64 token ids, the positions of a page. A node holds one page per layer. Nodes are looked up
+by the ids themselves, not by a hash alone. https://arxiv.org/abs/2312.07104 (RadixAttention)
 
-`prefix_file.py` writes and reads it. Knows nothing of arithmetic: a page is a number.
+`prefix_file.py` writes and reads it. Independent of arithmetic: a page is a number.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _turns = itertools.count(1)
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """64 positions that follow those of the parents.
+    """64 positions that follow those of the parent.
 
     Attributes:
-        tokens: their ids.
-        pages: the page of each layer, (n_layers,); -1 where a sliding window had let go of it.
-        used: larger the later it was last used.
+        tokens: their token ids.
+        pages: the page of each layer, (n_layers,); -1 where a sliding window had released it.
+        used: when it was last used; larger is later.
     """
 
     tokens: tuple[int, ...]
@@ -46,29 +46,29 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class PrefixStatistics:
-    """What the tree holds now, and what it was good for so far."""
+    """What the tree holds now, and how much it has saved so far."""
 
     n_tokens: int  # positions held
-    n_pages: int  # pages held, by sessions too or not
-    n_idle_pages: int  # pages that no session holds: they can be had back
+    n_pages: int  # pages held, whether or not sessions hold them too
+    n_idle_pages: int  # pages that no session holds, which can be evicted
     n_lookups: int
     n_hits: int
     n_reused: int  # tokens that were not evaluated again
-    n_evicted: int  # tokens that were let go of for want of pages
-    n_loaded: int = 0  # tokens that came from files
+    n_evicted: int  # tokens that were evicted because pages ran out
+    n_loaded: int = 0  # tokens that were loaded from files
 
 
 class Prefixes:
     """The tree of one pool: `pool.prefixes`.
 
     Attributes:
-        pool: whose pages these are.
-        roots: of the tree; a model with LongRoPE has a second one, for its long sessions.
+        pool: the pool that owns the pages.
+        roots: the tree's root; a model with LongRoPE has a second one, for its long sessions.
     """
 
     def __init__(self, pool: Pool):
         self.pool = pool
-        # LongRoPE turns keys by other frequencies in sessions longer than this: what those evaluate is theirs alone.
+        # LongRoPE rotates keys by other frequencies in sessions longer than this, which can't share with shorter ones.
         ropes = [layer.attention.rope for layer in pool.model.spec.layers]
         self._long_above = min(
             (r.original_seq_len for r in ropes if r and r.long_frequencies is not None), default=None
@@ -77,11 +77,11 @@ class Prefixes:
         self._n_lookups = self._n_hits = self._n_reused = self._n_evicted = self._n_loaded = 0
 
     def root_for(self, seq_len: int | None) -> Node:
-        """The root of what sessions of this length share. None: the model's own length."""
+        """The root of the tree that sessions of this length share. None: the model's `config.seq_len`."""
         seq_len = self.pool.model.config.seq_len if seq_len is None else seq_len
         return self.roots[self._long_above is not None and seq_len > self._long_above]
 
-    # ---- looking ----
+    # ---- look-up ----
 
     def nodes(self) -> Iterator[Node]:
         """All nodes, parents before their children."""
@@ -100,13 +100,13 @@ class Prefixes:
         """How many of the tokens need no evaluation: whole pages, and never the last token, whose logits are wanted.
 
         Args:
-            seq_len, swa_full: of the session that will evaluate them, as in `Pool.create_session`.
+            seq_len, swa_full: settings of the session that will evaluate them, as in `Pool.create_session`.
         """
         with self.pool.lock:
             return PAGE * len(self._path(tokens, seq_len, swa_full))
 
     def n_idle_of(self, tokens: Sequence[int], seq_len: int | None = None) -> int:
-        """How many of the pages that `match` finds no session holds."""
+        """How many of the pages that `match` finds are held by no session."""
         with self.pool.lock:
             counts, held = self.pool.counts(), [node.pages for node in self._path(tokens, seq_len)]
             return sum(int((counts[pages[pages >= 0]] < 2).sum()) for pages in held)
@@ -125,7 +125,7 @@ class Prefixes:
         return path
 
     def _kept_from(self, path: list[Node]) -> int | None:
-        """The position from which windows are held whole; None if the next position would attend to more."""
+        """The position from which sliding windows are complete; None if the next position attends further back."""
         windows = self.pool.windows
         sliding = [layer for layer, window in enumerate(windows) if window is not None]
         if not sliding or not path:
@@ -138,7 +138,7 @@ class Prefixes:
 
     @property
     def statistics(self) -> PrefixStatistics:
-        """What the tree holds now, and what it was good for so far."""
+        """What the tree holds now, and how much it has saved so far."""
         with self.pool.lock:
             pages = self.pages()
             idle = sum(int((node.pages >= 0).sum()) for node in self._idle())
@@ -148,16 +148,16 @@ class Prefixes:
                 self._n_loaded,
             )  # fmt: skip
 
-    # ---- taking and giving ----
+    # ---- attaching and donating ----
 
     def attach(self, session: Session, tokens: Sequence[int]) -> int:
-        """Gives an empty session of the pool the pages of the longest prefix of `tokens` that is here.
+        """Gives an empty session of the pool the pages of the longest prefix of `tokens` in the tree.
 
         Returns:
-            how many tokens that was: evaluate the others.
+            the length of that prefix: evaluate the tokens after it.
 
         Raises:
-            ParameterError: the session is of another pool, or not empty.
+            ParameterError: the session belongs to another pool, or is not empty.
         """
         cache = self._cache_of(session)
         with session.lock, self.pool.lock:
@@ -179,13 +179,13 @@ class Prefixes:
             return PAGE * len(path)
 
     def donate(self, session: Session) -> int:
-        """Keeps the session's whole pages for others; the session goes on as it was.
+        """Adds the session's whole pages to the tree; the session itself is unchanged.
 
         Returns:
             how many positions are new to the tree.
 
         Raises:
-            ParameterError: the session is of another pool.
+            ParameterError: the session belongs to another pool.
         """
         cache, new, now = self._cache_of(session), 0, next(_turns)
         with session.lock, self.pool.lock:
@@ -221,28 +221,28 @@ class Prefixes:
         The file holds the tokens in readable form; only you can read it (mode 0600).
 
         Raises:
-            SessionFileError: it could not be written; a file that was there is as it was.
+            SessionFileError: the file could not be written. An existing file is unchanged.
             ClosedError: the pool or its model was closed.
         """
         self._check_open()
         prefix_file.save(self, path)
 
     def load(self, path: str | os.PathLike[str], *, partial: bool = False) -> int:
-        """Adds what a file holds to the tree. What is there already stays as it is, and nothing is evicted.
+        """Adds a file's prefixes to the tree. Prefixes already in the tree stay, and nothing is evicted.
 
-        Everything is checked before the tree changes. Loaded prefixes count as used before all others: where pages are
-        wanted later, they go first.
+        Everything is checked before the tree changes. Loaded prefixes count as the least recently used: when pages run
+        out later, they are evicted first.
 
         Args:
-            partial: where the pool has too few free pages, take what fits, the last used first. Otherwise the file is
-                refused then.
+            partial: if the pool has too few free pages, load what fits, the last used first, instead of refusing the
+                file.
 
         Returns:
             how many positions are new to the tree.
 
         Raises:
-            SessionFileError: the file is refused, and the tree is as it was. `reason` says why: as for session files,
-                "not a prefix file", "other page size", and "memory" where the pool has too few free pages.
+            SessionFileError: the file is refused, and the tree is unchanged. `reason` is one of those for session
+                files, "not a prefix file", "other page size", or "memory" if the pool has too few free pages.
             ClosedError: the pool or its model was closed.
         """
         self._check_open()
@@ -256,12 +256,12 @@ class Prefixes:
         return sorted(nodes, key=lambda node: (-node.used, depth[node]))
 
     def adopt(self, tokens: np.ndarray, parents: np.ndarray, pages: np.ndarray) -> int:
-        """Adds blocks, some of which may be there; whoever asks holds the pool's lock, and the pages.
+        """Adds blocks, some of which may be in the tree. The caller must hold the pool's lock, and the pages.
 
         Args:
-            tokens: (n, 64); of blocks that are no two the same, the last used first.
-            parents: (n,): of each block an earlier one, or -1 - i for root i.
-            pages: (n_layers, n); -1: none.
+            tokens: (n, 64), of distinct blocks, the last used first.
+            parents: (n,), each block's parent: an earlier block, or -1 - i for root i.
+            pages: (n_layers, n); -1 for none.
 
         Returns:
             how many positions are new.
@@ -278,7 +278,7 @@ class Prefixes:
             else:
                 node.pages, node.used = np.where(node.pages < 0, pages[:, i], node.pages), max(node.used, used)
             places.append(node)
-        for above, node in reversed(new):  # children first: what is reached from the roots is whole
+        for above, node in reversed(new):  # children first: branches reachable from the roots are complete
             above.children[node.tokens] = node
         self._n_loaded += PAGE * len(new)
         return PAGE * len(new)
@@ -288,10 +288,10 @@ class Prefixes:
             raise ClosedError("this pool was closed, and its prefixes with it; create another with create_pool()")
         self.pool.model.weights  # raises if the model is closed
 
-    # ---- making room ----
+    # ---- eviction ----
 
     def _idle(self) -> list[Node]:
-        """Nodes that no session holds, nor any node below them: children before parents."""
+        """Nodes that no session holds, and none of whose descendants one holds: children before parents."""
         counts, idle = self.pool.counts(), set()
         order = list(self.nodes())[::-1]
         for node in order:
@@ -301,11 +301,11 @@ class Prefixes:
         return [node for node in order if node in idle]
 
     def n_idle_pages(self) -> int:
-        """Pages that `evict` could give back."""
+        """Number of pages that `evict` could free."""
         return sum(int((node.pages >= 0).sum()) for node in self._idle())
 
     def evict(self, n_pages: int) -> None:
-        """Lets go of leaves that no session holds, the longest unused first, until so many pages are free."""
+        """Evicts leaves that no session holds, the least recently used first, until `n_pages` are freed."""
         with self.pool.lock:
             idle = self._idle()
             while n_pages > 0 and idle:
@@ -318,7 +318,7 @@ class Prefixes:
                 self._n_evicted += PAGE
 
     def clear(self) -> None:
-        """Lets go of everything; pages that sessions hold stay theirs."""
+        """Empties the tree; sessions keep the pages they hold."""
         with self.pool.lock:
             self.pool.changed()
             for root in self.roots:

@@ -1,4 +1,4 @@
-"""The token that ranking the whole vocabulary would draw, found without ranking it.
+"""Draws the token that ranking the whole vocabulary would draw, without ranking it.
 
 Ranking Gemma's 262,144 tokens takes longer than computing their logits. A draw needs no ranks. It needs the one token
 at which the weights of all likelier tokens, added up, pass a random target. So tokens are put into a few thousand
@@ -8,7 +8,7 @@ ranked. Top-p is the same search with another target, and top-k the same with we
 Sums taken in another order differ in their last digits. Where that could change the result, `Unsure` is raised and the
 caller ranks the tokens. That is rare: not once in 22,500 draws from two models' logits with five settings.
 
-Knows nothing of how ranked tokens are cut and drawn: `sampling.drawn` is the definition.
+`sampling.drawn` defines how ranked tokens are cut and drawn.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
     Draw = Callable[[np.ndarray, SamplingParams, float], int]
 
-SMALL = 2048  # so many tokens are ranked, more are searched
+SMALL = 2048  # up to this many tokens are ranked, more are searched
 BUCKETS = 4096
 BLOCK = 2**16  # numbers that stay in a core's cache from one step to the next
 EPS = np.finfo(np.float64).eps
 
 
 class Unsure(Exception):
-    """The target is so near the border between two tokens that rounding decides."""
+    """The target is so close to the border between two tokens that rounding would decide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A token of a row of logits, and with it all that are likelier: larger, or equal with a lower id.
+    """A token in a row of logits, and all likelier ones: those with a larger logit, or an equal one and a lower id.
 
     Args:
         value: its logit.
-        ties: how many tokens of this logit there are up to it, itself included; 0: only the larger ones count.
-        doubtful: the logits of tokens at its end that rounding may or may not have counted.
+        ties: how many tokens of this logit are included, up to and with the token itself; 0: only larger logits.
+        doubtful: the logits of tokens at its end that rounding may or may not have included.
     """
 
     value: np.floating
@@ -53,23 +53,23 @@ class Place:
         return int(np.count_nonzero(logits > self.value)) + self.ties
 
     def tied(self, logits: np.ndarray) -> np.ndarray:
-        """The ids of this logit up to its own."""
+        """The ids of tokens with this logit, up to its own."""
         return np.flatnonzero(logits == self.value)[: self.ties]
 
     def ids(self, logits: np.ndarray) -> np.ndarray:
-        """All the ids, lowest first."""
+        """The ids of all its tokens, lowest first."""
         mask = logits > self.value
         mask[self.tied(logits)] = True
         return np.flatnonzero(mask)
 
 
 class Buckets:
-    """Logits in buckets by their size, the largest in the first.
+    """Logits in buckets by value, the largest in the first bucket.
 
     Args:
         logits: (n,), in any order.
         best: the largest, finite.
-        border: only those from here up are put into buckets.
+        border: only logits of at least this value are put into buckets.
     """
 
     def __init__(self, logits: np.ndarray, best: np.float64, border: np.floating | float = -np.inf):
@@ -77,7 +77,8 @@ class Buckets:
         self.values = logits if border == -np.inf else logits[np.flatnonzero(logits >= border)]
         some = np.sort(self.values[:: max(1, len(self.values) // 256)])
         some = some[np.searchsorted(some, -np.inf, side="right") :]
-        # All but the smallest fiftieth share the buckets evenly. They may be far below, and go into the last.
+        # The buckets divide the range evenly, but for the smallest fiftieth: those may be far below, and go into the
+        # last bucket.
         self._scale = logits.dtype.type(
             (BUCKETS - 2) / max(float(best - some[len(some) // 50]) if len(some) else 0.0, 1e-3)
         )
@@ -88,16 +89,16 @@ class Buckets:
 
     @classmethod
     def likeliest(cls, logits: np.ndarray, best: np.float64, temperature: float, rare: float) -> Buckets:
-        """Of so many logits that few draws are below them, if that spares enough of them, else of all."""
+        """Buckets of only the largest logits, such that few draws are below them; of all if that skips too few."""
         step = max(1, len(logits) // 1024)
         some = np.sort(logits[::step])
         sums = step * np.cumsum(np.exp((some - best) / max(temperature, 0.1)))
-        n_below = int(np.searchsorted(sums, rare * (1 + sums[-1])))  # 1: the best, which no sample need have
+        n_below = int(np.searchsorted(sums, rare * (1 + sums[-1])))  # 1: the best, which the sample may lack
         n_below = min(n_below, len(some) - 5)
         return cls(logits, best, some[n_below] if n_below > len(some) * 2 // 3 else -np.inf)
 
     def _keys_of(self, values: np.ndarray) -> np.ndarray:
-        """values (n,) -> their buckets, as floats: the larger the value, the lower. Rounding keeps that order."""
+        """values (n,) -> their buckets, as floats: larger values have lower buckets. Rounding keeps that order."""
         with np.errstate(over="ignore"):
             keys = values.dtype.type(self.best) - values
             keys *= self._scale
@@ -106,24 +107,24 @@ class Buckets:
     def weights(self, values: np.ndarray, temperature: float) -> np.ndarray:
         """values (n,) -> exp((value - best) / temperature), float64."""
         gaps = values - self.best
-        if temperature > 1e-3:  # the quotient itself but for its last digit, in half the time
+        if temperature > 1e-3:  # the same quotient, except for its last digit, in half the time
             gaps *= 1 / temperature
         else:
-            with np.errstate(over="ignore"):  # a tiny one: exp(-inf) is 0, and the likeliest remain
+            with np.errstate(over="ignore"):  # a tiny temperature: exp(-inf) is 0, and the likeliest remain
                 gaps /= temperature
         return np.exp(gaps, out=gaps)
 
     def find(self, temperature: float, fraction: float, within: Place | None = None, tolerant: bool = False) -> Place:
-        """Where the weights, added up from the largest value down, exceed a fraction of the sum of them all.
+        """The place where the weights, summed from the largest value down, exceed a fraction of their total.
 
         Args:
             temperature: see `weights`.
             fraction: from 0 to 1.
-            within: add up only the tokens to this place.
-            tolerant: rounding may decide between tokens of one bucket, which the place names as doubtful.
+            within: sum only the tokens up to this place.
+            tolerant: let rounding decide between tokens of one bucket, which the place lists as doubtful.
 
         Raises:
-            Unsure: rounding decides.
+            Unsure: rounding would decide.
         """
         sums = self._sums(temperature)
         total = float(sums[-1])
@@ -140,7 +141,7 @@ class Buckets:
         bucket = min(int(np.searchsorted(sums, target, side="right")) - 1, BUCKETS - 1)
         values = self._values(bucket)
         ranked = sums[bucket] + np.cumsum(self.weights(values, temperature))
-        # Adding n numbers in turn errs by n / 2 units in the last place of the sum at most.
+        # The error of adding n numbers in turn is at most n / 2 units in the last place of the sum.
         slack = 2 * len(self.logits) * EPS * max(total, float(sums[-1]))
         if within is not None:
             slack += float(self.weights(within.doubtful, temperature).sum())
@@ -150,7 +151,7 @@ class Buckets:
         return Place(values[i], i + 1 - int(np.argmax(values == values[i])), values[first:i])
 
     def _sums(self, temperature: float) -> np.ndarray:
-        """The weights of all values before each bucket, (BUCKETS + 1,)."""
+        """The sum of the weights of all values before each bucket, (BUCKETS + 1,)."""
         if temperature not in self._known:
             each = np.zeros(BUCKETS)
             for at in blocks(self.values):
@@ -159,7 +160,7 @@ class Buckets:
         return self._known[temperature]
 
     def total(self, temperature: float, within: Place | None) -> float:
-        """The weights of all logits, or of those up to a place, added up."""
+        """The sum of the weights of all logits, or of those up to a place."""
         total = 0.0
         for at in blocks(self.logits):
             weights = self.weights(self.logits[at], temperature)
@@ -176,7 +177,7 @@ class Buckets:
 
 
 def blocks(values: np.ndarray) -> list[slice]:
-    """Consecutive parts that a core's cache holds."""
+    """Consecutive slices that fit in a core's cache."""
     return [slice(start, start + BLOCK) for start in range(0, len(values), BLOCK)]
 
 
@@ -187,10 +188,10 @@ def quick_draw(logits: np.ndarray, params: SamplingParams, fraction: float, draw
         logits: (vocab_size,), none NaN or inf; -inf rules a token out.
         params: temperature above 0.
         fraction: from 0 to below 1.
-        draw: the definition, for few tokens: logits (n,), params, fraction -> an index.
+        draw: the definition, used on few tokens: logits (n,), params, fraction -> an index.
 
     Raises:
-        Unsure: rank all tokens to find out.
+        Unsure: rounding would decide; rank all tokens instead.
     """
     n = len(logits)
     if n <= SMALL:
@@ -223,7 +224,7 @@ def quick_draw(logits: np.ndarray, params: SamplingParams, fraction: float, draw
 
 
 def _kth(logits: np.ndarray, k: int) -> Place:
-    """The k-th likeliest token. A sample shows about where it is, so that few values are left to select from."""
+    """The k-th likeliest token. A sample estimates its logit, so that few values are left to select from."""
     some = np.sort(logits[:: max(1, len(logits) // 1024)])[::-1]
     at = k * len(some) // len(logits)
     high = some[at - 48] if at >= 48 else some.dtype.type(np.inf)

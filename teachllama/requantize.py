@@ -1,11 +1,11 @@
 """Writes a copy of a GGUF file with its matrices in another type: to see what a type costs, and what it saves.
 
-Quantizers come from the `gguf` package. Rows go through them a part at a time, so that memory stays small whatever the
-model. Metadata is copied byte for byte, but for the file's type. The copy is written beside its place and moved there
-when it is whole. A copy is never better than its source: what the source's own quantization lost is not in the file to
-be copied.
+Quantizers come from the `gguf` package. Rows are converted in parts, so that little memory is needed for any model.
+Metadata is copied byte for byte, except for the file's type. The copy is written to a file beside the target, and moved
+into place when it is complete. A copy is never better than its source: it cannot restore what the source's own
+quantization lost.
 
-Knows nothing of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+Independent of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 CHUNK = 1 << 20  # weights at a time: quantizers' scratch memory is several times this
-# Those that gguf quantizes to, in NumPy, and that this engine reads.
+# Types that the gguf package can quantize to, in NumPy, and that this engine reads.
 KINDS = ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "MXFP4")
-ENDS = ("token_embd.weight", "output.weight")  # what `mix` is the type of
-# Matrices that stay as they are, as in llama.cpp's quantizer: a router decides between experts with few weights.
+ENDS = ("token_embd.weight", "output.weight")  # the tensors that get the type `mix`
+# Matrices that are not converted, as in llama.cpp's quantizer: a router decides between experts with few weights.
 KEPT = ("ffn_gate_inp.weight", "_norm.weight")
-OTHER = {"MXFP4": "MOSTLY_MXFP4_MOE"}  # file types with another name
-LARGEST = 65504.0  # of a float16, and so of a block's scale
+OTHER = {"MXFP4": "MOSTLY_MXFP4_MOE"}  # types whose file type has another name
+LARGEST = 65504.0  # the largest float16, and so the largest scale of a block
 _U32 = 4  # a metadata value's type in GGUF
 
-Progress = Callable[[int, int, str], None]  # (bytes written, bytes in all, the tensor at hand)
+Progress = Callable[[int, int, str], None]  # (bytes written, bytes in total, the current tensor)
 
 
 def requantize(
@@ -48,20 +48,20 @@ def requantize(
     replace: bool = True,
     progress: Progress | None = None,
 ) -> Path:
-    """Writes `target`, a copy of the model `source` with its matrices as `kind`; norms and biases stay as they are.
+    """Writes `target`, a copy of the model `source` with its matrices as `kind`; norms and biases are unchanged.
 
-    A matrix whose rows are not a multiple of the type's block stays as it is too.
+    A matrix whose rows are not a multiple of the type's block is unchanged, too.
 
     Args:
         source: a .gguf file, or any part of a split model; the copy is one file.
-        target: where the copy goes. It is there whole or not at all.
+        target: the path of the copy, which is written whole or not at all.
         kind: one of `KINDS`.
-        mix: the type of the embedding and the output matrix, one of `KINDS`; None: as the others.
-        replace: whether a file that is there may be replaced.
+        mix: the type of the embedding and the output matrix, one of `KINDS`; None: `kind`.
+        replace: whether an existing file may be replaced.
         progress: called as tensors are written.
 
     Raises:
-        ParameterError: a type is none that can be written, the target can't be written, or it is the source.
+        ParameterError: a type can't be written, the target can't be written, or the target is the source.
         GGUFError: the source cannot be read, is damaged, or has values that the type cannot hold.
     """
     target, wanted, ends = Path(target), writable(kind), writable(mix or kind)
@@ -76,7 +76,7 @@ def requantize(
                     _write(out, file, types, head, offsets, nbytes, progress or (lambda *_: None))
                     out.flush()
                     os.fsync(out.fileno())
-                _check_target(target, file, replace)  # it took a while
+                _check_target(target, file, replace)  # again: writing took a while
         except OSError as e:
             raise ParameterError(f"{target} could not be written: {e.strerror or e}") from None
     return target
@@ -86,7 +86,7 @@ def writable(kind: str) -> GGMLQuantizationType:
     """The type of this name.
 
     Raises:
-        ParameterError: it is none that `gguf` can write; the message says what it is.
+        ParameterError: `gguf` can't write it; the message explains what it is.
     """
     from gguf import GGMLQuantizationType, LlamaFileType
 
@@ -155,7 +155,7 @@ def _row_nbytes(info: TensorInfo, kind: GGMLQuantizationType) -> int:
 
 
 def _head(file: GGUFFile, types: dict[str, GGMLQuantizationType], kind: str) -> tuple[bytes, list[int], int]:
-    """Everything before the first tensor's bytes; where each tensor begins; and the size of the file."""
+    """Everything before the first tensor's bytes, the offset of each tensor, and the size of the file."""
     from gguf import LlamaFileType
 
     alignment = int(file.metadata.get("general.alignment", 32))
@@ -230,7 +230,7 @@ def _converted(file: GGUFFile, info: TensorInfo, kind: GGMLQuantizationType) -> 
     raw = raw.reshape(rows, -1)
     step = max(1, CHUNK // info.shape[-1])
     for i in range(0, rows, step):
-        with np.errstate(all="ignore"):  # a damaged file's blocks may hold anything; what comes out is looked at
+        with np.errstate(all="ignore"):  # a damaged file's blocks may hold anything; the result is checked
             part = dequantize(raw[i : i + step], info.type)
         if not np.isfinite(part).all():
             raise GGUFError(f"{file.path}: tensor {info.name!r} has values that are not finite; is the file damaged?")

@@ -1,7 +1,7 @@
-"""`Request`: one prompt and what comes of it: its tokens, their text, when they came and why it ended.
+"""`Request`: one prompt and its result: the tokens, their text, their times, and why it ended.
 
-What a request has done is written in one place, its log of tokens, each with the state of its random numbers: an error
-in the middle of a step loses nothing. Knows nothing of other requests, nor of who is evaluated next.
+The only record of a request's progress is its log of tokens, each with the state of its random numbers. So an error in
+the middle of a step loses nothing. Independent of other requests, and of the order in which they are evaluated.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Timings:
-    """When things happened to a request, in seconds of `time.perf_counter`; 0: not yet."""
+    """The times of a request's events, in seconds of `time.perf_counter`; 0: not yet."""
 
     submitted: float = 0.0
     admitted: float = 0.0
@@ -40,19 +40,20 @@ class Timings:
 
 
 class Request:
-    """One prompt and what comes of it. Made by `Scheduler.submit`.
+    """One prompt and its result. Created by `Scheduler.submit`.
 
     Attributes:
-        number: tells requests apart; a younger one has a larger number.
-        prompt: its tokens.
+        number: identifies the request; a later one has a larger number.
+        prompt: the prompt's token ids.
         state: "waiting", "running", "finished", "cancelled" or "failed".
         stop_reason: as `session.stats` has it: "length", "end of text", "stop string", "context full"; or "pool full",
             "cancelled", or an error's text.
-        n_reused: prompt tokens that were not evaluated, as prefixes had them. n_evaluated: all that were, again and
-            again after each preemption. n_preempted: how often its pages were taken.
-        timings: when things happened.
-        session: where it is evaluated; None without pages.
-        shown: the text, token by token.
+        n_reused: prompt tokens that were not evaluated, because prefixes held them.
+        n_evaluated: all tokens that were evaluated, counted again after each preemption.
+        n_preempted: how often its pages were taken away.
+        timings: the times of its events.
+        session: the session that evaluates it; None while it has no pages.
+        shown: the text that can be shown, token by token.
     """
 
     def __init__(
@@ -73,16 +74,16 @@ class Request:
         self.session: Session | None = None
         self.shown: list[Token] = []
         self._tokenizer = model.tokenizer
-        self._ending: tuple[str, str] | None = None  # the state and the reason that its end will have
+        self._ending: tuple[str, str] | None = None  # its final state and reason, once decided
         self._log: list[tuple[int, dict[str, Any]]] = []  # each token, and the random numbers' state after it
         self._first_state = dict(np.random.default_rng(seed).bit_generator.state)
-        # What reads the log and makes text of it: None before the first token, and after an interrupt in the middle.
+        # Turns the log into text: None before the first token, and after an interrupt in the middle.
         self._stream: TextStream | None = None
         self._n_streamed, self._n_given = 0, 0  # tokens of the log in the text; shown tokens that `take` has returned
 
     @property
     def tokens(self) -> list[int]:
-        """What was generated, without a token that ended the text."""
+        """The generated tokens, without one that ended the text."""
         return [token for token, _ in self._log]
 
     @property
@@ -92,43 +93,43 @@ class Request:
 
     @property
     def text(self) -> str:
-        """What can be shown of it: characters that are whole, up to a stop string."""
+        """The text that can be shown: whole characters, up to a stop string."""
         return "".join(token.piece for token in self.shown)
 
     @property
     def usage(self) -> dict[str, int]:
-        """Tokens: of the prompt, of them reused, generated, evaluated in all."""
+        """Numbers of tokens: in the prompt, reused from prefixes, generated, and evaluated in total."""
         n = {"n_prompt": len(self.prompt), "n_reused": self.n_reused, "n_generated": self.n_generated}
         return n | {"n_evaluated": self.n_evaluated}
 
     @property
     def done(self) -> bool:
-        """True when nothing will come any more."""
+        """True after the request has ended."""
         return self.state in ("finished", "cancelled", "failed")
 
     def cancel(self) -> None:
-        """Ends the request at the next step; of a request that is done this changes nothing. Any thread may call it."""
+        """Ends the request at the next step; has no effect on a request that is done. Any thread may call it."""
         self.end("cancelled", "cancelled")
 
     # ---- for the scheduler ----
 
     @property
     def n_tokens(self) -> int:
-        """Of the prompt, and generated."""
+        """How many tokens it has, in the prompt and generated."""
         return len(self.prompt) + self.n_generated
 
     def end(self, state: str, why: str) -> None:
-        """Says how the request will end; what was said first counts."""
+        """Decides how the request will end; only the first call counts."""
         self._ending = self._ending or (state, why)
 
     def lacking(self) -> list[int]:
-        """Its tokens that its session has yet to evaluate."""
+        """The tokens that its session has yet to evaluate."""
         n = len(self.prompt)
         done = self.session.n_past if self.session else 0
         return self.prompt[done:] + [token for token, _ in self._log[max(0, done - n) :]]
 
     def choose(self) -> bool:
-        """Samples the next token, if all before it are evaluated; says whether there is one."""
+        """Samples the next token, if all before it are evaluated; returns whether there is one."""
         session = self.session
         if self._ending or session is None or session.n_past < self.n_tokens or len(self._log) >= self.max_new_tokens:
             return False
@@ -142,31 +143,31 @@ class Request:
         if token in self._tokenizer.eog_ids:
             self.end("finished", "end of text")
             return False
-        self._log.append((token, rng.bit_generator.state))  # both at once: nothing can come between
+        self._log.append((token, rng.bit_generator.state))  # both in one step: no interrupt can separate them
         self.timings.tokens.append(time.perf_counter())
         return True
 
     def ending(self, seq_len: int) -> tuple[str, str] | None:
-        """State and reason, where it has come to its end; makes text of new tokens."""
+        """The final state and reason, or None before the end; also turns new tokens into text."""
         if not self._ending:
             if self._log and self._read_log():
                 self.end("finished", "stop string")
-            elif self.n_tokens > seq_len:  # the last token has no place
+            elif self.n_tokens > seq_len:  # there is no position for the last token
                 self.end("finished", "context full")
             elif len(self._log) >= self.max_new_tokens and (self._log or not self.lacking()):
                 self.end("finished", "length")
         return self._ending
 
     def finish(self) -> None:
-        """Puts the end into effect: all of the text, and the state."""
+        """Ends the request: completes the text, and sets the state."""
         assert self._ending is not None
         self._read_log(to_the_end=True)
         state, self.stop_reason = self._ending
         self.timings.finished, self.state = time.perf_counter(), state
 
     def _read_log(self, to_the_end: bool = False) -> bool:
-        """Brings the text up to the log; says whether a stop string has come."""
-        stream, self._stream = self._stream, None  # None: an interrupt from here on makes all of it again
+        """Updates the text from the log; returns whether a stop string was found."""
+        stream, self._stream = self._stream, None  # None: after an interrupt from here on, all text is made again
         if stream is None:
             stream, self._n_streamed, shown = TextStream(self._tokenizer, self.stops), 0, []
         else:
@@ -176,12 +177,12 @@ class Request:
         if to_the_end:
             shown.extend(stream.flush())
         self.shown, self._n_streamed = shown, len(self._log)
-        if not to_the_end:  # what was flushed cannot be gone on with
+        if not to_the_end:  # a flushed stream cannot continue
             self._stream = stream
         return stream.stopped
 
     def take(self) -> list[Token]:
-        """What can be shown and was not taken before."""
+        """The tokens that can be shown and were not taken before."""
         new = self.shown[self._n_given :]
         self._n_given += len(new)
         return new

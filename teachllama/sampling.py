@@ -1,6 +1,6 @@
-"""From logits to one token.
+"""Chooses one token from logits.
 
-Knows nothing of the model. The pipeline, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, draw.
+The pipeline, in llama.cpp's order: penalties, top-k, top-p, min-p, temperature, draw. Independent of the model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class SamplingParams:
         penalty_last_n: how many of the last tokens count as seen; 0 none, -1 the whole session.
 
     Raises:
-        ParameterError: a knob is out of its range.
+        ParameterError: a parameter is out of its range.
     """
 
     temperature: float = 0.0
@@ -69,7 +69,7 @@ def penalize(logits: np.ndarray, seen: Sequence[int], params: SamplingParams) ->
     last_n = params.penalty_last_n
     ids, counts = np.unique(np.asarray(seen[-last_n:] if last_n > 0 else seen, np.intp), return_counts=True)
     out = logits.copy()
-    with np.errstate(over="ignore"):  # sample() refuses what is no longer finite
+    with np.errstate(over="ignore"):  # sample() refuses logits that are no longer finite
         out[ids] = np.where(out[ids] > 0, out[ids] / params.repeat_penalty, out[ids] * params.repeat_penalty)
     out[ids] -= counts * params.frequency_penalty + params.presence_penalty
     return out
@@ -82,7 +82,7 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
     """
     ids = np.arange(len(logits))
     if 0 < params.top_k < len(logits):
-        # The k-th largest, with everything that ties with it: then the stable sort below keeps the lowest ids.
+        # Includes all ties with the k-th largest, so that the stable sort below keeps the lowest ids.
         ids = np.flatnonzero(logits >= np.partition(logits, -params.top_k)[-params.top_k])
     ids = ids[np.argsort(-logits[ids], kind="stable")][: params.top_k or None]
     kept = logits[ids].astype(np.float64)
@@ -106,7 +106,7 @@ def drawn(logits: np.ndarray, params: SamplingParams, fraction: float) -> int:
 
 
 def adjusted(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
-    """logits (vocab_size,) -> with the penalties of the tokens seen; raises if they are not finite."""
+    """logits (vocab_size,) -> logits with the penalties of the tokens seen; raises if they are not finite."""
     if (
         params.penalty_last_n
         and seen

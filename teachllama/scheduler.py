@@ -1,13 +1,13 @@
-"""`Scheduler`: many requests on one pool: who is evaluated next, and with how many tokens.
+"""`Scheduler`: runs many requests on one pool; decides which are evaluated next, and with how many tokens.
 
 Each step evaluates one batch (https://www.usenix.org/conference/osdi22/presentation/yu, "continuous batching"): one
-token of every request that is generating, and pieces of prompts with what is left of the step's budget, so that a long
-prompt doesn't stall the others (https://arxiv.org/abs/2308.16369). Requests are admitted in the order in which they
-came, when the pool has pages for their tokens. When it has too few to go on, the youngest request gives its pages up
-and waits; its tokens stay, and are evaluated again.
+token of every request that is generating, and pieces of prompts with the rest of the step's budget, so that a long
+prompt doesn't stall the others (https://arxiv.org/abs/2308.16369). Requests are admitted in order of arrival, when the
+pool has pages for their tokens. When pages run out, the youngest request gives up its pages and waits. Its tokens are
+kept, and are evaluated again.
 
-All requests that are not done stand in one list, in the order in which they came; each knows its state. So an error in
-the middle of a step, wherever it comes, leaves nothing in two places.
+All requests that are not done are in one list, in order of arrival, and each has its own state. So an error at any
+point of a step cannot leave a request in two places.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from teachllama.request import Request
 from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.whole_numbers import whole
 
-PIECE = 32  # prompts are cut at multiples of this, a tile of the kernels: then the logits are those of the whole
-REST = 16  # fewer tokens of a prompt than this are not left for a piece of their own: the kernels run them otherwise
-MOST_EVENTS = 10_000  # that wait for a reader
+PIECE = 32  # prompts are cut at multiples of this, a tile of the kernels: then the logits are those of uncut prompts
+REST = 16  # a prompt's last piece has at least this many tokens: the kernels compute fewer in another way
+MOST_EVENTS = 10_000  # events that wait for a reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class Event:
     """One decision of the scheduler.
 
     Attributes:
-        step: in which step; 0 before the first.
+        step: the number of the step; 0 before the first.
         what: "submitted", "admitted", "prefill", "token", "preempted", "finished", "cancelled" or "failed".
-        request: its number.
-        n: tokens: of the prompt, reused from prefixes, evaluated, generated so far, or given up.
-        why: of what ended.
+        request: the request's number.
+        n: how many tokens: of the prompt, reused from prefixes, evaluated, generated so far, or given up.
+        why: why the request ended; empty for other events.
     """
 
     step: int
@@ -54,14 +54,15 @@ class Event:
 class Scheduler:
     """Runs requests on the sessions of a pool.
 
-    Any thread may submit and cancel; one at a time steps.
+    Any thread may submit and cancel. One thread at a time runs a step.
 
     Args:
-        pool: where sessions live; other sessions of it may go on.
+        pool: the pool of the sessions; it may have other sessions, too.
         max_tokens_per_step: rows of one batch, 1 or more; prompts are cut to fit.
-        max_running: requests with pages at a time; by default so many that prompts keep half of each step.
-        seq_len: the most positions of a request; the model's `config.seq_len` if not given.
-        prefixes: look for the beginnings of prompts in `pool.prefixes`, and keep there what ends.
+        max_running: how many requests may have pages at a time; by default half of max_tokens_per_step, which leaves
+            half of each step to prompts.
+        seq_len: the most positions of a request; by default the model's `config.seq_len`.
+        prefixes: look up prompts in `pool.prefixes`, and donate sessions that end to it.
     """
 
     def __init__(
@@ -75,18 +76,18 @@ class Scheduler:
         most = max(1, self.max_tokens_per_step // 2) if max_running is None else max_running
         self.max_running = min(whole("max_running", most, 1, limit), self.max_tokens_per_step)
         self.seq_len = whole("seq_len", pool.model.config.seq_len if seq_len is None else seq_len, 1, limit)
-        # A session that could be longer than the pool would need a long table for nothing. But LongRoPE turns keys by
-        # the length that is asked for.
+        # A session cannot outgrow the pool, so a shorter table of pages is enough. But LongRoPE's frequencies depend on
+        # the requested length.
         shorter = min(self.seq_len, pool.longest + PAGE)
         is_same = pool.prefixes.root_for(shorter) is pool.prefixes.root_for(self.seq_len)
         self._session_len = shorter if is_same else self.seq_len
         self.n_steps, self.closed = 0, False
-        self._requests: list[Request] = []  # in the order in which they came; those that are done until `step` ends
+        self._requests: list[Request] = []  # in order of arrival; those that are done stay until `step` ends
         self._n_submitted = 0
         self._events: deque[Event] = deque(maxlen=MOST_EVENTS)
-        self._lock, self._turn = threading.Lock(), threading.Lock()  # of what any thread may touch; of a step
+        self._lock, self._turn = threading.Lock(), threading.Lock()  # for data that any thread may touch; for a step
 
-    # ---- asking ----
+    # ---- submitting ----
 
     def submit(
         self, prompt: str | Iterable[int], params: SamplingParams = GREEDY, *, max_new_tokens: int = 128,
@@ -121,7 +122,7 @@ class Scheduler:
 
     @property
     def requests(self) -> list[Request]:
-        """Those that are not done, the oldest first."""
+        """The requests that are not done, the oldest first."""
         return self._in("running", "waiting")
 
     def _in(self, *states: str) -> list[Request]:
@@ -136,9 +137,9 @@ class Scheduler:
             self.step()
 
     def events(self) -> Iterator[Event]:
-        """Every decision in turn; steps when there is none to tell, until every request is done.
+        """Yields every decision in order; runs a step when there is none left, until every request is done.
 
-        Of those that nobody reads only the last 10,000 are kept.
+        Only the last 10,000 unread events are kept.
         """
         while True:
             while self._events:
@@ -151,7 +152,7 @@ class Scheduler:
         """Evaluates one batch. Returns the tokens that can now be shown, each with its request.
 
         An error of one request ends that request alone. After Ctrl-C, or an error that concerns all, the next step
-        goes on where this one was.
+        continues where this one stopped.
         """
         with self._turn:
             self.n_steps += 1
@@ -174,7 +175,7 @@ class Scheduler:
             return ready
 
     def close(self) -> None:
-        """Cancels what is not done, gives its pages back, and takes no more requests."""
+        """Cancels the requests that are not done, releases their pages, and accepts no more."""
         with self._turn:
             with self._lock:
                 self.closed = True
@@ -183,7 +184,7 @@ class Scheduler:
                 self._settle(request)
 
     def _repair(self) -> None:
-        """Ends what was cancelled, and puts right what a step that was interrupted has left."""
+        """Ends cancelled requests, and repairs the state after an interrupted step."""
         if self.pool.closed:
             raise ClosedError("the pool was closed, and its sessions with it; create another, and submit again")
         for request in self.requests:
@@ -192,14 +193,14 @@ class Scheduler:
             self._settle(request)
 
     def _admit(self) -> None:
-        """Gives waiting requests a session, in their order, for as long as the pool has pages for their tokens."""
+        """Gives waiting requests a session, in order, as long as the pool has pages for their tokens."""
         for request in self._in("waiting"):
             running = self._in("running")
             if len(running) >= self.max_running:
                 return
             tokens = request.prompt + request.tokens
             needed = self._pages_for(len(tokens) + 1)
-            if self.prefixes:  # what is reused need not be free, but if it is idle, it is so no longer
+            if self.prefixes:  # reused pages need not be free, but idle ones are no longer available
                 matched = self._pages_for(self.pool.prefixes.match(tokens, self._session_len))
                 needed -= matched - self.pool.prefixes.n_idle_of(tokens, self._session_len)
             if running and needed > self._spare(running):
@@ -208,7 +209,7 @@ class Scheduler:
                 request.session = self.pool.create_session(seq_len=self._session_len)
             if self.prefixes and not request.session.n_past:
                 reused = self.pool.prefixes.attach(request.session, tokens)
-                if not request.n_preempted:  # later what it gave up itself may come back to it
+                if not request.n_preempted:  # after a preemption it may reuse its own tokens
                     request.n_reused = reused
             request.timings.admitted = request.timings.admitted or time.perf_counter()
             request.state = "running"
@@ -218,19 +219,19 @@ class Scheduler:
         return self.pool.pages_for(n, self.max_tokens_per_step)
 
     def _spare(self, running: list[Request]) -> int:
-        """Pages that can be had and that no running request has been admitted for."""
+        """Number of available pages that are not promised to running requests."""
         promised = sum(
             self._pages_for(r.n_tokens + 1) - self._pages_for(r.session.n_past if r.session else 0) for r in running
         )
         return self.pool.n_available - max(0, promised)
 
     def _plan(self) -> list[tuple[Request, list[int]]]:
-        """What this step evaluates: a token of each that generates, then pieces of prompts, the oldest first."""
+        """The tokens that this step evaluates: one per generating request, then pieces of prompts, oldest first."""
         while running := self._in("running"):
             plan: list[tuple[Request, list[int]]] = []
             left = self.max_tokens_per_step
             pending = [(request, request.lacking()) for request in running]
-            for request, tokens in sorted(pending, key=lambda p: len(p[1]) > 1):  # keeps the order of age in each kind
+            for request, tokens in sorted(pending, key=lambda p: len(p[1]) > 1):  # stable: keeps the order of age
                 n = self._piece(len(tokens), left)
                 if n:
                     plan.append((request, tokens[:n]))
@@ -247,7 +248,7 @@ class Scheduler:
         return []
 
     def _piece(self, n: int, left: int) -> int:
-        """How many of n tokens go into what is left of a step."""
+        """How many of n tokens to evaluate in the rest of a step."""
         if n <= left:
             return n
         piece = left // PIECE * PIECE
@@ -256,14 +257,14 @@ class Scheduler:
         return piece if piece > 0 else left if self.max_tokens_per_step < 2 * PIECE else 0
 
     def _preempt(self, request: Request) -> None:
-        """Takes the pages of a request, which waits again, before all others."""
+        """Takes away the pages of a request, which then waits again, ahead of all others."""
         given_up = self._give_up_session(request)
         request.n_preempted += 1
         request.state = "waiting"
         self._note("preempted", request, given_up)
 
     def _give_up_session(self, request: Request) -> int:
-        """Closes its session, if it has one. Returns how many tokens were evaluated in it."""
+        """Closes a request's session, if it has one. Returns how many tokens were evaluated in it."""
         session, n = request.session, 0
         if session is not None and not session.closed:
             n = session.n_past
@@ -274,7 +275,7 @@ class Scheduler:
         return n
 
     def _settle(self, request: Request) -> None:
-        """Ends what has come to its end."""
+        """Ends the request if it has reached its end."""
         if not request.done and request.ending(self.seq_len):
             self._give_up_session(request)
             request.finish()

@@ -1,6 +1,6 @@
 """`Session`: one generation's state: its position, its KV cache, its random numbers.
 
-`eval` and `sample` are the whole loop inside `generate`. Knows nothing of files.
+`eval` and `sample` are the whole loop inside `generate`. Independent of files.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ if TYPE_CHECKING:
     from teachllama.model import Model
 
 _numbers = itertools.count(1)
-_sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # all of this process, for a fork
+_sessions: weakref.WeakSet[Session] = weakref.WeakSet()  # all sessions of this process, for `_after_fork`
 
 
 class Session:
     """One generation's state. Make one with `Model.create_session`.
 
-    Any thread may use a session, and calls from several threads wait for each other: each acts on the session as the
-    call before it left it. `with session.lock:` keeps other threads out during several calls that belong together. It
-    is not held between two tokens of `generate`, so what is evaluated there becomes part of the session.
+    Any thread may use a session. Calls from several threads wait for each other, and each starts from the state that
+    the previous call left. `with session.lock:` keeps other threads out during several calls that belong together. The
+    lock is not held between two tokens of `generate`, so tokens evaluated there become part of the session.
 
     Attributes:
         n_past: how many positions have been evaluated.
         tokens: their ids, oldest first.
         seq_len: how many positions fit.
-        stats: what the last `generate` did.
+        stats: statistics of the last `generate`.
         restored: how many positions came from a session file; 0 unless `Model.load_session` made this session.
         lock: held during each call. A thread that holds it can call the session as usual.
     """
@@ -63,7 +63,7 @@ class Session:
                 stacklevel=3,
             )
         self.model, self.seq_len, self.seed = model, int(seq_len), seed
-        self.number = next(_numbers)  # tells sessions apart in messages
+        self.number = next(_numbers)  # identifies the session in messages
         self._cache = self._new_cache(kv_dtype, swa_full)
         self._rng = np.random.default_rng(seed)
         self._logits: np.ndarray | None = None
@@ -72,13 +72,13 @@ class Session:
         self.restored = 0
         self._loaded: tuple[int, int] | None = None  # positions restored and rebuilt, until an eval has reported them
         self.lock = threading.RLock()
-        self._running = ""  # the call in progress that no other call may interrupt: its name
+        self._running = ""  # the name of the call in progress, which no other call may interrupt
         _sessions.add(self)
 
     def _new_cache(self, kv_dtype: KVDtype, swa_full: bool) -> KVCache:
         return KVCache(self.model.config, self.seq_len, kv_dtype, swa_full)
 
-    # ---- looking ----
+    # ---- state ----
 
     @property
     def n_past(self) -> int:
@@ -96,9 +96,9 @@ class Session:
 
     @property
     def can_rewind_to(self) -> int:
-        """The earliest position, apart from 0, that `rewind` can go back to; from there on every position works.
+        """The earliest position, apart from 0, that `rewind` can go back to; every later position works too.
 
-        0 as long as all positions work, which is always so for a model without sliding windows and for a session with
+        0 if all positions work, which is always the case for a model without sliding windows and for a session with
         `swa_full=True`. Otherwise windows keep `kv.cache.SLACK` positions (64) more than they need, so that this is at
         least 64 positions before the furthest one evaluated since position 0.
         """
@@ -107,14 +107,14 @@ class Session:
 
     @property
     def kv_dtype(self) -> KVDtype:
-        """The cache's type, such as "f16", or a pair: the keys' and the values'."""
+        """The cache's type, such as "f16", or a pair of types for keys and values."""
         return self._cache.kv_dtype
 
     @property
     def kv_nbytes(self) -> int:
-        """Bytes of KV cache this session needs when full: `kv_cache_bytes` to the byte. Stays after `close`.
+        """Bytes of KV cache this session needs when full: `kv_cache_bytes` to the byte. `close` does not change it.
 
-        Memory comes in pages, and sliding-window layers keep up to 95 positions more (see `can_rewind_to`).
+        Memory is allocated in pages, and sliding-window layers keep up to 95 positions more (see `can_rewind_to`).
         """
         return self._cache.nbytes
 
@@ -122,7 +122,7 @@ class Session:
     def k_cache(self) -> np.ndarray:
         """The keys, read-only (n_layers, seq_len, n_kv_heads, head_dim).
 
-        Of f32 and f16 a view; it keeps memory: see `close`. Of other types a copy in float32, made by each look.
+        For f32 and f16 a view, which keeps memory: see `close`. For other types a copy in float32, made at each access.
         """
         return _looking_at(self._cache.arrays()[0])
 
@@ -153,7 +153,7 @@ class Session:
         Raises:
             TokenError: no ids, or one that is not an integer in the vocabulary.
             ContextFullError: they do not fit in seq_len.
-            PoolFullError: the session is one of a pool, which has too few pages.
+            PoolFullError: the session's pool has too few pages.
             ClosedError: the session or its model was closed, perhaps while this call waited or ran.
             TeachLlamaError: called by a signal handler in the middle of another call on this session.
         """
@@ -171,7 +171,7 @@ class Session:
                 self._running = "eval()"
                 return self._eval(ids, all_logits, len(ids) if n_new is None else n_new)
             except Exception:
-                self._check_open()  # a model that was closed meanwhile is the reason to give
+                self._check_open()  # if the model was closed meanwhile, report that
                 raise
             finally:
                 self._running = ""
@@ -185,10 +185,10 @@ class Session:
             )
         self._cache.prepare(self.n_past, self.n_past + len(ids))
         if self._logits is not None:
-            self._logits = self._logits.view()  # another object: guesses that lie behind them are overwritten from here
+            self._logits = self._logits.view()  # a new object: guesses are dropped, as this call overwrites them
         rows: list[np.ndarray] = []
         done = 0
-        # exp of a large number in silu is inf, and 1 / inf the right 0; sample() refuses logits that are not numbers
+        # In silu, exp of a large number is inf, and 1 / inf is the correct 0. sample() refuses logits that are NaN.
         with np.errstate(over="ignore", invalid="ignore"):
             while done < len(ids):
                 start = self.n_past + done
@@ -199,14 +199,14 @@ class Session:
                         rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
                     else:
                         self.model.forward(part, start, self._cache)
-        self._check_open()  # else these logits may come from weights that were given back
+        self._check_open()  # otherwise these logits may come from freed weights
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         last = logits[n_new - len(ids) - 1].copy() if len(logits) > 1 else logits[-1]
         new = ids[:n_new].tolist()
         if self._loaded is not None:
             (self.stats.reused, self.stats.recomputed), self._loaded = self._reuse(), None
-        # The last step: until here an interrupt changed nothing that counts. Python handles signals, and switches to
-        # other threads (one of which may fork), after calls and backward jumps: not between the next two statements.
+        # The commit: an interrupt before this point changes nothing. Python handles signals, and switches to other
+        # threads (one of which may fork), after calls and backward jumps: not between the next two statements.
         self._logits = last
         self.tokens.extend(new)
         self._cache.forget_before(self.n_past)
@@ -226,21 +226,21 @@ class Session:
         stop: str | Sequence[str] = (),
         draft: Draft | None = None,
     ) -> Iterator[Token]:
-        """Evaluates a prompt, then yields tokens as they are made.
+        """Evaluates a prompt, then yields tokens as they are generated.
 
-        A token is evaluated when the next one is asked for. Generation ends at `max_new_tokens`, at a token that ends
+        A token is evaluated when the next one is requested. Generation ends at `max_new_tokens`, at a token that ends
         the text, at a stop string (which is left out of the pieces, though its tokens stay in the session), or when
         the context is full; `stats.stop_reason` says which.
 
         Args:
-            prompt: text (special tokens are parsed; a beginning-of-text token is added in an empty session where the
-                model wants one), or token ids. May be empty to go on from the logits that are there.
-            params: how to choose.
+            prompt: text (special tokens are parsed; in an empty session a beginning-of-text token is added if the model
+                expects one), or token ids. May be empty to continue from the current logits.
+            params: how tokens are chosen.
             max_new_tokens: the most tokens to yield.
-            stop: one or several texts to stop at.
-            draft: who guesses tokens, so that several are evaluated in one pass: `PromptLookup` or `DraftModel`. The
-                tokens are as likely as without; greedy ones, and those after `PromptLookup`, are the same (with NumPy
-                up to its rounding, see docs/serving.md).
+            stop: one or several stop strings.
+            draft: guesses tokens, so that several are evaluated in one pass: `PromptLookup` or `DraftModel`. The
+                distribution of the tokens does not change; with greedy sampling, or `PromptLookup`, the tokens do not
+                either (with NumPy up to its rounding, see docs/serving.md).
 
         Raises:
             TypeError, ParameterError, TokenError, ContextFullError, ClosedError: before the first token.
@@ -292,16 +292,16 @@ class Session:
                     break
         yield from text.flush()
 
-    # ---- moving about ----
+    # ---- rewinding and copying ----
 
     def rewind(self, n_past: int) -> None:
-        """Goes back to an earlier position and forgets what came after it. The generator of random numbers stays.
+        """Goes back to an earlier position and drops everything after it. The random state does not change.
 
         0 always works, and so does every position from `can_rewind_to` on.
 
         Raises:
             ParameterError: n_past is not between 0 and the current position.
-            TeachLlamaError: sliding-window layers no longer hold what that position attends to.
+            TeachLlamaError: sliding-window layers no longer hold the positions that it attends to.
         """
         with self.lock:
             self._check_free()
@@ -319,7 +319,7 @@ class Session:
             self._cache.kept_from = 0
 
     def reset(self) -> None:
-        """Back to the initial state: position 0, the cache's memory freed, the random numbers from their seed."""
+        """Returns to the initial state: position 0, the cache's memory freed, the random numbers seeded again."""
         with self.lock:
             self._check_free()
             self._move_back(0)
@@ -328,10 +328,10 @@ class Session:
             self.restored, self._loaded = 0, None
 
     def fork(self, *, seed: int | None = None) -> Session:
-        """A second session in the same state, with a cache of its own.
+        """Creates a second session in the same state, with its own cache.
 
         Args:
-            seed: give the copy its own random numbers; without one it continues exactly as this session would.
+            seed: seed of the copy's random numbers; with None it continues exactly as this session would.
         """
         with self.lock:
             self._check_free()
@@ -343,7 +343,7 @@ class Session:
 
     def _fork(self, seed: int | None) -> Session:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when this one was made
+            warnings.simplefilter("ignore")  # this session's creation warned of a seq_len above the native context
             other = self._twin(seed)
         other._cache.copy_from(self._cache, self.n_past)
         other.tokens = self.tokens.copy()
@@ -359,17 +359,17 @@ class Session:
         return self.model.create_session(seq_len=self.seq_len, kv_dtype=kv_dtype, seed=seed, swa_full=swa_full)
 
     def _reuse(self) -> tuple[int, int]:
-        """(positions that the next call finds done, positions that were evaluated again in place of a file's)."""
+        """(positions that the next call reuses, positions that were evaluated again instead of read from a file)."""
         restored, rebuilt = (self.n_past, 0) if self._loaded is None else self._loaded
         return min(restored, self.n_past), rebuilt
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the session to a file, whole or not at all; `Model.load_session` goes on from there.
+        """Writes the session to a file, whole or not at all; `Model.load_session` restores it.
 
         The file holds the conversation in readable form; only you can read it (mode 0600). Format: docs/sessions.md.
 
         Raises:
-            SessionFileError: it could not be written; a file that was there is as it was.
+            SessionFileError: the file could not be written. An existing file is unchanged.
         """
         from teachllama import session_file
 
@@ -382,9 +382,9 @@ class Session:
                 self._running = ""
 
     def close(self) -> None:
-        """Returns the KV cache's memory to the operating system, now; waits for another thread's call on this session.
+        """Returns the KV cache's memory to the operating system at once, after waiting for other threads' calls.
 
-        A view taken from `k_cache` or `v_cache` before reads zeros afterwards on Linux.
+        On Linux, a view taken from `k_cache` or `v_cache` before reads zeros afterwards.
         """
         with self.lock:
             if not self.closed:
@@ -414,12 +414,12 @@ class Session:
         self.model.weights  # raises if the model is closed
 
     def _check_free(self) -> None:
-        """Raises unless a call may begin now. The caller holds the lock, so that other threads are out already."""
+        """Raises unless a call may begin now. The caller must hold the lock, which keeps other threads out."""
         self._check_open()
         self._check_idle()
 
     def _check_idle(self) -> None:
-        if self._running:  # in this very thread, which a signal handler has interrupted
+        if self._running:  # in this thread, which a signal handler interrupted
             raise TeachLlamaError(
                 f"session {self.number} is in the middle of {self._running}, which this call interrupted (from a "
                 "signal handler?). Nothing was changed; call it when that has returned"
@@ -427,7 +427,7 @@ class Session:
 
 
 def checked_ids(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
-    """Token ids as an array, (n,) intp; raises `TokenError` where they are none."""
+    """Token ids as an array, (n,) intp; raises `TokenError` if they are not valid."""
     if isinstance(token_ids, str):
         raise TokenError("expected token ids, found text; use model.encode(text)")
     items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
@@ -446,7 +446,7 @@ def checked_ids(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
 
 
 def _after_fork() -> None:
-    """In a forked process: a lock that another thread held would never be released, as that thread is not here."""
+    """Replaces locks in a forked process: a thread that held one does not exist here, and would never release it."""
     for session in list(_sessions):
         if session.lock.acquire(blocking=False):  # free, or held by the thread that forked
             session.lock.release()

@@ -1,8 +1,8 @@
 """Session files: token ids, keys and values layer by layer in the cache's own type, logits.
 
-In the header the position, random state, fingerprints of model and tokenizer. `checked_file.py` has the container, and
-what is checked of any such file. Everything else is checked here, before a session exists. Whoever can write the file
-can put words into the conversation, but can't run code or reach memory.
+The header has the position, the random state, and the fingerprints of model and tokenizer. `checked_file.py` has the
+container, and the checks that all such files share. Everything else is checked here, before a session is created.
+Anyone who can write the file can put words into the conversation, but can't run code or access memory.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from teachllama.session import Session
 
 MAX_SEED = 2**4096
-KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # a cache's types as arrays; of others the bytes
+KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # cache types as NumPy's; others are bytes
 Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class SessionInfo:
-    """What a session file says of itself; `inspect_session` makes one, without a model."""
+    """The contents of a session file, without keys and values: the result of `inspect_session`."""
 
     path: str
     nbytes: int
@@ -70,10 +70,10 @@ class SessionInfo:
 
 
 def save(session: Session, path: str | os.PathLike[str], messages: list[Message] | None = None) -> None:
-    """Writes a session that nobody uses meanwhile; see `Session.save`.
+    """Writes a session, which must not be used meanwhile; see `Session.save`.
 
     Args:
-        messages: of a chat, to be kept with it.
+        messages: the messages of a chat, stored with it.
     """
     path = os.fsdecode(path)
     check_target(path)
@@ -84,7 +84,7 @@ def save(session: Session, path: str | os.PathLike[str], messages: list[Message]
 
 
 def _arrays_of(session: Session) -> dict[str, np.ndarray]:
-    """Everything that becomes a tensor, copied: contiguous, in the cache's own types."""
+    """Copies of everything that becomes a tensor: contiguous, in the cache's own types."""
     arrays = {"tokens": np.array(session.tokens, np.int32)}
     if session._logits is not None:
         arrays["logits"] = np.ascontiguousarray(session._logits, np.float32)
@@ -95,9 +95,9 @@ def _arrays_of(session: Session) -> dict[str, np.ndarray]:
 
 
 def held(cache: KVCache, layer: int, n_past: int) -> dict[str, np.ndarray]:
-    """What a layer holds of the first `n_past` positions, copied as it is stored: "k", and "v" if it has its own.
+    """Copies of a layer's first `n_past` positions, as stored: "k", and "v" if it has separate values.
 
-    A sliding-window layer's begins at `kept_from`. Shapes are (n_kv_heads, positions, numbers), or bytes of blocks.
+    A sliding-window layer's begin at `kept_from`. Shapes are (n_kv_heads, positions, numbers), or bytes of blocks.
     """
     rows = cache.raw(layer, n_past, first_held(cache, layer))
     pairs = zip("kv", cache.types, rows, strict=True)
@@ -204,13 +204,13 @@ class _Header(Fields):
 
 
 def inspect_session(path: str | os.PathLike[str], *, verify: bool = True) -> SessionInfo:
-    """What is inside a session file, without a model.
+    """Reads a session file; needs no model.
 
     Args:
         verify: compare all checksums, which reads the whole file; otherwise only the header and the tokens are checked.
 
     Raises:
-        SessionFileError: it is no session file, or it is damaged.
+        SessionFileError: the file is not a session file, or it is damaged.
     """
     with SessionFile(path) as file:
         h, tokens = file.header, file.read("tokens")
@@ -235,10 +235,10 @@ def load(
     swa_full: bool | None = None,
     create: Callable[..., Session] | None = None,
 ) -> Session:
-    """A new session in the state that a file holds; see `Model.load_session`.
+    """Creates a session in the state that a file holds; see `Model.load_session`.
 
     Args:
-        create: makes the session, with the arguments of `Model.create_session`.
+        create: creates the session, with the arguments of `Model.create_session`.
     """
     model.weights  # raises if the model is closed
     with SessionFile(path) as file:
@@ -254,7 +254,7 @@ def load(
         if why is not None and not rebuild and not outdated:
             raise why
         seq_len = h.seq_len if seq_len is None else int(seq_len)
-        # What a cache may keep in lists of its pages, whatever is written: 16 bytes for 64 positions of a layer.
+        # A cache's tables of pages may take this, whatever is written: 16 bytes per 64 positions of a layer.
         file.check_memory(seq_len // 4 * model.config.n_layers, f"a session of {seq_len:,} positions")
         session = _created(
             file,
@@ -292,14 +292,14 @@ def load(
 def restore(session: Session, path: str | os.PathLike[str]) -> None:
     """Puts an existing session into the state that a file holds, whole or not at all. Errors: see `Model.load_session`.
 
-    Its seq_len and types stay, so a file with others is refused.
+    Its seq_len, kv_dtype and swa_full stay; a file that does not suit them is refused.
     """
     settings = {"kv_dtype": session.kv_dtype, "seq_len": session.seq_len, "swa_full": session._cache.swa_full}
     with session.lock:
         session._check_free()
-        twin = lambda *, seed, **_: session._twin(seed)  # in the same place: a pool's session stays there
+        twin = lambda *, seed, **_: session._twin(seed)  # a pool's session stays in the pool
         with load(session.model, path, create=twin, **settings) as loaded:  # type: ignore[arg-type]
-            # No calls from here on: an interrupt comes before or after.
+            # No calls from here on, so an interrupt comes before or after these statements.
             session._cache, loaded._cache = loaded._cache, session._cache
             session.tokens, session._logits = loaded.tokens, loaded._logits
             session._rng, session.seed, session.stats = loaded._rng, loaded.seed, loaded.stats
@@ -307,7 +307,7 @@ def restore(session: Session, path: str | os.PathLike[str]) -> None:
 
 
 def difference(file: CheckedFile, model: Model) -> SessionFileError | None:
-    """Why this file's keys and values are not this model's, by name; None if they are."""
+    """The error for a file whose keys and values are not this model's, with the reason; None if they are."""
     theirs, ours = file.header.model, model.fingerprint
     differ = {f for f in Fingerprint.__dataclass_fields__ if f not in TEXTS and getattr(theirs, f) != getattr(ours, f)}
     if not differ:
@@ -375,7 +375,7 @@ def _other_weights(file: CheckedFile, model: Model) -> SessionFileError:
 def _unlike(
     file: SessionFile, model: Model, kv_dtype: Any, seq_len: int | None, swa_full: bool | None
 ) -> SessionFileError | None:
-    """Why the file does not hold a session like the one asked for; None if it does."""
+    """The error for a file that does not hold a session with the requested settings; None if it does."""
     h = file.header
     if seq_len is not None:
         if isinstance(seq_len, bool) or not isinstance(seq_len, (int, np.integer)) or seq_len < max(1, h.n_past):
@@ -411,7 +411,7 @@ def _created(file: SessionFile, create: Callable[..., Session], **settings: Any)
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a seq_len above the native context was warned of when it was made
+            warnings.simplefilter("ignore")  # its creation warned of a seq_len above the native context
             return create(**settings)
     except ParameterError as e:
         reason = "other cache type" if "kv_dtype" in str(e) else "memory"
@@ -454,15 +454,15 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
         cache.write_raw(layer, rows.get("k", none), rows.get("v", none), first_held(cache, layer))
 
     with ThreadPoolExecutor(2) as pool:  # reading, hashing and copying release Python's lock
-        list(pool.map(put, range(len(cache.shapes))))  # raises what a call raised
+        list(pool.map(put, range(len(cache.shapes))))  # raises the errors of `put`
     if cache.kept_from:
         cache._give_back_before(cache.kept_from)
     session._logits = file.read("logits") if "logits" in file.table else None
     session.tokens = tokens.tolist()
-    cache.forget_before(n_past)  # a file with all positions of sliding-window layers, in a session without
+    cache.forget_before(n_past)  # the file may have more positions of sliding-window layers than needed
 
 
 def _none_of(cache: KVCache, layer: int) -> dict[str, np.ndarray]:
-    """`held` of no positions: names, types and shapes."""
+    """`held` for no positions, which has the names, types and shapes."""
     pairs = zip("kv", cache.types, cache.raw(layer, 0, 0), strict=True)
     return {name: rows.view(KINDS.get(kind, np.uint8)) for name, kind, rows in pairs if rows.shape[-1]}

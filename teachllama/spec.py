@@ -1,8 +1,8 @@
 """`ModelSpec`: what one model computes, layer by layer, as data.
 
-A family (`families/`) makes it from a file's metadata; the page in `forward.py` reads it; so do the cache and the
-compiled kernels. Every value here has one meaning on every backend, and an unknown one is an error where it is read.
-Knows nothing of files or arrays.
+A family (`families/`) builds it from a file's metadata. `forward.py`, the cache and the compiled kernels read it. Every
+value has the same meaning on every backend, and an unknown value is an error where it is read. Independent of files and
+arrays.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class Activation(Enum):
-    """What a feed-forward network's gate goes through before it multiplies the other branch."""
+    """The function applied to a feed-forward network's gate before it multiplies the other branch."""
 
     SILU = "silu"  # x * sigmoid(x), https://arxiv.org/abs/1702.03118
     GELU = "gelu"  # the tanh form, https://arxiv.org/abs/1606.08415
@@ -31,21 +31,21 @@ class Scores(Enum):
 
     SOFTMAX = "softmax"  # over all experts, then the largest are taken
     SOFTMAX_OF_CHOSEN = "softmax_of_chosen"  # the largest are taken, then softmax over those (gpt-oss)
-    SIGMOID = "sigmoid"  # each expert by itself (DeepSeek V3)
+    SIGMOID = "sigmoid"  # each expert independently (DeepSeek V3)
 
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Rotary position embedding: pair i of a head turns by position * frequencies[i] radians.
+    """Rotary position embedding: pair i of a head rotates by position * frequencies[i] radians.
 
-    All kinds of scaling (linear, Llama 3's factors, YaRN, LongRoPE) come down to these frequencies and a magnitude.
+    All kinds of scaling (linear, Llama 3's factors, YaRN, LongRoPE) reduce to these frequencies and a magnitude.
     https://arxiv.org/abs/2104.09864, https://arxiv.org/abs/2309.00071, https://arxiv.org/abs/2402.13753
     """
 
     frequencies: tuple[float, ...]  # one per pair, float64
     pairs: RopePairs
     magnitude: float = 1.0  # multiplies cosine and sine
-    first: int = 0  # the first number of a head that rotates; those before and after the pairs stay
+    first: int = 0  # the first number of a head that rotates; those before and after the pairs do not change
     long_frequencies: tuple[float, ...] | None = None  # LongRoPE: for sessions longer than original_seq_len
     long_magnitude: float = 1.0
     original_seq_len: int = 0
@@ -64,20 +64,20 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class AttentionSpec:
-    """One layer's attention. Latent attention keeps one key a position, and reads values from its first numbers."""
+    """One layer's attention. Latent attention keeps one key per position, and reads values from its first numbers."""
 
     n_heads: int
     n_kv_heads: int
-    head_dim: int  # numbers of one key and query as they meet in the cache; latent: rank + rotating part
+    head_dim: int  # numbers of one cached key, and of one query; latent: rank + rotating part
     value_dim: int  # numbers of one value; latent: rank
     scale: float  # multiplies q . k
     rope: Rope | None
     window: int | None = None  # positions a token sees, its own included
-    softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0: they stay
+    softcap: float = 0.0  # scores become softcap * tanh(scores / softcap); 0: no cap
     latent: bool = False  # values are the first value_dim numbers of the keys
     q_rank: int = 0  # latent: length of the compressed query; 0: queries aren't compressed
-    still_dim: int = 0  # latent: numbers of a query's head that don't rotate, before they are brought to the rank
-    output_dim: int = 0  # latent: numbers of a head after they are taken out of the rank
+    still_dim: int = 0  # latent: numbers of a query's head that don't rotate, before they are mapped to the rank
+    output_dim: int = 0  # latent: numbers of a head's output, after they are mapped from the rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Routing:
     scores: Scores
     normalize: bool  # chosen weights are divided by their sum
     scale: float = 1.0  # multiplies the chosen weights
-    n_groups: int = 1  # DeepSeek V3: experts come in groups, and only the best n_groups_used are looked at
+    n_groups: int = 1  # DeepSeek V3: experts are in groups, and only the best n_groups_used are considered
     n_groups_used: int = 1
 
 
@@ -100,12 +100,12 @@ class FeedForwardSpec:
     hidden_dim: int  # of one expert where there are experts
     activation: Activation
     experts: Routing | None = None
-    shared_hidden_dim: int = 0  # of the expert that every token visits; 0: there is none
+    shared_hidden_dim: int = 0  # hidden_dim of the expert that every token visits; 0: none
 
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One layer. Which norms and biases it has is seen from its weights: those it lacks are None."""
+    """One layer. Its norms and biases are not listed here: in its weights, those it lacks are None."""
 
     attention: AttentionSpec
     ffn: FeedForwardSpec
@@ -113,7 +113,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """Everything the forward pass needs to know besides weights and tokens."""
+    """Everything the forward pass needs besides weights and tokens."""
 
     family: str
     dim: int  # length of the residual stream

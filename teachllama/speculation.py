@@ -1,9 +1,9 @@
-"""Speculation: somebody guesses the next tokens, and one pass of the model checks them all.
+"""Speculation: a draft guesses the next tokens, and one pass of the model checks them all.
 
-A pass over a few tokens costs little more than a pass over one. So the new token is evaluated together with guesses of
-those after it. Where the model then chooses what was guessed, that token's pass is spared. Only what was chosen becomes
-part of the session: between two tokens it is in the same state as without guesses. https://arxiv.org/abs/2211.17192,
-https://arxiv.org/abs/2302.01318. Knows nothing of text.
+A pass over a few tokens costs little more than a pass over one. So the new token is evaluated together with guesses for
+those after it. If the model then chooses a guessed token, that token needs no pass of its own. Only chosen tokens
+become part of the session: between two tokens it is in the same state as without guesses.
+https://arxiv.org/abs/2211.17192, https://arxiv.org/abs/2302.01318. Independent of text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from teachllama.model import Model
     from teachllama.session import Session
 
-MAX_GUESSES = 10  # with the new token as many rows as have the same bits together as alone (see docs/serving.md)
+MAX_GUESSES = 10  # with the new token, the most rows that have the same bits together as alone (see docs/serving.md)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class Guesses:
     """Tokens that may come next.
 
     Args:
-        ids: the first guess first.
-        chances: for each guess the distribution that it was drawn from, (vocab_size,). Empty for guesses made without
-            chance, of which each has probability 1.
+        ids: the guesses, in order.
+        chances: for each guess, the distribution that it was drawn from, (vocab_size,). Empty for deterministic
+            guesses, which have probability 1.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -44,39 +44,39 @@ class Guesses:
 
 
 class Draft:
-    """Who guesses. A draft of your own is a subclass with a `guess`."""
+    """Guesses tokens. To write your own draft, subclass this and define `guess`."""
 
     def check(self, model: Model) -> None:
         """Raises `ParameterError` if it can't guess for this model."""
 
     def begin(self, session: Session) -> Draft:
-        """Who guesses during one `generate`; `close` is called at its end."""
+        """Returns the draft for one `generate`, which calls its `close` at the end."""
         return self
 
     def guess(self, tokens: Sequence[int], params: SamplingParams, most: int, rng: np.random.Generator) -> Guesses:
-        """Guesses what follows.
+        """Guesses the next tokens.
 
         Args:
-            tokens: the session's, and the new one.
+            tokens: the session's tokens, and the new one.
             params: how the session chooses its tokens.
-            most: more guesses are of no use.
-            rng: draw from no other random numbers, so that a seed decides everything.
+            most: how many guesses can be used; more are dropped.
+            rng: the only source of random numbers to use, so that results depend on the seed alone.
         """
         raise NotImplementedError
 
     def close(self) -> None:
-        """The end of a `generate`, however it came."""
+        """Called at the end of a `generate`, also after an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLookup(Draft):
-    """Guesses that what followed the last `n` tokens before follows them again. Each pass searches the
-    text so far, which costs little beside it.
+    """Guesses that the tokens which followed the last `n` tokens earlier in the text follow them again.
 
-    Good where a text repeats itself: code, quotations, summaries. https://github.com/apoorvumang/prompt-lookup-decoding
+    Useful for text that repeats itself: code, quotations, summaries. Each pass searches the text so far, which costs
+    little compared with the pass. https://github.com/apoorvumang/prompt-lookup-decoding
 
     Args:
-        n: how many tokens must have been there before, in this order.
+        n: how many tokens must match, in order.
         k: how many guesses to make, at most 10. Compiled kernels take 4 or 8 rows at once: with the new token, 3 or 7.
     """
 
@@ -97,21 +97,21 @@ class PromptLookup(Draft):
         if not len(found):
             return Guesses()
         at, most = int(found[-1]) + self.n, min(most, self.k)
-        after = list(tokens[at : at + most])  # of a loop one round, which is repeated
+        after = list(tokens[at : at + most])  # in a loop this is one round, which is repeated
         return Guesses((after * most)[:most])
 
 
 @dataclass(frozen=True, slots=True)
 class DraftModel(Draft):
-    """Guesses what another model says, which should be much faster and often agree.
+    """Guesses the tokens that another model chooses, which should be much faster and often agree.
 
-    Each `generate` has a session of that model, which is closed at its end. With a temperature, a `top_p` without a
+    Each `generate` creates a session of that model, and closes it at the end. With a temperature, a `top_p` without a
     `top_k` ranks the whole vocabulary for each guess, which may take longer than the guess.
 
     Args:
-        model: with the same vocabulary.
+        model: the other model, with the same vocabulary.
         k: how many guesses to make, at most 10; see `PromptLookup`.
-        kv_dtype: of its session's cache.
+        kv_dtype: the cache type of its session.
     """
 
     model: Model
@@ -147,7 +147,7 @@ class DraftModel(Draft):
         own, guesses = self.session, Guesses()
         assert own is not None
         most = min(most, self.k, own.seq_len - len(tokens) + 1)
-        if most < 1:  # a text too long for it
+        if most < 1:  # the text is too long for the draft model
             return guesses
         n = agreeing(own.tokens, tokens[:-1])
         own.rewind(n if n >= own.can_rewind_to else 0)
@@ -169,7 +169,7 @@ class DraftModel(Draft):
 
 
 def checked(draft: Draft, model: Model) -> None:
-    """Raises `ParameterError` if a draft is none, or can't guess for this model."""
+    """Raises `ParameterError` if `draft` is not a `Draft`, or can't guess for this model."""
     if not isinstance(draft, Draft):
         raise ParameterError(f"draft is {draft!r:.60}; expected PromptLookup(), DraftModel(model), or your own Draft")
     draft.check(model)
@@ -182,8 +182,8 @@ class Speculation:
         self._session, self._stats, self._params, self._max_new = session, session.stats, params, max_new
         self._draft = draft.begin(session)
         self._guesses, self._rows = Guesses(), np.empty((0, 0), np.float32)
-        self._at = 0  # the guess that is next
-        self._logits: np.ndarray | None = None  # the session's while the guesses are of use: others have been elsewhere
+        self._at = 0  # the index of the next guess
+        self._logits: np.ndarray | None = None  # the session's while guesses are valid: other calls replace them
 
     def __enter__(self) -> Speculation:
         return self
@@ -195,18 +195,18 @@ class Speculation:
             self._draft.close()
 
     def _next(self) -> int | None:
-        """The guess for the token that is about to be chosen, or evaluated."""
+        """The guess for the token that is about to be chosen, or evaluated; None if there is none."""
         of_use = self._at < len(self._guesses.ids) and self._session._logits is self._logits
         return self._guesses.ids[self._at] if of_use else None
 
     def sample(self, params: SamplingParams) -> int:
-        """Chooses the next token, as likely as `Session.sample` would."""
+        """Chooses the next token, with the same distribution as `Session.sample`."""
         session = self._session
         with session.lock:
             guess = self._next()
             if guess is None or params.temperature == 0 or not self._guesses.chances:
-                # After a guess without chance (q is 1) this is the rule of `accept`: the draw is the guess with
-                # probability p, and otherwise one of the other tokens, each as likely as it is among them.
+                # For a deterministic guess (q is 1) this is the rule of `accept`: the draw is the guess with
+                # probability p, and otherwise one of the other tokens, in proportion to their probabilities.
                 token = session.sample(params)
             else:
                 p = distribution(session.logits, params, session.tokens)
@@ -215,7 +215,7 @@ class Speculation:
             return token
 
     def eval(self, token_ids: Iterable[int]) -> None:
-        """Evaluates a token, with guesses of those after it; nothing is left to do if it was guessed."""
+        """Evaluates a token, with guesses for those after it. A token that was guessed is evaluated already."""
         [token] = token_ids
         session = self._session
         with session.lock:
@@ -244,20 +244,20 @@ class Speculation:
             self._stats.drafted += len(ids)
 
     def _forget(self) -> None:
-        """Drops guesses that are left; a pooled session gives back the pages that only they were in."""
+        """Drops the remaining guesses; a pooled session releases the pages that hold nothing else."""
         self._guesses = Guesses()
         with self._session.lock:
             self._session._cache.release_from(self._session.n_past)
 
 
 def distribution(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
-    """The probability of each token to be chosen by `sampling.sample`, float64 (vocab_size,); temperature above 0."""
+    """The probability that `sampling.sample` chooses each token, float64 (vocab_size,); temperature above 0."""
     logits, chances = sampling.adjusted(logits, params, seen), np.zeros(len(logits))
     if params.top_k or params.top_p < 1:
         ids, some = sampling.candidates(logits, params)
-    else:  # no cut that needs ranks, which take longer
+    else:  # no cut that needs ranking, which is slower
         least = logits.max() + math.log(params.min_p) if params.min_p else -np.inf
-        ids = np.flatnonzero(logits >= least - 0.01)  # few, as a rule: exponentials take long too
+        ids = np.flatnonzero(logits >= least - 0.01)  # usually few: exponentials are slow too
         gaps = logits[ids].astype(np.float64) - logits.max()
         with np.errstate(over="ignore"):
             some = np.exp(gaps / params.temperature)
@@ -267,7 +267,7 @@ def distribution(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]
 
 
 def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
-    """An index, each as likely as its weight says."""
+    """A random index, with probabilities in proportion to the weights."""
     upto = np.cumsum(weights)
     at = np.searchsorted(upto, rng.random() * upto[-1], side="right")
     return int(min(at, np.flatnonzero(weights)[-1]))
@@ -276,12 +276,12 @@ def draw(weights: np.ndarray, rng: np.random.Generator) -> int:
 def accept(p: np.ndarray, q: np.ndarray, guess: int, rng: np.random.Generator) -> int:
     """The guess, or another token in its place, so that the result is distributed as `p`.
 
-    A guess is kept with probability min(1, p / q). What it then has too little of is made up by the others: in place of
-    a guess that is not kept, a token is drawn from max(0, p - q).
+    A guess is kept with probability min(1, p / q). A rejected guess is replaced by a token drawn from max(0, p - q),
+    which makes up the difference.
 
     Args:
-        p: the probabilities that the model gives, (vocab_size,).
-        q: those that the guess was drawn from.
+        p: the model's probabilities, (vocab_size,).
+        q: the probabilities that the guess was drawn from.
     """
     if rng.random() * q[guess] < p[guess]:
         return guess

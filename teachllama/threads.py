@@ -1,4 +1,4 @@
-"""How many threads the arithmetic uses, and how it gets along with `os.fork`."""
+"""The number of threads for arithmetic, and the safety of NumPy's matrix products under `os.fork`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _n_threads: int | None = None
 
 
 def get_num_threads() -> int:
-    """How many threads compiled kernels use: what was set, or the physical cores this process may run on.
+    """How many threads compiled kernels use: the number set, or the physical cores this process may run on.
 
-    `OMP_NUM_THREADS`, which other libraries use too, is an upper limit of the latter: servers set it for each user.
+    `OMP_NUM_THREADS`, which other libraries use too, is an upper limit for the latter: servers set it for each user.
     """
     if _n_threads is not None:
         return _n_threads
@@ -53,14 +53,14 @@ MAX_WAIT_S = 60.0
 
 
 class _Products:
-    """`with products:` around NumPy's matrix products; `os.fork` in another thread waits for those that are running.
+    """`with products:` around NumPy's matrix products: `os.fork` in another thread waits for the running ones.
 
-    OpenBLAS ends its threads when the process forks. A product that was using them would never return, in the parent.
+    OpenBLAS ends its threads when the process forks. In the parent, a product that was using them would never return.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running: Counter[int] = Counter()  # how many, by thread
+        self._running: Counter[int] = Counter()  # number of running products, by thread
         self._n_forking = 0
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._in_child)
@@ -76,7 +76,7 @@ class _Products:
         me = threading.get_ident()
         with self._changed:
             self._running[me] -= 1
-            self._running += Counter()  # without those that are 0
+            self._running += Counter()  # drops counts of 0
             self._changed.notify_all()
 
     def _before(self) -> None:

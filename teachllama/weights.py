@@ -1,9 +1,9 @@
 """A model's weights: matrices held in one place, and the layers made of them.
 
-Two forms: `weights="native"` leaves the blocks where and as they are, in the mapped file; `weights="f32"` dequantizes
-all of them to float32: the reference the other is tested against. Dequantizers come from the `gguf` package.
+Two forms: `weights="native"` uses the blocks in place, in the mapped file; `weights="f32"` dequantizes all of them to
+float32, the reference that the native form is tested against. Dequantizers come from the `gguf` package.
 
-Knows nothing of how a forward pass uses them.
+Independent of the forward pass.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class F32Matrix:
 
 
 class BlockMatrix:
-    """Rows as the blocks they are in the file, a view of it.
+    """Rows of blocks, a view of the mapped file.
 
-    `multiply` makes float32 of a few rows at a time: the reference for the compiled kernels, and far slower.
+    `multiply` dequantizes a few rows at a time: the reference for the compiled kernels, and far slower.
 
     Args:
         kind: the blocks' type.
@@ -108,17 +108,17 @@ class Linear:
 
     @property
     def rows(self) -> int:
-        """How many numbers come out."""
+        """Number of outputs."""
         return self.matrix.shape[0]
 
     @property
     def columns(self) -> int:
-        """How many numbers go in."""
+        """Number of inputs."""
         return self.matrix.shape[1]
 
     @property
     def data(self) -> np.ndarray:
-        """The rows as float32, (rows, columns): a view with `weights="f32"`, else made now."""
+        """The rows as float32, (rows, columns): a view with `weights="f32"`, otherwise dequantized now."""
         m = self.matrix
         return m.data if isinstance(m, F32Matrix) else m.take(np.arange(self.rows))
 
@@ -153,7 +153,7 @@ class Experts:
     gate: Linear  # (n_experts * hidden_dim, dim)
     up: Linear  # (n_experts * hidden_dim, dim)
     down: Linear  # (n_experts * dim, hidden_dim)
-    selection_bias: np.ndarray | None = None  # (n_experts,): counts in the choice alone
+    selection_bias: np.ndarray | None = None  # (n_experts,): affects only the choice of experts
 
     def expert(self, e: int) -> Gated:
         """One expert."""
@@ -164,7 +164,7 @@ class Experts:
 
 @dataclass(slots=True, eq=False)
 class LayerWeights:
-    """One layer's weights; what the layer lacks is None, and the step that would use it is left out."""
+    """One layer's weights. Those that the layer lacks are None, and the steps that would use them are skipped."""
 
     attn_norm: np.ndarray | None = None  # (dim,)
     q: Linear | None = None  # (n_heads * head_dim, dim); latent attention with q_a: (..., its rank)
@@ -197,13 +197,13 @@ class Weights:
 
     store: F32Store
     embedding: Linear  # (vocab_size, dim)
-    output: Linear  # (vocab_size, dim); the embedding itself where the file has no other
+    output: Linear  # (vocab_size, dim); the embedding if the file has no output matrix
     output_norm: np.ndarray  # (dim,)
     layers: list[LayerWeights] = field(default_factory=list)
 
 
 class F32Store:
-    """All weights of a model as float32, in one anonymous mapping that `close` gives back.
+    """All weights of a model as float32, in one anonymous mapping that `close` frees.
 
     Args:
         infos: every tensor that will be loaded as float32; the mapping is reserved for them at once.
@@ -215,7 +215,7 @@ class F32Store:
         self.nbytes = sum(4 * t.n_elements for t in infos)
 
     def matrix(self, info: TensorInfo) -> Matrix:
-        """A tensor as a matrix; the outer dimensions of one with three are rows: expert after expert."""
+        """A tensor as a matrix. A tensor of three dimensions holds experts, which are stacked vertically."""
         return F32Matrix(self.vector(info).reshape(-1, info.shape[-1]))
 
     def vector(self, info: TensorInfo) -> np.ndarray:
@@ -233,7 +233,7 @@ class F32Store:
         return out
 
     def close(self) -> None:
-        """Gives the weights' memory back."""
+        """Frees the weights' memory."""
         self._pages.close()
 
 
@@ -266,13 +266,13 @@ def _dequantize(file: GGUFFile, info: TensorInfo, out: np.ndarray) -> None:
 
 
 class BlockStore(F32Store):
-    """All weights of a model as they are in its file, which stays mapped: every process that opens it shares its pages.
+    """All weights of a model in place, in its file, which stays mapped: all processes that open it share its pages.
 
     Norms, and matrices of a type that has no kernel, are dequantized to float32 as in `F32Store`.
 
     Args:
         matrices, vectors: every tensor that will be loaded as one or the other.
-        native: the types whose blocks are used as they are.
+        native: the types whose blocks are used in place.
     """
 
     def __init__(
@@ -298,13 +298,13 @@ class BlockStore(F32Store):
         return info.type in self._native
 
     def matrix(self, info: TensorInfo) -> Matrix:
-        """A tensor as a matrix of its own blocks, where they can stay."""
+        """A tensor as a matrix of its own blocks, if its type is native."""
         if not self._stays(info):
             return super().matrix(info)
         rows = math.prod(info.shape[:-1])
         return BlockMatrix(info.type, self._file.tensor_bytes(info.name).reshape(rows, -1), info.shape[-1])
 
     def close(self) -> None:
-        """Gives float32 weights back and unmaps the file."""
+        """Frees the float32 weights and unmaps the file."""
         super().close()
         self._file.close()

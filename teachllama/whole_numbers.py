@@ -1,4 +1,4 @@
-"""Is it a whole number, and in range? A bool is none, though Python counts it as an int; NumPy's integers are."""
+"""Checks for whole numbers in a range. NumPy's integers count; a bool does not, though it is an int in Python."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from teachllama.errors import ParameterError, TeachLlamaError
 
 
 def is_whole(value: Any, least: int, most: int | None = None) -> bool:
-    """Whether `value` is an integer, and no bool, from `least` to `most` (None: without end)."""
+    """Whether `value` is an integer, but not a bool, from `least` to `most` (None: no upper limit)."""
     if isinstance(value, bool):
         return False
     try:
@@ -26,7 +26,7 @@ def whole(
     """`value` as an int from `least` to `most`.
 
     Raises:
-        error: it is none; the message says `name`, what was found and what was expected.
+        error: `value` is not; the message gives `name`, what was found and what was expected.
     """
     if not is_whole(value, least, most):
         end = "or more" if most is None else f"to {most}"

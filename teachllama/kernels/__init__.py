@@ -1,4 +1,5 @@
 """The engine's arithmetic compiled by Numba, beside the NumPy reference in `ops.py`.
 
-simd -> blocks, elementwise, matmul, attention -> step -> cache, team -> compiled: each imports only what is before it.
+fields, symbols -> shapes, simd -> blocks, elementwise -> matmul -> attention, experts -> run -> machine_code, team ->
+record -> program -> compiled: each module imports only those before it.
 """

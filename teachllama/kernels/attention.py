@@ -1,13 +1,13 @@
 """Attention over a long cache, for one token and for a tile of tokens.
 
-The cache holds a layer's keys, and its values, in pages of BLOCK positions, of which a table has the addresses: the
-number of the GGML type they are stored in, the bytes from one head of a page to the next, then page after page. For
-one token the positions are taken in chunks that threads share out: each chunk gives its largest score, the sum of its
-exponentials and its weighted values, and the chunks are put together afterwards (https://arxiv.org/abs/1805.02867, and
-"flash decoding"). Chunks and pages begin at the same positions whatever the number of threads and wherever the pages
-lie, so the result is the same too.
+The cache holds a layer's keys, and its values, in pages of BLOCK positions. A table for each has the number of the GGML
+type they are stored in, the bytes from one head of a page to the next, and then the address of every page. For one
+token the positions are split into chunks, which are distributed among threads: each chunk yields its largest score, the
+sum of its exponentials and its weighted values, and the chunks are combined afterwards
+(https://arxiv.org/abs/1805.02867, and "flash decoding"). Chunks and pages begin at the same positions for any number of
+threads and any addresses of pages, so the result does not depend on them.
 
-Knows nothing of layers or threads.
+Independent of layers and threads.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ F32, F16, BF16, Q8_0 = int(T.F32), int(T.F16), int(T.BF16), int(T.Q8_0)
 
 @jit
 def kv_address(table: int, head: int, length: int, position: int) -> int:
-    """Where one head's `length` numbers of a position lie."""
+    """The address of one head's `length` numbers of a position."""
     page = i64_at(table + 8 * (KV_HEADER + position // BLOCK)) + head * i64_at(table + 8)
     return page + position % BLOCK * row_nbytes(i64_at(table), length)
 
 
 @jit
 def read_kv(table: int, head: int, length: int, position: int, n: int, wide: int) -> int:
-    """The address of n positions' numbers in float32: in the cache, or unpacked to `wide`. They are of one page."""
+    """The address of n positions' numbers, all in one page, in float32: in the cache, or unpacked to `wide`."""
     kind, at = i64_at(table), kv_address(table, head, length, position)
     if kind == F32:
         return at
@@ -81,7 +81,7 @@ def read_kv(table: int, head: int, length: int, position: int, n: int, wide: int
 
 @jit
 def announce_kv(table: int, head: int, length: int, position: int) -> None:
-    """Begins to load a page's first numbers: the processor cannot guess where the next page lies."""
+    """Prefetches a page's first numbers: the processor cannot predict the next page's address."""
     at = kv_address(table, head, length, position)
     for i in range(0, AHEAD, 64):
         prefetch(at + i)
@@ -89,7 +89,7 @@ def announce_kv(table: int, head: int, length: int, position: int) -> None:
 
 @jit
 def store_kv(x: int, step: int, n: int, to: int, kind: int) -> None:
-    """Writes one head's n numbers of one position into the cache, rounded as GGML does; they lie `step` bytes apart."""
+    """Writes one head's n numbers, `step` bytes apart, of one position into the cache, rounded as GGML does."""
     if kind == F32:
         for i in range(n):
             put_f32(to + 4 * i, f32_at(x + i * step))
@@ -99,7 +99,7 @@ def store_kv(x: int, step: int, n: int, to: int, kind: int) -> None:
     elif kind == BF16:
         for i in range(n):
             bits = u32_at(x + i * step)
-            if bits & 0x7FFFFFFF > 0x7F800000:  # not a number: stays one
+            if bits & 0x7FFFFFFF > 0x7F800000:  # NaN stays NaN
                 bits = bits & 0xFFFF0000 | 0x400000
             put_i16(to + 2 * i, bits + 0x7FFF + (bits >> 16 & 1) >> 16)
     else:
@@ -112,7 +112,7 @@ def store_kv(x: int, step: int, n: int, to: int, kind: int) -> None:
 
 @jit
 def store_q8_0(x: int, step: int, to: int) -> None:
-    """32 numbers as a block of Q8_0: d, then each over d, halves away from 0."""
+    """Stores 32 numbers as a block of Q8_0: d, then each number divided by d, with halves rounded away from 0."""
     top = np.float32(0)
     for i in range(32):
         top = max(top, abs(f32_at(x + i * step)))
@@ -128,7 +128,7 @@ def store_q8_0(x: int, step: int, to: int) -> None:
 
 @jit
 def store_q4_0(x: int, step: int, to: int) -> None:
-    """32 numbers as a block of Q4_0: the largest becomes -8 d."""
+    """Stores 32 numbers as a block of Q4_0: the largest in magnitude becomes -8 d."""
     top = np.float32(0)
     for i in range(32):
         v = f32_at(x + i * step)
@@ -170,7 +170,7 @@ def _scores(q: int, keys: int, dim: int, n: int, factor: float, out: int) -> Non
 
 @jit
 def _mix(weights: int, values: int, stride: int, dim: int, n: int, out: int) -> None:
-    """out += sum over n positions of weights[j] * values[j]: (dim,). Values lie `stride` float32 apart."""
+    """out += sum over n positions of weights[j] * values[j]: (dim,). Values are `stride` float32 apart."""
     for i in range(0, 4 * dim, 64):
         a0, a1, a2, a3 = load(out + i), zeros16(), zeros16(), zeros16()
         at, step = values + i, 4 * stride
@@ -201,12 +201,12 @@ def attend_chunk(
     q: int, heads: int, head_dim: int, keys: int, values: int, kv_head: int, value_dim: int, value_stride: int,
     begin: int, end: int, factor: float, softcap: float, out: int, out_step: int, scratch: int,
 ) -> None:  # fmt: skip
-    """One token's query heads against positions begin to end, at most CHUNK, of their common keys and values.
+    """Attention of one token's query heads to positions begin to end, at most CHUNK, of their shared keys and values.
 
     Args:
         q: (heads, head_dim); keys, values: tables of the layer; a value is the first value_dim of value_stride numbers.
-        softcap: of the scores; 0: none.
-        out: for each head, out_step bytes apart: largest score, sum of exponentials, then 14 unused, then the values.
+        softcap: soft cap of the scores; 0: none.
+        out: for each head, out_step bytes apart: largest score, sum of exponentials, 14 unused, then the values.
         scratch: heads * CHUNK + BLOCK * max(head_dim, value_stride) float32.
     """
     wide, n, at = scratch + 4 * heads * CHUNK, end - begin, begin
@@ -250,10 +250,10 @@ def attend_chunk(
 
 @jit
 def join_chunks(parts: int, chunks: int, step: int, value_dim: int, sink: float, out: int) -> None:
-    """Puts one head's chunks together: parts as `attend_chunk` leaves them, step bytes apart -> out (value_dim,).
+    """Combines one head's chunks: parts as `attend_chunk` writes them, step bytes apart -> out (value_dim,).
 
     Args:
-        sink: one more score, which takes its share of the softmax and gives nothing (gpt-oss); MASKED: none.
+        sink: an extra score, which takes a share of the softmax and adds nothing (gpt-oss); MASKED: none.
     """
     highest = np.float32(sink)
     for c in range(chunks):
@@ -273,7 +273,7 @@ def join_chunks(parts: int, chunks: int, step: int, value_dim: int, sink: float,
 
 @jit
 def _softmax_lanes(scores: int, n: int, causal_from: int, window: int, factor: float, sink: float, zero: Any) -> Any:
-    """Each lane's exponentials, in place, of n scores; returns their sums.
+    """Replaces n scores by their exponentials, lane by lane; returns each lane's sum.
 
     Score j is masked for lane t where j > causal_from + t, or with a window (not 0)
     where j <= causal_from + t - window.
@@ -309,7 +309,7 @@ def attend_tile(
     q: int, head_dim: int, keys: int, values: int, kv_head: int, value_dim: int, value_stride: int, begin: int,
     end: int, own: int, window: int, factor: float, softcap: float, sink: float, out: int, width: int, scratch: int,
 ) -> None:  # fmt: skip
-    """One query head of a tile of tokens against positions begin to end.
+    """Attention of one query head, for a tile of tokens, to positions begin to end.
 
     Args:
         q: (head_dim, width); keys, values: as for one token.
@@ -326,7 +326,7 @@ def attend_tile(
         k = read_kv(keys, kv_head, head_dim, at, count, wide)
         multiply_tile(k, 4 * head_dim, 4, count, q, head_dim, scratch + (at - begin) * step, False, width)
         at += count
-    if softcap:  # the scale first: what is capped is the scaled score
+    if softcap:  # scale first: the cap applies to scaled scores
         scale(scratch, n * width, factor)
         _capped(scratch, n * width, softcap)
         factor = 1.0

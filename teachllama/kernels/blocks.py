@@ -1,11 +1,11 @@
-"""Quantized blocks: how each type of a GGUF file stores 32 weights, and dot products with them as they are.
+"""Quantized blocks: how each type of a GGUF file stores 32 weights, and dot products with blocks in place.
 
 A row of a matrix is a string of blocks. For each type one function reads a group of 32 weights of a row: it returns two
 vectors of 16 numbers, a scale `d` and an offset `m`, so that weight = d * number + m. Everything else is the same for
 all types. Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, and `gguf.quants`, which the tests
 compare with.
 
-Knows nothing of layers or threads.
+Independent of layers and threads.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def fifth_bits(q: Any, at: int) -> Any:
 
 
 @jit
-def q5_0(row: int, i: int) -> Any:  # d: f16, the fifth bits: 32, then as q4_0
+def q5_0(row: int, i: int) -> Any:  # d: f16, then 32 fifth bits, then as q4_0
     at = row + 22 * i
     d = f16_at(at)
     low, high = fifth_bits(load_u8(at + 6), at + 2)
@@ -145,7 +145,7 @@ def q5_k(row: int, i: int) -> Any:
 
 
 @jit
-def q6_k(row: int, i: int) -> Any:  # a scale for each 16 weights, so the vectors come scaled
+def q6_k(row: int, i: int) -> Any:  # one scale per 16 weights, so the vectors are scaled already
     block, half, k = row + 210 * (i >> 3), i >> 2 & 1, i & 3
     low, high = block + 64 * half + 32 * (k & 1), block + 128 + 32 * half
     scales, d = block + 192 + 8 * half + 2 * k, f16_at(block + 208)
@@ -160,7 +160,7 @@ def mxfp4(row: int, i: int) -> Any:
     """A power of two in one byte, then 16 bytes with two E2M1 numbers each (OCP's microscaling formats)."""
     at = row + 17 * i
     q, e = load_u8(at + 1), u8_at(at)
-    d = f32_of_bits((e - 1) << 23 if e > 1 else 0x200000 << e)  # 2^(e - 128), since the numbers come doubled
+    d = f32_of_bits((e - 1) << 23 if e > 1 else 0x200000 << e)  # 2^(e - 128), since the numbers are doubled
     return to_float(doubled_e2m1(q & 15)), to_float(doubled_e2m1(q >> 4)), d, ZERO
 
 
@@ -172,7 +172,7 @@ def doubled_e2m1(q: Any) -> Any:
 
 
 def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy: bool = False) -> tuple[Any, Any, Any]:
-    """For one type: `matvec` (rows times a vector), `few` (times several), `unpack` (a row as float32)."""
+    """The functions of one type: `matvec` (rows times a vector), `few` (times several), `unpack` (a row as float32)."""
 
     @jit
     def weights(row: int, i: int) -> Any:
@@ -197,7 +197,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
     ) -> None:  # fmt: skip
         """out[t, r] = row r times x[t], for as many vectors as `zeros` has rows: a row is unpacked once for all.
 
-        Products are added in the order of `matvec`: each vector's results are bit for bit those it has alone.
+        Products are added in the order of `matvec`: each vector's results have the same bits as when it is alone.
         """
         for r in range(begin, end):
             row, acc = w + r * row_bytes, zeros
@@ -211,7 +211,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
     def few(
         w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
     ) -> None:
-        """`some` of 2, 4 or 8 vectors."""
+        """`some` for 2, 4 or 8 vectors."""
         if n == 8:
             some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
         elif n == 4:
@@ -223,8 +223,8 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
     def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
         """out[r] = row r times x, for begin <= r < end.
 
-        Four rows share a read of x. They lie far apart, a quarter of all rows: a processor follows four separate
-        streams of memory well, and cannot track four rows that share a page.
+        Four rows share a read of x. They are far apart, by a quarter of all rows: a processor tracks four separate
+        streams of memory well, but not four rows that share a page.
         """
         if heavy and tile_shape() != EIGHT_BY_32:  # with four rows, numbers would not fit in registers
             some(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin, end, zeros_1x16())
@@ -269,7 +269,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
     return matvec, few, unpack
 
 
-NATIVE = {  # types whose blocks are used as they are in the file -> (bytes, weights) of a block
+NATIVE = {  # types whose blocks are used in place -> (bytes, weights) of a block
     kind: (GGML_QUANT_SIZES[kind][1], GGML_QUANT_SIZES[kind][0])
     for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
 }
@@ -390,7 +390,7 @@ def multiply_few(
         x, out: addresses of the first vectors; the others follow x_step and out_step bytes apart.
     """
     t = 0
-    while t + 8 <= n and tile_shape() == EIGHT_BY_32:  # eight sums of 16 fit in its registers, and no others'
+    while t + 8 <= n and tile_shape() == EIGHT_BY_32:  # eight sums of 16 fit in the registers only here
         _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(8))
         t += 8
     while t + 4 <= n:

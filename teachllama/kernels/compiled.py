@@ -1,6 +1,6 @@
-"""A model's forward pass on compiled kernels: records the page, writes the tables `fields.py` describes, and calls it.
+"""A model's forward pass on compiled kernels: records `forward`, writes the tables of `fields.py`, and makes the calls.
 
-Compiled code trusts every number it is given, so this is the only way in, and it checks first.
+Compiled code trusts every number it is given, so all calls go through this module, which checks first.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from teachllama.weights import Weights
 
 MAX_BATCH = 512  # tokens of one call: more would not be faster
-MAX_ROPES = 64  # kinds of rotation in one model: two are usual
+MAX_ROPES = 64  # kinds of rotation in one model: usually two
 
 
 def why_not(spec: ModelSpec) -> str | None:
-    """What keeps a model from running on these kernels, in words; None if nothing does."""
+    """Why a model cannot run on these kernels, as text; None if it can."""
     if sys.byteorder != "little":
         return "the kernels read GGUF's little-endian numbers as they are, and this processor is big-endian"
     sizes = [("embedding_length", spec.dim, 32)]
@@ -50,7 +50,7 @@ def why_not(spec: ModelSpec) -> str | None:
 
 
 class CompiledForward:
-    """`forward` for one model. It holds addresses into the weights, and so the weights themselves."""
+    """`forward` for one model. It holds addresses into the weights, so it also keeps the weights alive."""
 
     def __init__(self, spec: ModelSpec, weights: Weights):
         self._spec, self._weights = spec, weights
@@ -66,7 +66,7 @@ class CompiledForward:
         self._closed = False
 
     def __call__(self, batch: Batch) -> np.ndarray:
-        """Logits of the rows wanted, float32 (m, vocab_size), as `forward` with NumPy gives them."""
+        """Logits of the wanted rows, float32 (m, vocab_size), as from `forward` with `NumpyOps`."""
         spec = self._spec
         logits = self._run(self._programs, batch)
         if spec.logit_scale != 1:
@@ -75,25 +75,25 @@ class CompiledForward:
         return np.tanh(logits / cap) * cap if cap else logits
 
     def hidden_states(self, batch: Batch) -> np.ndarray:
-        """Final hidden states of the rows wanted, after the output norm, float32 (m, dim)."""
-        if self._hidden is None:  # a unit matrix in place of the output's: what it is given comes out
+        """Final hidden states of the wanted rows, after the output norm, float32 (m, dim)."""
+        if self._hidden is None:  # an identity matrix in place of the output matrix
             unit = Linear(F32Matrix(np.eye(self._spec.dim, dtype=np.float32)), None)
             weights = dataclasses.replace(self._weights, output=unit)
             self._hidden = _Programs(dataclasses.replace(self._spec, vocab_size=self._spec.dim), weights)
         return self._run(self._hidden, batch)
 
     def _run(self, programs: _Programs, batch: Batch) -> np.ndarray:
-        """Runs a batch in pieces that the kernels take, and gathers the rows wanted.
+        """Runs a batch in pieces that the kernels take, and gathers the wanted rows.
 
-        A session's many tokens are a piece of their own, or several. Few tokens are evaluated together with other
-        sessions' few: each row of weights is then unpacked once for all of them.
+        Many tokens of one session are one piece, or several. Few tokens are evaluated together with those of other
+        sessions: each row of weights is then unpacked once for all of them.
         """
         n, tokens, wanted = len(batch.tokens), np.ascontiguousarray(batch.tokens, np.int64), batch.wanted
         in_order = len(wanted) and wanted[0] >= 0 and wanted[-1] < n and bool((np.diff(wanted) > 0).all())
         if not in_order or tokens.min() < 0 or tokens.max() >= self._spec.vocab_size:
             raise ValueError("tokens or rows out of range")  # caller bug: sessions validate first
         out = np.empty((len(wanted), programs.vocab_size), np.float32)
-        few: list[tuple[Run, int, int]] = []  # runs, and which of their rows
+        few: list[tuple[Run, int, int]] = []  # runs, and ranges of their rows
         n_few = 0
         for run in batch.runs:
             if batch.positions[run.begin] < 0 or batch.positions[run.end - 1] >= run.cache.ready_to:
@@ -116,12 +116,12 @@ class CompiledForward:
         self, programs: _Programs, batch: Batch, tokens: np.ndarray, pieces: list[tuple[Run, int, int]],
         out: np.ndarray, *, is_few: bool,
     ) -> None:  # fmt: skip
-        """One call: the pieces' keys and values into their caches, and the logits of their rows wanted into `out`."""
+        """One call: writes the pieces' keys and values to their caches, and their wanted rows' logits to `out`."""
         n = sum(end - begin for _, begin, end in pieces)
         (run, first, last), n_threads = pieces[0], threads.get_num_threads()
         start = int(batch.positions[first])
         program = programs.few if is_few else programs.tiles
-        if len(pieces) > 1:  # not always side by side: other sessions' many tokens may stand between them
+        if len(pieces) > 1:  # not always adjacent: other sessions' tokens may be between them
             rows = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
             tokens = tokens[rows]
             places = np.flatnonzero(np.isin(batch.wanted, rows))
@@ -134,11 +134,11 @@ class CompiledForward:
         logits = out[places[0] : places[-1] + 1] if side_by_side else np.empty((len(places), out.shape[1]), np.float32)
         crew = team(self._serve)
         with crew.turn:
-            if self._closed:  # while this call waited: the memory is freed
+            if self._closed:  # closed while this call waited: the memory is freed
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
             if is_few:
                 table = self._rows_of(programs, batch, pieces, n)
-                chunks = int(table["parts"].sum())  # so far their number
+                chunks = int(table["parts"].sum())  # here still their number
                 buffers = self._reserve(program, n, chunks, 0, n_threads)
                 at = buffers[1] + 4 * program.parts_width * (np.cumsum(table["parts"]) - table["parts"])
                 table["parts"] = at
@@ -157,7 +157,7 @@ class CompiledForward:
                 logits.ctypes.data, *buffers,
             )  # fmt: skip
             crew.run(self._job, n_threads)
-            if not is_few and self._workspace is not None:  # a prefill's is large: the memory is of use to others
+            if not is_few and self._workspace is not None:  # a prefill's is large: return the memory
                 self._workspace.give_back(0, self._workspace.nbytes)
         if len(places) and not side_by_side:
             out[places] = logits
@@ -165,9 +165,9 @@ class CompiledForward:
     def _rows_of(
         self, programs: _Programs, batch: Batch, pieces: list[tuple[Run, int, int]], n: int
     ) -> np.ndarray[Any, Any]:
-        """A ROW for each token. Its `parts` is the number of chunks that its attention takes at most."""
+        """A ROW for each token. Its `parts` is the most chunks that its attention can take."""
         table, t = self._row_table[:n], 0
-        self._in_use = []  # tables of angles: one that grows for a later session is another array
+        self._in_use = []  # keeps the tables of angles alive: one that grows for a later session is replaced
         for run, begin, end in pieces:
             cache, first = run.cache, int(batch.positions[begin])
             keys, values = cache.addresses()
@@ -185,10 +185,11 @@ class CompiledForward:
     def _reserve(
         self, program: Instructions, n: int, chunks: int, seen: int, n_threads: int
     ) -> tuple[int, int, int, int, int]:
-        """Lays the call's buffers out in the workspace, one mapping that grows when a call needs more.
+        """Lays out the call's buffers in the workspace, one mapping that grows when a call needs more.
 
         Args:
-            chunks: of a few tokens' attention; seen: positions that a tile attends to.
+            chunks: how many chunks the attention of a few tokens takes.
+            seen: how many positions tiles attend to; 0 for a few tokens.
 
         Returns:
             the last five fields of a job.
@@ -207,12 +208,12 @@ class CompiledForward:
                 self._workspace.close()  # an interrupt may come after this
             workspace = Pages(total + total // 4)
             self._workspace_at = workspace.array(0, (1,), np.uint8).ctypes.data
-            self._workspace = workspace  # last: until then the old one, closed, says that a new one is needed
+            self._workspace = workspace  # last: until then the old one is closed, so the next call reserves again
         at = self._workspace_at
         return at, at + shared, at + parts, private, 4 * scratch
 
     def close(self) -> None:
-        """Gives the workspace back. Waits for a call that is still running."""
+        """Frees the workspace. Waits for a call that is still running."""
         with team(self._serve).turn:
             self._closed = True
             if self._workspace is not None:
@@ -242,7 +243,7 @@ class _Angles:
         self._kept: dict[bool, np.ndarray] = {}
 
     def reach(self, n: int, seq_len: int) -> np.ndarray:
-        """The table of the first n positions at least."""
+        """A table of at least the first n positions."""
         is_long = self._rope.at_length(seq_len)[0] is self._rope.long_frequencies
         table = self._kept.get(is_long)
         if table is None or len(table) < n:

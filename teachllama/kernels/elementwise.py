@@ -1,6 +1,6 @@
 """Normalization, rotation and gating: for one token as a vector, and for a tile of tokens, (rows, width).
 
-Knows nothing of layers or threads. `ops.py` has the same in NumPy, with the papers they come from.
+Independent of layers and threads. `ops.py` has the same functions in NumPy, with links to their papers.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _rmsnorm_lanes(x: int, weight: int, rows: int, eps: float, out: int, zero: A
 
 @jit
 def rmsnorm_tile(x: int, weight: int, rows: int, eps: float, out: int, width: int) -> None:
-    """A tile (rows, width): each token scaled by itself."""
+    """A tile (rows, width): each token is scaled separately."""
     if width == 32:
         _rmsnorm_lanes(x, weight, rows, eps, out, zeros32())
     else:
@@ -167,7 +167,7 @@ def scalar_exp(x: float) -> float:
 
 @jit
 def copy(x: int, n: int, out: int) -> None:
-    """n float32, n a multiple of 16."""
+    """out = x: n float32, n a multiple of 16."""
     for i in range(0, 4 * n, 64):
         store(out + i, load(x + i))
 

@@ -1,6 +1,6 @@
-"""A mixture of experts: which experts a token visits, and what they give.
+"""A mixture of experts: the choice of each token's experts, and their outputs.
 
-Knows nothing of layers or threads. https://arxiv.org/abs/2401.04088, https://arxiv.org/abs/2412.19437
+Independent of layers and threads. https://arxiv.org/abs/2401.04088, https://arxiv.org/abs/2412.19437
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _softmax(x: int, n: int, out: int) -> None:
 
 @jit
 def _largest(x: int, n: int) -> int:
-    """The number of the largest of n; of equal ones the first."""
+    """The index of the largest of n numbers; of equal ones the first."""
     best = 0
     for i in range(1, n):
         if f32_at(x + 4 * i) > f32_at(x + 4 * best):
@@ -52,7 +52,7 @@ def _keep_best_groups(choice: int, n: int, n_groups: int, n_used: int, sums: int
                 second = max(second, f32_at(first + 4 * i))
         put_f32(sums + 4 * g, f32_at(first + 4 * best) + second)
     for g in range(n_groups):
-        above = 0  # groups that come before this one
+        above = 0  # groups that rank before this one
         for other in range(n_groups):
             a, b = f32_at(sums + 4 * other), f32_at(sums + 4 * g)
             if a > b or (a == b and other < g):
@@ -70,8 +70,8 @@ def select(
     """Chooses experts from a router's n outputs.
 
     Args:
-        bias: address of n float32 that count in the choice and not in the weights; 0: none.
-        out: n_used numbers of experts, as float32, then their n_used weights.
+        bias: address of n float32 that affect the choice but not the weights; 0: none.
+        out: the indices of n_used experts, as float32, then their n_used weights.
         scratch: 3 * n float32.
     """
     scores, choice = scratch, scratch + 4 * n
@@ -108,15 +108,15 @@ def visit(
     gate_kind: int, gate_w: int, gate_bias: int, up_kind: int, up_w: int, up_bias: int, down_kind: int, down_w: int,
     down_bias: int, out: int, panel: int, room: int,
 ) -> None:  # fmt: skip
-    """One expert, and all tokens that chose it: they are gathered into tiles, multiplied, and put in their places.
+    """Runs one expert on all tokens that chose it: they are gathered into tiles, multiplied, and written back.
 
     Args:
-        x: tiles of dim rows; chosen: for each token 2 * n_used numbers, as `select` leaves them.
-        out: for each token and each of its choices dim float32, before they are weighted.
+        x: tiles of dim rows; chosen: for each token 2 * n_used numbers, as `select` writes them.
+        out: for each token and each of its choices dim float32, not yet weighted.
         panel: PANEL * max(dim, hidden) float32; room: for each token, in whole tiles, 2 * dim + 2 * hidden + 2.
     """
     zero, no = np.int64(0), hidden < 0  # not constants: Numba would compile `multiply` again for them
-    places = room  # of each gathered token: its number, and which of its choices this expert is
+    places = room  # for each gathered token: its index, and which of its choices this expert is
     padded = (n_tokens + WIDTH - 1) // WIDTH * WIDTH
     h = places + 8 * padded
     gates = h + 4 * padded * dim
@@ -163,7 +163,7 @@ def visit(
 
 @jit
 def combine(x: int, chosen: int, n_used: int, dim: int, tile: int, n_tokens: int, out: int) -> None:
-    """One tile of the results of `visit`, each times its expert's weight: out (dim, width)."""
+    """One tile of the results of `visit`, each times its expert's weight, summed: out (dim, width)."""
     width = width_of(tile, n_tokens)
     for lane in range(width):
         token = min(n_tokens - 1, WIDTH * tile + lane)

@@ -1,6 +1,6 @@
-"""What compiled code and the Python around it agree on: operations, the fields of their tables, sizes of buffers.
+"""Definitions shared by compiled code and the Python around it: operations, fields of tables, sizes of buffers.
 
-Needs NumPy alone, so that a process that finds the kernels compiled needs no compiler.
+Needs only NumPy, so that a process with cached kernels needs no compiler.
 """
 
 from __future__ import annotations
@@ -10,35 +10,35 @@ from enum import IntEnum
 import numpy as np
 
 WIDTH = 32  # tokens of a tile
-FEW = 16  # tokens, of all sessions together, that are evaluated as vectors
-TILE_FROM = 12  # tokens of one session from which a tile is faster, half empty as it may be
+FEW = 16  # the most tokens, of all sessions together, that are evaluated as vectors
+TILE_FROM = 12  # tokens of one session from which on a tile is faster, even if half empty
 DEPTH = 192  # products summed in one register: 24 kB of x for 32 tokens
 PANEL = 48  # rows of weights unpacked at a time: with 1536 columns 295 kB, which stays in the second-level cache
-CHUNK = 256  # positions of the cache one thread takes at a time, when a single token attends
-BLOCK = 64  # positions of a page of the cache, which are made float32 at a time
+CHUNK = 256  # positions of the cache that one thread takes at a time for a single token's attention
+BLOCK = 64  # positions per page of the cache, converted to float32 at a time
 KV_HEADER = 2  # numbers in a layer's table of pages before the first page's address
 
 
 class Op(IntEnum):
     """Operations of a program. *Split*: each thread does its share. *Repeated*: each thread does all of it."""
 
-    BARRIER = 0  # nobody goes on before all are here
+    BARRIER = 0  # every thread waits until all have arrived
     EMBED = 1
     NORM = 2
     LINEAR = 3
     ROPE = 4
     STORE = 5  # keys or values into the cache
     ATTEND = 6
-    JOIN = 7  # the chunks of one token's attention
+    JOIN = 7  # combines the chunks of one token's attention
     ADD = 8
     GATE = 9  # activation(gate) * up
     COPY = 10
     LINEAR_HEADS = 11
-    SELECT = 12  # of experts
+    SELECT = 12  # chooses experts
     EXPERTS_UP = 13
     EXPERTS_DOWN = 14
     EXPERTS = 15  # both, for tiles: each thread takes whole experts
-    COMBINE = 16  # what the experts of each token gave
+    COMBINE = 16  # adds the weighted results of each token's experts
     TIMES_SIGMOID = 17
     LOGITS = 18
 
@@ -59,7 +59,7 @@ class Score(IntEnum):
     SIGMOID = 2
 
 
-# One instruction. Operands (x, y, z, out) are twice an offset in float32 a row, plus 1 in a thread's own buffer.
+# One instruction. Operands (x, y, z, out) are twice an offset, in float32 per row, plus 1 in a thread's own buffer.
 INSTRUCTION = np.dtype(
     [
         *(
@@ -86,15 +86,15 @@ JOB = np.dtype(
     ],
     align=True,
 )
-# One token of a call with few.
+# One token of a call with few tokens.
 ROW = np.dtype(
     [
-        *((name, np.int64) for name in ("keys", "values", "seq_len")),  # as in a job, of the token's session
+        *((name, np.int64) for name in ("keys", "values", "seq_len")),  # as in a job, for the token's session
         *((name, np.int64) for name in ("position", "first")),  # first: the session's first new position in this call
         *((name, np.int64) for name in ("angles", "parts")),  # a table of addresses; where chunks of attention go
     ],
     align=True,
 )
-# What threads share: each on a cache line of its own.
+# Indices of the numbers that threads share, each on its own cache line.
 GENERATION, JOB_AT, ARRIVED, PHASE, N_SYNC = 0, 8, 16, 24, 32
 MAX_THREADS = 4096

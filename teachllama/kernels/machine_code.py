@@ -1,8 +1,8 @@
 """Compiles the kernels once per machine, and keeps the machine code in the user's cache folder.
 
-The file's name is made of the kernels' sources, the processor, and the versions of Numba and llvmlite: after a change
-of any of them the kernels are compiled anew, and another processor's code is never run. Its first 32 bytes are a
-checksum of the rest: a damaged file is compiled anew too. Loading it needs llvmlite alone, not Numba.
+The file's name is a hash of the kernels' sources, the processor, and the versions of Numba and llvmlite: when any of
+them changes, the kernels are recompiled, and code for another processor is never run. The file's first 32 bytes are a
+checksum of the rest, so a damaged file is recompiled, too. Loading it needs only llvmlite, not Numba.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from teachllama.kernels.shapes import shape_for, with_shape
 SYMBOL = "teachllama_serve"
 Serve = Callable[[int, int, int, int], int]
 _serve: Serve | None = None
-_keep: list[Any] = []  # the machine code must stay where it is for as long as the process lives
+_keep: list[Any] = []  # keeps the machine code in memory for the life of the process
 _lock = threading.RLock()
 
 
 def file() -> Path:
-    """Where this machine's compiled kernels are kept. TEACHLLAMA_KERNEL_CACHE names another folder."""
+    """The file of this machine's compiled kernels. TEACHLLAMA_KERNEL_CACHE sets another folder."""
     parts = [*_processor(), platform.machine(), sys.platform]
     parts += [importlib.metadata.version(package) for package in ("numba", "llvmlite")]
     parts += [p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))]
@@ -51,7 +51,7 @@ def is_warm() -> bool:
 
 
 def serve() -> Serve:
-    """The compiled `run.serve`: from the cache, or compiled now, which takes a while and says so."""
+    """The compiled `run.serve`: from the cache, or compiled now, which takes a while and shows its progress."""
     global _serve
     with _lock:
         if _serve is None:
@@ -74,7 +74,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _keep_file(path: Path, code: bytes) -> None:
-    """Writes the file whole or not at all; without a place for it the kernels are compiled at each start."""
+    """Writes the file whole or not at all; if that fails, the kernels are compiled at each start."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as part:
@@ -93,11 +93,11 @@ def _compile() -> bytes:
 
 
 def llvm_ir() -> str:
-    """`run.serve` and all it calls, as LLVM's text: what Numba makes of the Python, not optimized, for any processor.
+    """`run.serve` and all it calls, as LLVM IR: Numba's translation of the Python, not optimized, for any processor.
 
-    Numba would optimize each function together with all that it calls, and make machine code of it: the same code
-    again at each level. Here both are left to `object_code`, which does them once: compiling takes half the time. Nor
-    would it be right otherwise: making machine code changes the text, into one that must not be optimized again.
+    By default Numba optimizes each function together with all that it calls, and generates machine code for it: the
+    same code again at each level. Here both are left to `object_code`, which does them once, and compiling takes half
+    the time. It is necessary, too: generating machine code changes the IR into a form that must not be optimized again.
     """
     from numba import njit
     from numba.core import codegen, compiler_lock, config, cpu
@@ -108,10 +108,10 @@ def llvm_ir() -> str:
     replaced: list[tuple[Any, str, Any]] = [
         (config, "OPT", type(getattr(config, "OPT"))(0)),  # noqa: B009  (made at run time)
         (codegen.CPUCodeLibrary, "_finalize_final_module", lambda self: setattr(self, "_finalized", True)),
-        # Numba keeps functions by what this returns, which must be another each time; nobody calls it.
+        # Numba stores functions under what this returns, which must be a new object each time; it is never called.
         (cpu.CPUContext, "get_executable", lambda self, library, fndesc, env: [].append),
     ]
-    with compiler_lock.global_compiler_lock:  # nobody else compiles meanwhile
+    with compiler_lock.global_compiler_lock:  # no other thread compiles meanwhile
         usual = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
         for owner, name, new in replaced:
             setattr(owner, name, new)
@@ -124,24 +124,24 @@ def llvm_ir() -> str:
             for owner, name, old in usual:
                 setattr(owner, name, old)
     text = overload.library.get_llvm_str()
-    # Numba's wrappers around the function call into Python and into Numba; without them the code stands alone.
+    # Numba's wrappers around the function call into Python and into Numba; without them the code is self-contained.
     name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
     return _few_apart(text).replace(name, SYMBOL)
 
 
 def _few_apart(text: str) -> str:
-    """Forbids LLVM to inline `few`, which exists for each type of blocks.
+    """Keeps LLVM from inlining `few`, which exists for each type of block.
 
-    Inlined into one function, the places of all their registers would make its frame larger than a page, and on Windows
-    such frames need a function that may not be there.
+    If all of them were inlined into one function, the room for their registers would make its stack frame larger than a
+    page, and on Windows such frames need a function that may be missing.
     """
     head = r"^(define [^\n]*blocks[^\n]*3few[^\n]*\)(?: (?:local_)?unnamed_addr)?)([^()\n]*{)$"
     return re.sub(head, r"\1 noinline\2", text, flags=re.M)
 
 
 def optimized(ir: str, machine: Any) -> Any:
-    """LLVM's text -> a module, optimized for a machine."""
+    """LLVM IR -> a module, optimized for a machine."""
     _initialize()
     module = llvm.parse_assembly(with_shape(ir, shape_for(machine)))
     options = llvm.create_pipeline_tuning_options(speed_level=3)
@@ -152,23 +152,23 @@ def optimized(ir: str, machine: Any) -> Any:
 
 
 def object_code(ir: str, machine: Any) -> bytes:
-    """LLVM's text -> an object file for a machine."""
+    """LLVM IR -> an object file for a machine."""
     return machine.emit_object(optimized(ir, machine))
 
 
 def _processor() -> tuple[str, str]:
-    """The processor to compile for and its features: this one, or what TEACHLLAMA_KERNEL_CPU names, as LLVM does."""
+    """The processor to compile for, and its features: this one, or the LLVM name in TEACHLLAMA_KERNEL_CPU."""
     named = os.environ.get("TEACHLLAMA_KERNEL_CPU")
     return (named, "") if named else (llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
 
 
 def host_machine() -> Any:
-    """This processor, with all it can do, or the one that TEACHLLAMA_KERNEL_CPU names."""
+    """The target machine for this processor with all its features, or for the one that TEACHLLAMA_KERNEL_CPU names."""
     return machine_of(llvm.get_default_triple(), *_processor())
 
 
 def machine_of(triple: str, cpu: str, features: str = "") -> Any:
-    """A processor by its names in LLVM."""
+    """The target machine for a processor, by its names in LLVM."""
     _initialize()
     return llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, features=features, opt=3, jit=True)
 
@@ -179,18 +179,18 @@ def _initialize() -> None:
 
 
 def linked(code: bytes) -> Serve:
-    """Machine code made callable: arguments as `run.serve`'s."""
+    """Links machine code; returns a function with the arguments of `run.serve`."""
     _initialize()
     empty = llvm.parse_assembly("")
     symbols.add_symbols()
     engine = llvm.create_mcjit_compiler(empty, host_machine())
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    # Numba's calling convention: the result and an exception come back through pointers; kernels raise none.
+    # Numba's calling convention: the result and an exception are returned through pointers; kernels raise none.
     kind = ctypes.CFUNCTYPE(
         ctypes.c_int32, ctypes.POINTER(ctypes.c_int64), ctypes.POINTER(ctypes.c_void_p), *[ctypes.c_int64] * 4
     )
-    function = kind(engine.get_function_address(SYMBOL))  # a call through ctypes gives up the interpreter lock
+    function = kind(engine.get_function_address(SYMBOL))  # a call through ctypes releases the interpreter lock
     _keep.append(engine)
 
     def call(sync: int, thread: int, seen: int, patience: int) -> int:
@@ -208,17 +208,17 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits for another thread's compilation: its child could never use a compiler that stopped halfway.
+    # A fork waits for another thread's compilation: the child could never use a compiler that stopped halfway.
     os.register_at_fork(
         before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
     )
 
 
 class _Progress:
-    """Says on stderr that kernels are compiled, and for how long: a moving line at a terminal, two lines elsewhere.
+    """Reports on stderr that kernels are compiled, and for how long: one updated line in a terminal, else two lines.
 
-    How long it took is kept next to the kernels, so that the next compilation on this machine can say how long it will
-    take. No figure is promised before.
+    The duration is stored next to the kernels, so that the next compilation on this machine can show an estimate. The
+    first one shows none.
     """
 
     TEXT = "one-time kernel compilation"
@@ -259,7 +259,7 @@ class _Progress:
                 try:
                     self._kept.parent.mkdir(parents=True, exist_ok=True)
                     self._kept.write_text(f"{seconds:.1f}\n", encoding="ascii")
-                except OSError:  # then the next time is not foretold
+                except OSError:  # then the next compilation shows no estimate
                     pass
 
 

@@ -1,10 +1,10 @@
 """Matrix products of many tokens at once: prefill.
 
 Tokens are held in tiles: a tile is `width` (32, or 16 at the end) tokens, stored (rows, width), so that one vector
-holds one number of every token. A weight is then multiplied with 32 tokens by one instruction or two, and no sum across
-lanes is ever needed. Tiles of a buffer with `rows` rows follow each other: tile t starts at 32 * t * rows.
+holds one number of every token. One or two instructions then multiply a weight with 32 tokens, and no sum across lanes
+is needed. Tiles of a buffer with `rows` rows follow each other: tile t starts at 32 * t * rows.
 
-Knows nothing of layers or threads.
+Independent of layers and threads.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from teachllama.kernels.simd import (
 def _some_rows(
     w: int, row_step: int, k_step: int, x: int, x_step: int, n: int, out: int, out_step: int, add: bool, sums: Any
 ) -> None:
-    """out[r] (+)= sum over k < n of w[r, k] * x[k], for as many rows r and lanes of x as `sums`, zeros, has."""
+    """out[r] (+)= sum over k < n of w[r, k] * x[k], for as many rows r and lanes of x as `sums` (zeros) has."""
     for k in range(n):
         sums = add_products(sums, w + k * k_step, row_step, load_row(x + k * x_step, sums))
     if add:
@@ -51,7 +51,7 @@ def _rows(
     w: int, row_step: int, k_step: int, rows: int, x: int, n: int, out: int, add: bool, width: int, zeros: Any,
     one: Any,
 ) -> None:  # fmt: skip
-    """All rows, as many at a time as `zeros` has and the last ones alone, for as many of the tile's lanes at a time."""
+    """All rows and lanes of a tile: as many at a time as `zeros` has, and the last rows one by one."""
     step, many = 4 * width, n_rows(zeros)
     for lane in range(0, step, 4 * n_lanes(zeros)):
         r = 0
@@ -69,8 +69,8 @@ def multiply_tile(
 ) -> None:
     """out (rows, width) = w (rows, n) times x (n, width), or added to out. w is float32 with any steps, in bytes.
 
-    Sums are made DEPTH products at a time, and those added: a long sum in one register would lose digits, and a part of
-    x of this depth stays in the first-level cache for all rows.
+    Sums of DEPTH products are computed and then added: one long sum in a register would lose digits, and a part of x of
+    this depth stays in the first-level cache for all rows.
     """
     shape = tile_shape()
     for k in range(0, n, DEPTH):
@@ -87,7 +87,7 @@ def multiply_tile(
 
 @jit
 def width_of(tile: int, n_tokens: int) -> int:
-    """How many tokens wide a tile is: 32, or 16 for a last one of 16 or fewer."""
+    """The width of a tile in tokens: 32, or 16 for a last tile of 16 or fewer."""
     return WIDTH if n_tokens - WIDTH * tile > 16 else 16
 
 
@@ -100,7 +100,7 @@ def multiply(
 
     Args:
         x: address of tiles of `x_rows` rows, of which `columns` from `x_row` on are multiplied.
-        out: of tiles of `out_rows` rows.
+        out: address of tiles of `out_rows` rows.
         bias: address of float32, one for each row of w; 0: none.
         panel: room for PANEL * columns float32, where rows are unpacked once for all tiles.
     """
