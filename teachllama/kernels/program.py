@@ -1,13 +1,13 @@
-"""Turns a recorded forward pass into instructions for compiled code: where each value lives, and where threads meet.
+"""Turns a recorded forward pass into instructions for compiled code: places of values, and barriers between threads.
 
-Two forms of the same program. *Rows*, for one token or a few: what one thread needs of the residual stream is so
-little that each keeps its own and repeats norms, rotations and additions; only products with weights and attention are
-split. *Tiles*, for many tokens: everything is shared, and split by rows of weights or by tiles of tokens.
+A program has two forms. *Rows*, for one token or a few: the residual stream is so small that each thread keeps its own
+copy and repeats norms, rotations and additions; only products with weights and attention are split. *Tiles*, for many
+tokens: everything is shared, and split by rows of weights or by tiles of tokens.
 
-Barriers are derived. Each instruction says what it reads and writes, and how its work is split; where it touches what
-another wrote since threads last met, and not with the very same split, they meet first.
+Barriers are derived. Each instruction declares what it reads and writes, and how its work is split. If it conflicts
+with an instruction since the last barrier, and the two are not split in the same way, a barrier is put before it.
 
-Knows nothing of addresses of buffers: those are known when a call is made (`compiled.py`).
+Independent of the addresses of buffers, which `compiled.py` sets for each call.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from teachllama.kernels.record import Program, Step, Value
 from teachllama.spec import AttentionSpec, ModelSpec, Rope, RopePairs
 from teachllama.weights import Experts, Linear
 
-ALONE = ("heads", 1)  # split by tiles of tokens: a thread that made a tile may go on with it
+ALONE = ("heads", 1)  # split by tiles of tokens: the thread that wrote a tile may continue with it
 Split = tuple[Any, ...] | None  # None: repeated by each thread
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a value lives: an offset in float32 a row of the batch, in the shared buffer or in each thread's own."""
+    """Where a value is stored: an offset, in float32 per row of the batch, in the shared or the thread's own buffer."""
 
     offset: int
     width: int
@@ -36,7 +36,7 @@ class Place:
 
     @property
     def operand(self) -> int:
-        """The form instructions have it in."""
+        """Its encoding in instructions."""
         return 2 * self.offset + self.private
 
 
@@ -45,13 +45,13 @@ class Instructions:
     """A program for one of the two forms."""
 
     table: np.ndarray  # (n,) INSTRUCTION
-    shared_width: int  # float32 a row
-    private_width: int  # float32
-    parts_width: int  # float32 that one chunk of one token's attention leaves, over all heads
-    scratch: int  # float32 that a thread needs besides, whatever the batch
+    shared_width: int  # float32 per row
+    private_width: int  # float32 per row, for each thread
+    parts_width: int  # float32 that one chunk of one token's attention writes, over all heads
+    scratch: int  # float32 that each thread needs besides, for any batch
     scratch_row: int  # and for each row of the batch
-    ropes: tuple[Rope, ...]  # whose angles it asks for, by `table`
-    split: tuple[bool, ...]  # of each instruction: is its work split among threads, or repeated by each?
+    ropes: tuple[Rope, ...]  # the rotations it uses; the `table` of an instruction is an index
+    split: tuple[bool, ...]  # for each instruction: True if its work is split among threads, False if each repeats it
 
     def listing(self) -> list[tuple[str, str]]:
         """Each instruction's name, and "split", "repeated" or, at a barrier, "all meet"."""
@@ -70,7 +70,7 @@ class Instructions:
 
 @dataclass(slots=True)
 class _Buffer:
-    """Offsets handed out and taken back, first fit. Sizes are whole cache lines."""
+    """Allocates and frees offsets, first fit. Sizes are whole cache lines."""
 
     free: list[tuple[int, int]] = field(default_factory=lambda: [(0, 1 << 40)])
     top: int = 0
@@ -102,7 +102,7 @@ def lower(program: Program, spec: ModelSpec, *, few: bool) -> Instructions:
 
 
 class _Lowering:
-    """What both forms share: places of values, hazards, and the list of instructions."""
+    """The common part of both forms: places of values, hazards, and the list of instructions."""
 
     def __init__(self, program: Program, spec: ModelSpec):
         self.program, self.spec = program, spec
@@ -110,7 +110,7 @@ class _Lowering:
         self.split: list[bool] = []
         self.where: dict[Value, Place] = {}
         self.buffers = {False: _Buffer(), True: _Buffer()}
-        self.touched: list[tuple[Any, int, int, bool, Split]] = []  # since the last barrier
+        self.touched: list[tuple[Any, int, int, bool, Split]] = []  # accesses since the last barrier
         self.given_up: list[Place] = []  # shared places that may be used again after the next barrier
         self.last_use = {value: i for i, step in enumerate(program.steps) for value in step.inputs}
         self.ropes: list[Rope] = []
@@ -143,15 +143,15 @@ class _Lowering:
     def drop(self, place: Place) -> None:
         if place.private:
             self.buffers[True].give(place.offset, place.width)
-        else:  # a thread that is behind may still read it
+        else:  # a slower thread may still read it
             self.given_up.append(place)
 
     def ends(self, value: Value) -> bool:
-        """Is this step the last that reads the value?"""
+        """Whether this step is the last that reads the value."""
         return self.last_use.get(value, self.at) <= self.at
 
     def takes_over(self, value: Value, out: Value) -> Place:
-        """The place of a value that ends here, now `out`'s; a new one of the same kind if it doesn't end."""
+        """Gives `out` the place of a value whose last use is here; otherwise a new place of the same kind."""
         place = self.where[value]
         if self.ends(value):
             del self.where[value]
@@ -174,7 +174,7 @@ class _Lowering:
         """Adds an instruction, and a barrier before it where one is needed.
 
         Args:
-            reads, writes: places, or names of other things that threads share (the cache of a layer).
+            reads, writes: places, or names of other shared data (the cache of a layer).
         """
         new = [(*self._range(p), False, split) for p in reads] + [(*self._range(p), True, split) for p in writes]
         new = [n for n in new if n[0] is not None]
@@ -197,7 +197,7 @@ class _Lowering:
         return overlap and (a[3] or b[3]) and not same_share
 
     def needs(self, floats: int, a_row: int = 0) -> None:
-        """Notes how much scratch memory a thread needs."""
+        """Records how much scratch memory a thread needs."""
         self.scratch, self.scratch_row = max(self.scratch, floats), max(self.scratch_row, a_row)
 
     def rope_fields(self, s: AttentionSpec) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class _Lowering:
 
 
 def address_of(array: np.ndarray | None) -> int:
-    """Where an array's numbers are; 0 for None."""
+    """The address of an array's numbers; 0 for None."""
     if array is None:
         return 0
     if array.dtype != np.float32 or not array.flags.c_contiguous:
@@ -348,12 +348,12 @@ class _Rows(_Lowering):
         hidden, dim = s.hidden_dim, x.width
         scores = self.take(m.router.rows, False)
         self.product(place, m.router, scores)
-        chosen = self.take(2 * used, True)  # numbers of experts, then their weights
+        chosen = self.take(2 * used, True)  # indices of experts, then their weights
         bias = address_of(m.selection_bias)
         self.needs(3 * m.router.rows + 2 * used)
         self.emit(Op.SELECT, None, [scores], [chosen], x=scores.operand, out=chosen.operand, bias=bias, **routing)
 
-        both = self.take(2 * used * hidden, False)  # the gates of all chosen experts, then their other branches
+        both = self.take(2 * used * hidden, False)  # the gates of all chosen experts, then their up branches
         fields = self.expert_matrices(m) | {"rows": hidden, "columns": dim, "step": 16, "n_used": used}
         fields["activation"] = Act[s.activation.name]
         operands = {"x": place.operand, "z": chosen.operand, "out": both.operand}
@@ -404,7 +404,7 @@ class _Tiles(_Lowering):
         self.emit(Op.NORM, ("heads", groups), [x], [out], **operands, eps=self.spec.norm_eps, **fields)
 
     def linear(self, step: Step, x: Value, m: Linear) -> None:
-        """A product whose result is only added to the residual stream is added there as it is made."""
+        """If the product is only added to the residual stream, it is written there directly."""
         place = self.where[x]
         stream = self.added_to(step.out)
         if stream is None:
@@ -414,7 +414,7 @@ class _Tiles(_Lowering):
         self.product(place, m, self.takes_over(stream, self.program.steps[self.at].out), add=True)
 
     def added_to(self, value: Value) -> Value | None:
-        """The x of a following add(x, value), if that is all that happens with the value and to x."""
+        """The x of a following add(x, value), if this is the last use of both, without norm and scale; else None."""
         following = self.program.steps[self.at + 1]
         if following.op != "add":
             return None

@@ -1,10 +1,10 @@
-"""Records the forward pass: `forward` runs once with `RecordingOps`, which compute nothing and write each call down.
+"""Records the forward pass: `forward` runs once with `RecordingOps`, which records each call and computes nothing.
 
-The result is a `Program`, a list of steps that says which values each operation reads and which it makes. NumPy can
-replay it (`replay`), and `program.py` turns it into the instructions that compiled code replays. Tracing compilers and
-CUDA graphs do the same.
+The result is a `Program`, a list of steps, each with the values that its operation reads and the one it produces. NumPy
+can replay it (`replay`), and `program.py` turns it into the instructions that compiled code replays. Tracing compilers
+and CUDA graphs work in the same way.
 
-Knows nothing of buffers or threads.
+Independent of buffers and threads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from teachllama.weights import Experts, Gated, Linear, Weights
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """Something a step makes: `width` numbers for each row of the batch."""
+    """The result of a step: `width` numbers for each row of the batch."""
 
     number: int
     width: int
@@ -35,12 +35,12 @@ class _TheBatch:
         return "batch"
 
 
-BATCH: Any = _TheBatch()  # stands for the batch that a replay brings
+BATCH: Any = _TheBatch()  # stands for the batch of a replay
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One call of an operation: `args` as the page gave them, with a `Value` where an earlier step's result went in."""
+    """One call of an operation: `args` as `forward` passed them, with a `Value` for each result of an earlier step."""
 
     op: str
     args: tuple[Any, ...]
@@ -81,14 +81,14 @@ class Program:
 
 
 def record(spec: ModelSpec, weights: Weights) -> Program:
-    """Runs the page once and writes it down."""
+    """Runs `forward` once and records it."""
     ops = RecordingOps()
     forward(ops, spec, weights, BATCH)
     return Program(ops.steps)
 
 
 def replay(program: Program, ops: Any, batch: Batch) -> Any:
-    """Runs a recorded program on any `ops`, such as `NumpyOps`: the logits that `forward` itself would give."""
+    """Runs a recorded program on any `ops`, such as `NumpyOps`; returns the logits that `forward` would return."""
     values: dict[Value, Any] = {}
     result = None
     for step in program.steps:
@@ -98,7 +98,7 @@ def replay(program: Program, ops: Any, batch: Batch) -> Any:
 
 
 class RecordingOps:
-    """The operations of the page, recorded. Steps that do nothing, such as a norm without weight, leave no trace."""
+    """Records the operations of `forward`. Steps that do nothing, such as a norm without weight, are not recorded."""
 
     def __init__(self) -> None:
         self.steps: list[Step] = []

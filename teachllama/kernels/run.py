@@ -1,7 +1,7 @@
-"""Replays a program: each thread walks the same list of instructions, does its share, and waits where the list says so.
+"""Replays a program: each thread walks the same list of instructions, does its share, and waits at its barriers.
 
-`program.py` makes the list, with two forms of each operation: `_rows` runs those of one token and of a few, `_tiles`
-those of many. What a layer is, in which order things happen and where threads meet is nowhere in this file.
+`program.py` builds the list in one of two forms: `_rows` runs the form for one token or a few, `_tiles` the form for
+many. This file defines only the operations, not the layers, the order of operations, or the places of barriers.
 """
 
 from __future__ import annotations
@@ -78,13 +78,13 @@ def barrier(sync: int, n_threads: int) -> None:
     spins = 0
     while atomic_load(sync + 8 * PHASE) == phase:
         spins += 1
-        if spins % SPINS_BEFORE_YIELD == 0:  # more threads than processors: let the others get here too
+        if spins % SPINS_BEFORE_YIELD == 0:  # with more threads than processors: let the others run
             yield_thread()
 
 
 @jit
 def share(n: int, step: int, thread: int, n_threads: int) -> tuple[int, int]:
-    """This thread's part of 0 to n, in whole steps but for the last."""
+    """This thread's part of 0 to n, in whole steps except for the last."""
     steps = (n + step - 1) // step
     return min(n, steps * thread // n_threads * step), min(n, steps * (thread + 1) // n_threads * step)
 
@@ -97,7 +97,7 @@ def place(operand: int, shared: int, private: int, rows: int) -> int:
 
 @jit
 def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: int) -> None:
-    """The last step: the rows wanted of x (n, columns) -> this thread's part of their logits."""
+    """The last step: the wanted rows of x (n, columns) -> this thread's part of their logits."""
     step = 4 * i.columns
     for j in range(job.n_wanted):
         rmsnorm(x + step * i64_at(job.wanted + 8 * j), i.w2, i.columns, i.eps, scratch + step * j)
@@ -108,13 +108,13 @@ def logits_rows(i: Any, job: Any, x: int, scratch: int, thread: int, n_threads: 
 
 @jit
 def pages_of(tables: int, layer: int, seq_len: int) -> int:
-    """A layer's table: see `attention.py`."""
+    """The address of a layer's table of pages: see `attention.py`."""
     return tables + 8 * layer * (KV_HEADER + (seq_len + BLOCK - 1) // BLOCK)
 
 
 @jit
 def visible(position: int, window: int) -> tuple[int, int]:
-    """The first position that one sees, and where its first chunk would begin: at a page's first position."""
+    """The first position that one sees, and the beginning of its first chunk, which is the first position of a page."""
     first = max(0, position + 1 - window) if window else 0
     return first, first // BLOCK * BLOCK
 
@@ -123,8 +123,8 @@ def visible(position: int, window: int) -> tuple[int, int]:
 def attend_rows(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: int, n_threads: int) -> None:
     """Attention of a few tokens, split by tokens, KV heads and chunks of positions.
 
-    Whoever has a chunk first stores the keys and values that are new in it. With several new tokens of one session,
-    threads may store the same numbers in the same place; none of them reads what it has not stored itself.
+    The thread that attends to a chunk stores the new keys and values in it first. With several new tokens of one
+    session, threads may store the same numbers in the same place; each reads only new ones that it stored itself.
     """
     group, stride, part_nbytes = i.heads // i.kv_heads, i.head_dim if i.latent else i.value_dim, 4 * (i.value_dim + 16)
     before = 0  # tasks of the tokens before this one
@@ -154,7 +154,7 @@ def attend_rows(i: Any, job: Any, q: int, k: int, v: int, scratch: int, thread: 
 
 @jit
 def join_rows(i: Any, job: Any, out: int) -> None:
-    """Puts the chunks of every token's heads together."""
+    """Combines the chunks of every token's heads."""
     part_nbytes = 4 * (i.value_dim + 16)
     for t in range(job.n_tokens):
         row = row_at(job.rows + t * ROW_SIZE)
@@ -168,7 +168,7 @@ def join_rows(i: Any, job: Any, out: int) -> None:
 
 @jit
 def heads_rows(i: Any, n: int, x: int, out: int, thread: int, n_threads: int) -> None:
-    """Each head's first numbers times its own rows of a matrix; the head's other numbers are kept behind them."""
+    """Multiplies each head's first numbers by its own rows of a matrix; the head's other numbers follow unchanged."""
     rows = i.rows // i.heads
     for h in range(thread, i.heads, n_threads):
         w = i.w + h * rows * row_nbytes(i.kind, i.columns)
@@ -180,7 +180,7 @@ def heads_rows(i: Any, n: int, x: int, out: int, thread: int, n_threads: int) ->
 
 @jit
 def experts_up_row(i: Any, x: int, chosen: int, out: int, thread: int, n_threads: int) -> None:
-    """Gates and other branches of all experts that one token chose, split by rows."""
+    """activation(gate) * up of all experts that one token chose, split by rows."""
     begin, end = share(i.rows, i.step, thread, n_threads)
     for j in range(i.n_used):
         first = int(f32_at(chosen + 4 * j)) * i.rows
@@ -195,7 +195,7 @@ def experts_up_row(i: Any, x: int, chosen: int, out: int, thread: int, n_threads
 
 @jit
 def experts_down_row(i: Any, x: int, chosen: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
-    """The results of one token's experts, weighted and added, split by rows."""
+    """The weighted sum of one token's experts, split by rows."""
     begin, end = share(i.rows, i.step, thread, n_threads)
     for r in range(begin, end):
         put_f32(out + 4 * r, np.float32(0))
@@ -211,7 +211,7 @@ def experts_down_row(i: Any, x: int, chosen: int, out: int, scratch: int, thread
 
 @jit
 def _rows(job: Any, sync: int, thread: int, n_threads: int) -> None:
-    """One token, or a few, of one session or several: every operand is a vector for each of them."""
+    """One token, or a few, of one session or several: every operand is one vector per token."""
     n = job.n_tokens
     shared, private = job.shared, job.private + thread * job.private_nbytes
     scratch = private + job.scratch
@@ -302,7 +302,7 @@ def embed_tiles(i: Any, job: Any, out: int, scratch: int, thread: int, n_threads
 
 @jit
 def store_tiles(i: Any, job: Any, x: int, thread: int, n_threads: int) -> None:
-    """Keys, or values (`latent` says which here), into the cache."""
+    """Stores keys, or values if `latent` is set, in the cache."""
     n, table = job.n_tokens, pages_of(job.values if i.latent else job.keys, i.layer, job.seq_len)
     tiles = (n + WIDTH - 1) // WIDTH
     for task in range(thread, tiles * i.heads, n_threads):
@@ -334,7 +334,7 @@ def attend_tiles(i: Any, job: Any, x: int, out: int, scratch: int, thread: int, 
 
 @jit
 def heads_tiles(i: Any, n: int, x: int, out: int, scratch: int, thread: int, n_threads: int) -> None:
-    """As `heads_vector`, split by heads."""
+    """As `heads_rows`, for tiles; split by heads."""
     rows = i.rows // i.heads
     kept = i.head_dim - i.columns
     for h in range(thread, i.heads, n_threads):
@@ -376,7 +376,7 @@ def times_sigmoid_tile(x: int, rows: int, gates: int, width: int, out: int) -> N
 
 @jit
 def logits_tiles(i: Any, job: Any, sync: int, x: int, h: int, scratch: int, thread: int, n_threads: int) -> None:
-    """Logits of the rows wanted: of one as a vector; of several as tiles of their own, gathered from x into h."""
+    """Logits of the wanted rows: one row as a vector; several as tiles of their own, gathered from x into h."""
     n, m, dim = job.n_tokens, job.n_wanted, i.columns
     if m == 1:
         row = i64_at(job.wanted)
@@ -399,7 +399,7 @@ def logits_tiles(i: Any, job: Any, sync: int, x: int, h: int, scratch: int, thre
                 put_f32(to + 4 * (d * width + lane), f32_at(tile + 4 * (d * stride + row % WIDTH)))
         rmsnorm_tile(to, i.w2, dim, i.eps, to, width)
     barrier(sync, n_threads)
-    # A panel of the vocabulary at a time, turned so that each token's logits lie side by side.
+    # A panel of the vocabulary at a time, transposed so that each token's logits are contiguous.
     begin, end = share(i.rows, PANEL, thread, n_threads)
     turned = scratch + 4 * PANEL * dim
     for first in range(begin, end, PANEL):
@@ -505,7 +505,7 @@ def _tiles(job: Any, sync: int, thread: int, n_threads: int) -> None:
 
 @jit
 def work(sync: int, thread: int, n_threads: int) -> None:
-    """One thread's part of the job."""
+    """Runs one thread's part of the job."""
     job = job_at(i64_at(sync + 8 * JOB_AT))
     if job.rows:
         _rows(job, sync, thread, n_threads)
@@ -515,10 +515,10 @@ def work(sync: int, thread: int, n_threads: int) -> None:
 
 @jit
 def serve(sync: int, thread: int, seen: int, patience: int) -> int:
-    """What each thread runs. A generation is a counter and the number of threads its job is for.
+    """The function that each thread runs. A generation combines a counter and the number of threads of its job.
 
-    Thread 0 starts a job for `seen` threads and returns when it is done. The others run their part of every job that
-    comes and return the last generation they saw, when none came for `patience` looks.
+    Thread 0 starts a job for `seen` threads and returns when it is done. The others run their part of every new job,
+    and return the last generation they saw when they have polled `patience` times without finding a new one.
     """
     leads = thread == 0
     if leads:

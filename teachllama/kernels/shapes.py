@@ -1,9 +1,9 @@
-"""How many sums a processor holds in registers while a tile is multiplied, and which shape that makes.
+"""How many sums a processor can hold in registers while it multiplies a tile, and the shape that follows from this.
 
 A tile's product keeps the sums of some rows of weights times some tokens. Sums that don't fit in registers are written
-to memory and read again at each step: the same shape for all processors costs those with few registers more than half
-their speed. The kernels are written once, with every shape, and the choice is a number put into their text before LLVM
-optimizes it, which then drops the others.
+to memory and read again at each step: one shape for all processors would cost those with few registers more than half
+their speed. The kernels are written once, with every shape. The choice is a number inserted into their LLVM IR before
+LLVM optimizes it, which then removes the other shapes.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ EIGHT_BY_32, SIX_BY_16, FOUR_BY_8 = range(3)
 class Shape:
     """One kind of vector unit."""
 
-    kind: str  # the name people know it by
-    sign: str  # what LLVM's assembly for it has, where two vectors of 16 float32 are multiplied and added
+    kind: str  # its common name
+    sign: str  # a pattern of LLVM's assembly for a fused multiply-add of 16 float32
     number: int
-    rows: int  # of weights at a time
+    rows: int  # rows of weights at a time
     lanes: int  # tokens at a time
     why: str
 
@@ -53,18 +53,18 @@ declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
 
 
 def shape_for(machine: Any) -> Shape:
-    """The shape for a target machine of llvmlite's: found by looking at the code that LLVM makes for it."""
+    """The shape for a target machine of llvmlite, found from the code that LLVM generates for it."""
     assembly = machine.emit_assembly(llvm.parse_assembly(_PROBE))
     return next(shape for shape in SHAPES if re.search(shape.sign, assembly))
 
 
 def provide(number: int) -> None:
-    """Makes a shape known to kernels that Numba alone compiles, as tests and benchmarks do: they ask at each call."""
+    """Sets the shape for kernels that Numba alone compiles, as in tests and benchmarks: those read it at each call."""
     _provided[0] = number
     llvm.add_symbol(TILE_SHAPE, ctypes.cast(_tile_shape, ctypes.c_void_p).value)
 
 
 def with_shape(ir: str, shape: Shape) -> str:
-    """The kernels' text, with the choice in it."""
+    """The kernels' LLVM IR, with the choice inserted."""
     defined = f"define i64 @{TILE_SHAPE}() alwaysinline {{\n  ret i64 {shape.number}\n}}\n"
     return re.sub(rf"^declare i64 @{TILE_SHAPE}\(\).*$", lambda _: defined, ir, flags=re.M)

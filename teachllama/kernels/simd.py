@@ -1,11 +1,11 @@
 """Vectors for Numba: several numbers in one value, and memory read by address.
 
-Numba turns plain loops into vector code by itself, except where it cannot see through the bytes of a quantized block.
-The types here say it outright: `F32x16` and `F32x32` hold 16 or 32 float32, `I32x16` holds 16 integers. Nothing names a
-processor: they are LLVM's generic vectors, and one F32x16 becomes one register of AVX-512, two of AVX2, four of NEON.
+Numba vectorizes plain loops automatically, but not those that decode the bytes of a quantized block. The types here are
+explicit: `F32x16` and `F32x32` hold 16 or 32 float32, `I32x16` holds 16 integers. They do not depend on the processor:
+they are LLVM's generic vectors, and one F32x16 becomes one register of AVX-512, two of AVX2, four of NEON.
 https://llvm.org/docs/LangRef.html#vector-type
 
-Knows nothing of models. An address is trusted: Python has checked shapes and lifetimes before a kernel sees it.
+Independent of models. Addresses are trusted: Python checks shapes and lifetimes before it calls a kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from teachllama.kernels import symbols
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _F16, _F32 = ir.HalfType(), ir.FloatType()
 
-# Parts of kernels: Numba types them and makes LLVM's text of them, and nothing else; `machine_code.py` does the rest.
+# Parts of kernels: Numba only types them and generates their LLVM IR; `machine_code.py` does the rest.
 _njit: Any = njit  # Numba's own annotations lack two of these
 jit: Any = _njit(nogil=True, error_model="numpy", boundscheck=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
@@ -63,12 +63,12 @@ class _RowsModel(models.PrimitiveModel):
 F32x8, F32x16, F32x32 = (VectorType("F32", _F32, lanes) for lanes in (8, 16, 32))
 I32x16 = VectorType("I32", _I32, 16)
 
-MASKED = -1e30  # the score of a key that a token must not see: e^MASKED is 0, and no NaN comes of it
+MASKED = -1e30  # the score of a key that a token must not see: e^MASKED is 0, without NaN
 Emit = Callable[[Any, Any], Any]  # (LLVM builder, arguments) -> LLVM value
 
 
 def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
-    """A function for kernels. `result` is a type, the number of the argument whose type it has, or gives a type."""
+    """Makes a function for kernels. `result` is a type, the index of the argument that has it, or returns a type."""
 
     def typed(typingctx: Any, *given: Any) -> Any:
         wanted = [g if w is None else w for g, w in zip(given, arguments, strict=True)]
@@ -80,7 +80,7 @@ def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
 
         return returns(*wanted), generate
 
-    # Numba looks at the parameters' names and number, so the function is given as many as it takes.
+    # Numba inspects the names and number of parameters, so the function must have the right number.
     names = [f"a{i}" for i in range(len(arguments))]
     wrapper = {0: lambda t: typed(t), 1: lambda t, a0: typed(t, a0), 2: lambda t, a0, a1: typed(t, a0, a1)}
     wrapper[3] = lambda t, a0, a1, a2: typed(t, a0, a1, a2)
@@ -163,7 +163,7 @@ store = _function(types.void, (_A, None), _store)
 def _prefetch(b: Any, args: Any) -> None:
     kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
     function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # to read, keep in every cache, data
+    b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # for reading, into all cache levels, data
 
 
 prefetch = _function(
@@ -187,7 +187,7 @@ fma_scalar = _function(  # scalar * b + c
     (_F, None, None),
     lambda b, a: _vector_llvm("fma")(b, (_splat(b, a[0], a[1].type.count), a[1], a[2])),
 )
-fma_numbers = _function(_F, (_F, _F, _F), lambda b, a: _llvm(b, "llvm.fma.f32", _F32, list(a)))  # of plain numbers
+fma_numbers = _function(_F, (_F, _F, _F), lambda b, a: _llvm(b, "llvm.fma.f32", _F32, list(a)))  # for plain numbers
 largest = _function(0, (None, None), _vector_llvm("maxnum"))
 smallest = _function(0, (None, None), _vector_llvm("minnum"))
 square_root = _function(0, (None,), _vector_llvm("sqrt"))
@@ -205,7 +205,7 @@ def _kept(b: Any, args: Any) -> Any:
     return b.select(b.and_(after, before), value, _constant(value.type, MASKED))
 
 
-mask_lanes = _function(0, (None, _I, _I), _kept)  # lanes first to end stay, the others become MASKED
+mask_lanes = _function(0, (None, _I, _I), _kept)  # lanes first to end are kept, the others become MASKED
 
 
 def _two_to_the(b: Any, args: Any) -> Any:
@@ -218,7 +218,7 @@ _power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writin
 
 
 def _hsum(b: Any, args: Any) -> Any:
-    """Halves are added until one number is left: always in this order, so that equal lanes give equal sums."""
+    """Adds halves until one number is left: always in this order, so that equal lanes give equal sums."""
     value, n = args[0], args[0].type.count
     while n > 1:
         n //= 2
@@ -237,7 +237,10 @@ hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v
 
 # ---- rows of vectors ----
 def _row_addresses(b: Any, args: Any, rows: int) -> list[Any]:
-    """Of each row, `args[1]` bytes apart from `args[0]` on. Four share a base: processors add a multiple of a step."""
+    """The address of each row, `args[1]` bytes apart from `args[0]` on.
+
+    Four rows share a base: a processor's address modes add a multiple of the step.
+    """
     base, step = args
     bases = [base if r == 0 else b.add(base, b.mul(step, _I64(r))) for r in range(0, rows, 4)]
     return [b.add(bases[r // 4], b.mul(step, _I64(r % 4))) for r in range(rows)]
@@ -295,7 +298,7 @@ tile_shape = _function(_I, (), lambda b, a: _llvm(b, symbols.TILE_SHAPE, _I64, [
 
 
 def _operator(symbol: Any, on_floats: str | None, on_ints: str | None) -> None:
-    """Gives vectors an operator; the right side may be a plain number, which then stands in every lane."""
+    """Defines an operator for vectors. The right side may be a plain number, which is then used for every lane."""
 
     def both(b: Any, args: Any) -> Any:
         left, right = args
@@ -338,7 +341,7 @@ for _symbol, _on_floats, _on_ints in (
 
 @jit
 def exp(x: Any) -> Any:
-    """e^x for each lane, to about one unit in the last place, with x held between -87 and 88.
+    """e^x for each lane, to about one unit in the last place, with x clamped to -87 to 88.
 
     2^n * e^r with |r| at most ln(2) / 2, and a polynomial for e^r (coefficients of Cephes' expf,
     https://www.netlib.org/cephes/).
@@ -357,7 +360,7 @@ def exp(x: Any) -> Any:
 
 
 def record_at(dtype: np.dtype[Any]) -> Any:
-    """For kernels: the record of a NumPy structured type at an address, whose fields are read where they are."""
+    """For kernels: the record of a NumPy structured type at an address; its fields are read in place."""
     record = numpy_support.from_dtype(dtype)
 
     @intrinsic

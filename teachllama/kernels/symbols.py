@@ -1,7 +1,7 @@
-"""What compiled kernels find by name in this process: a table of float16, and how to let another thread run.
+"""Symbols that compiled kernels find in this process: a table of float16, and a function that lets other threads run.
 
-Two blocks in three begin with one or two float16. Converting them takes the same ports of a processor as multiplying;
-looking them up takes a load, which is nearly free beside that: Q4_1's product runs half as fast again.
+Two thirds of the types of block begin with one or two float16. Converting them uses the same ports of a processor as
+multiplying. Looking them up uses a load, which is nearly free here: Q4_1's product becomes 1.5 times as fast.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 F16_TABLE = "teachllama_f16_table"
 TABLE = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)  # 256 kB, for the process's life
 YIELD = "teachllama_yield"
-TILE_SHAPE = "teachllama_tile_shape"  # written into the text for each processor: see `shapes.py`
+TILE_SHAPE = "teachllama_tile_shape"  # inserted into the LLVM IR for each processor: see `shapes.py`
 
 
 def add_symbols() -> None:
-    """Tells LLVM's linker where they are. On POSIX systems to yield is `sched_yield`, on Windows `SwitchToThread`."""
+    """Registers them with LLVM's linker. To yield is `sched_yield` on POSIX systems, `SwitchToThread` on Windows."""
     if sys.platform == "win32":
         function = ctypes.windll.kernel32.SwitchToThread
     else:

@@ -1,10 +1,10 @@
-"""Threads that run a compiled job side by side.
+"""Threads that run a compiled job in parallel.
 
-A `Team` is this thread and n - 1 helpers. Helpers are Python threads that spend their time inside compiled code, where
-they need no interpreter lock: they look for the next job for about a millisecond, so that the next token of a reply
-finds them awake, and then sleep until one comes.
+A `Team` is the calling thread and n - 1 helpers. Helpers are Python threads that stay inside compiled code, where they
+need no interpreter lock. They poll for the next job for about a millisecond, so that they are awake for the next token
+of a reply, and then sleep until there is one.
 
-Knows nothing of models.
+Independent of models.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from teachllama.kernels.fields import GENERATION, JOB_AT, N_SYNC
 
-PATIENCE = 100_000  # looks at the next job, about a millisecond, before a helper goes to sleep
+PATIENCE = 100_000  # polls for the next job, about a millisecond, before a helper sleeps
 
 
 class Team:
-    """Runs jobs one at a time: a second Python thread that brings one waits its turn.
+    """Runs jobs one at a time: a second Python thread with a job waits its turn.
 
     Args:
         serve: the compiled `run.serve`.
@@ -30,16 +30,16 @@ class Team:
 
     def __init__(self, serve: Callable[[int, int, int, int], int]):
         self._serve, self._wake = serve, threading.Condition()
-        self.turn = threading.RLock()  # held by whoever has a job to prepare and run
+        self.turn = threading.RLock()  # held while a job is prepared and run
         sync = np.zeros(N_SYNC + 8, np.int64)
-        self._sync = sync[-sync.ctypes.data % 64 // 8 :]  # on a cache line's edge: no two counters share a line
-        self._helpers: set[int] = set()  # numbers of those that live
+        self._sync = sync[-sync.ctypes.data % 64 // 8 :]  # aligned to a cache line: no two counters share one
+        self._helpers: set[int] = set()  # numbers of the live helpers
         self._wanted = 0  # threads of the job that runs now
 
     def run(self, job: np.ndarray[Any, Any], n_threads: int) -> None:
         """Runs a job on n threads, this one among them, and returns when it is done.
 
-        Ctrl-C is seen before or after, never between: what starts the job is inside the compiled call.
+        Ctrl-C takes effect before or after the job, not during it: the job starts inside the compiled call.
         """
         with self.turn:
             self._sync[JOB_AT] = job.ctypes.data
@@ -61,7 +61,7 @@ class Team:
             with self._wake:
                 while not self._wanted:
                     self._wake.wait()
-                if thread >= self._wanted:  # fewer threads are asked for now: one that looked on would be in the way
+                if thread >= self._wanted:  # fewer threads are wanted now: retire it rather than let it spin
                     self._helpers.discard(thread)
                     return
 
@@ -80,7 +80,7 @@ def team(serve: Callable[[int, int, int, int], int]) -> Team:
 
 
 def _forget() -> None:
-    """After a fork the child has no helpers, and perhaps a lock that nobody will release: it makes its own."""
+    """After a fork the child has no helpers, and perhaps a lock that will never be released: it makes its own."""
     global _team, _lock
     _team, _lock = None, threading.Lock()
 

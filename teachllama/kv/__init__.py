@@ -1,8 +1,8 @@
-"""How large a KV cache is, and where a session's own is.
+"""The size of a KV cache, and its storage.
 
-`formula` has the rule, `catalogue` what each architecture changes about it, `engines` what each engine adds, and
-`explain` the mistakes that give other people's numbers. `pages` is memory that goes back to the system when told,
-`cache` a session's keys and values in it.
+`formula` has the rule, `catalogue` the changes that each architecture makes to it, `engines` the additions of each
+engine, and `explain` the mistakes that lead to wrong figures. `pages` is memory that can be returned to the operating
+system, `stored` the formats of numbers, and `cache` a session's keys and values.
 """
 
 from teachllama.kv.catalogue import kv_layout_from_metadata

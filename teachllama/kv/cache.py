@@ -1,8 +1,8 @@
-"""Where a session's keys and values live.
+"""Storage for a session's keys and values.
 
-One anonymous mapping, reserved whole when created, resident as positions are written, given back on `close`. Layers
-with a sliding window give the pages of positions that have left their window back as the session moves on.
-Numbers are stored as `kv/stored.py` says. Knows nothing of tokens.
+One anonymous mapping: reserved whole when created, resident as positions are written, freed on `close`. Layers with a
+sliding window release the pages of positions that have left their window as the session advances. `kv/stored.py`
+defines how numbers are stored. Independent of tokens.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from teachllama.kv.stored import ENGINE_DTYPES, PAGE, PLAIN, decode, encode, row
 if TYPE_CHECKING:
     from teachllama.config import ModelConfig
 
-SLACK = 64  # positions that a session can always go back: windows keep as many more than attention needs
-STEP = 32  # positions given back at a time, for fewer system calls
+SLACK = 64  # positions that a session can always rewind: windows keep this many more than attention needs
+STEP = 32  # positions released at a time, for fewer system calls
 
 
 class KVCache:
@@ -29,15 +29,15 @@ class KVCache:
     Args:
         config: the model's dimensions.
         seq_len: positions to reserve.
-        kv_dtype: "f32", "f16", "bf16", "q8_0" or "q4_0", or a pair of them: keys', values'. Under latent attention
+        kv_dtype: "f32", "f16", "bf16", "q8_0" or "q4_0", or a pair of them for keys and values. Under latent attention
             values are part of the keys, and have their type.
-        swa_full: keep every position of sliding-window layers too, so that `rewind` can go anywhere.
+        swa_full: keep every position of sliding-window layers too, so that `rewind` can go to any position.
 
     Raises:
-        ParameterError: kv_dtype is none of these, or has blocks that the model's heads do not divide into.
+        ParameterError: kv_dtype is none of these, or the heads' lengths are not multiples of its blocks.
     """
 
-    in_one_piece = True  # so that views of it can be had
+    in_one_piece = True  # so views of it are possible
 
     def __init__(self, config: ModelConfig, seq_len: int, kv_dtype: KVDtype, swa_full: bool = False):
         keys, values = types_of(kv_dtype)
@@ -46,17 +46,17 @@ class KVCache:
         self.shapes = config.kv_layout.layers
         self.windows = [None if swa_full else layer.window for layer in self.shapes]
         self._longest_window = max((w for w in self.windows if w is not None), default=0)
-        self.latent_dim = config.latent_value_dim  # values are the first numbers of each key; 0: they have a place
+        self.latent_dim = config.latent_value_dim  # values are this many first numbers of each key; 0: separate
         self.types = (keys, keys if self.latent_dim else values)
         lengths = [(s.key_length, s.key_length if self.latent_dim else s.value_length) for s in self.shapes]
         self.rows = [tuple(row_nbytes(n, t) for n, t in zip(pair, self.types, strict=True)) for pair in lengths]
         # bytes that can stay resident, and bytes of address space: they differ where windows are narrower than seq_len
         self.nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=swa_full)
         self.reserved_nbytes = kv_cache_bytes(config, seq_len, self.kv_dtype, swa_full=True)
-        self.kept_from = 0  # sliding-window layers hold positions from here on; set to 0 by whoever rewinds to 0
-        self.whole_from = 0  # earlier positions of sliding-window layers were not in the file that filled them
-        # For compiled kernels, of keys and of values, a row a layer: GGML's number of the type, bytes from a head to
-        # the next, and the addresses of pages of 64 positions.
+        self.kept_from = 0  # sliding-window layers hold positions from here on; the session's rewind to 0 sets it to 0
+        self.whole_from = 0  # sliding-window layers lack earlier positions: the session file did not have them
+        # For compiled kernels, a table for keys and one for values. Each has one row per layer: GGML's number of the
+        # type, bytes from one head to the next, and the addresses of pages of 64 positions.
         size = (len(self.shapes), 2 + -(-seq_len // PAGE))
         self._tables = [np.full(size, ENGINE_DTYPES[t], np.int64) for t in self.types]
         self.ready_to = seq_len  # positions before this one can be written
@@ -65,8 +65,8 @@ class KVCache:
 
     def _reserve(self) -> None:
         self._pages = Pages(self.reserved_nbytes)
-        # All layers' keys, then all values; in a layer a head's positions side by side: attention reads them so.
-        self._stored: list[list[np.ndarray]] = []  # of keys and values, for each layer (G, seq_len, bytes a row)
+        # All layers' keys, then all values. In a layer a head's positions are contiguous, as attention reads them.
+        self._stored: list[list[np.ndarray]] = []  # keys, values; for each layer (G, seq_len, bytes per row)
         at = 0
         for which in range(1 if self.latent_dim else 2):
             arrays = []
@@ -81,7 +81,7 @@ class KVCache:
                 table[layer, 1:] = [self.seq_len * self.rows[layer][which], *(array.ctypes.data + pages)]
 
     def prepare(self, start: int, end: int) -> None:
-        """Makes positions start to end ready to be written: here they always are."""
+        """Makes positions start to end ready to be written. Here they always are."""
 
     def addresses(self) -> list[np.ndarray]:
         """For compiled kernels: the table of keys and that of values, (n_layers, 2 + pages) int64."""
@@ -91,7 +91,7 @@ class KVCache:
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim).
 
-        Views of f32 and f16, as they are stored; of other types copies, in float32.
+        For f32 and f16 these are views of the cache; for other types, copies in float32.
 
         Raises:
             UnsupportedModelError: layers differ in their shapes, so that there is no such array.
@@ -109,7 +109,7 @@ class KVCache:
         return np.stack([decode(self.read(i, which, 0, self.seq_len), kind) for i in range(len(self.shapes))])
 
     def read(self, layer: int, which: int, begin: int, end: int) -> np.ndarray:
-        """Positions begin to end of a layer's keys (which: 0) or values (1), as stored: uint8 (G, n, bytes a row)."""
+        """Positions begin to end of a layer's keys (which: 0) or values (1), as stored: uint8 (G, n, bytes per row)."""
         return self._stored[which][layer][:, begin:end]
 
     def write(self, layer: int, which: int, begin: int, rows: np.ndarray) -> None:
@@ -117,7 +117,7 @@ class KVCache:
         self._stored[which][layer][:, begin : begin + rows.shape[1]] = rows
 
     def raw(self, layer: int, end: int, begin: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """Copies of what a layer stores of positions begin to end, keys and values: uint8 (G, n, bytes a row).
+        """Copies of a layer's keys and values at positions begin to end, as stored: uint8 (G, n, bytes per row).
 
         Under latent attention, whose values are part of the keys, the second is empty.
         """
@@ -126,20 +126,20 @@ class KVCache:
         return keys, values[..., :0] if self.latent_dim else values
 
     def write_raw(self, layer: int, keys: np.ndarray, values: np.ndarray, begin: int = 0) -> None:
-        """The reverse of `raw`. The caller makes positions ready first: see `prepare`."""
+        """The reverse of `raw`. The caller must call `prepare` first."""
         self.check_open()
         for which, rows in enumerate((keys, values)):
             if rows.shape[-1]:
                 self.write(layer, which, begin, rows)
 
     def extend(self, layer: int, start: int, k: np.ndarray, v: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
-        """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns what the layer attends to.
+        """Writes k (n, G, d) and v (n, G, dv) at positions start to start + n; returns all that the layer attends to.
 
         Args:
             v: None under latent attention, whose values are part of the keys.
 
         Returns:
-            keys (G, T, d) and values (G, T, dv) in float32, and how many of the T lie before `start`.
+            keys (G, T, d) and values (G, T, dv) in float32, and how many of the T positions are before `start`.
         """
         self.check_open()
         end, window = start + len(k), self.windows[layer]
@@ -151,12 +151,12 @@ class KVCache:
         return keys, values[..., : self.latent_dim or None], start - first
 
     def forget_before(self, n_past: int) -> None:
-        """Gives back pages that sliding-window layers need neither from position `n_past - SLACK` on nor later."""
+        """Releases pages that sliding-window layers do not need at position `n_past - SLACK` or later."""
         window = self._longest_window
         keep = n_past - SLACK - window + 1
         if not window or keep - self.kept_from < STEP:
             return
-        self.kept_from = keep  # first: an interrupt on the way loses what is promised no longer
+        self.kept_from = keep  # first: an interrupt below loses only positions that are no longer promised
         self._give_back_before(keep)
 
     def _give_back_before(self, keep: int) -> None:
@@ -170,11 +170,11 @@ class KVCache:
 
     @property
     def can_rewind_to(self) -> int:
-        """The earliest position, apart from 0, whose window is still held, and that of every later one; 0 for all."""
+        """The earliest position, apart from 0, from which on every position's window is held; 0 if all are."""
         return self.kept_from + self._longest_window - 1 if self.kept_from else 0
 
     def check_rewind(self, n_past: int) -> None:
-        """Raises where sliding-window layers no longer hold what position `n_past` would attend to."""
+        """Raises if sliding-window layers no longer hold the positions that `n_past` would attend to."""
         if 0 < n_past < self.can_rewind_to:
             raise TeachLlamaError(
                 f"cannot rewind to position {n_past}: sliding-window layers have given back positions that it attends "
@@ -183,7 +183,7 @@ class KVCache:
             )
 
     def release_from(self, n_past: int) -> None:
-        """Positions from n_past on are no longer needed: nothing to do where they are reserved."""
+        """Releases positions from n_past on. Here there is nothing to do: they stay reserved."""
 
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""
@@ -199,11 +199,11 @@ class KVCache:
             raise ClosedError("this session was closed and its KV cache freed; create another with create_session()")
 
     def clear(self) -> None:
-        """Gives every page back; the cache is as it was when created."""
+        """Releases every page; the cache is as it was when created."""
         self._pages.give_back(0, self.reserved_nbytes)
         self.kept_from = self.whole_from = 0
 
     def close(self) -> None:
-        """Gives the memory back. A view still held reads zeros from now on (see `Pages.close`)."""
+        """Frees the memory. A view that is still in use reads zeros from now on (see `Pages.close`)."""
         self.closed, self._stored = True, []
         self._pages.close()

@@ -1,7 +1,7 @@
 """What each architecture caches, from the metadata of a GGUF file alone: the numbers that the rule needs.
 
-Most of it is finding numbers: which layers slide, which keep no cache, which share one, how long keys and values are. A
-table says for each architecture what its files do not say about themselves.
+Most of the work is to find numbers: which layers slide, which keep no cache, which share one, how long keys and values
+are. Tables hold what the files of an architecture leave out.
 
 Keys and defaults: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and llama.cpp's `load_hparams`. What each
 architecture changes: llama.cpp's `src/models/*.cpp` (`load_arch_hparams`) and `create_memory` in `src/llama-model.cpp`,
@@ -18,10 +18,10 @@ from teachllama.errors import GGUFError, UnsupportedModelError
 from teachllama.kv.formula import MAX_SEQ_LEN, KVLayout, LayerKV, format_nbytes
 from teachllama.metadata import MAX_LAYERS, Metadata
 
-# The tables below hold what a file does not say about itself.
+# The tables below hold what files leave out.
 
-# Which layers slide where the file gives the window but no list: of every n layers the last attends to everything
-# (0: none does). Files may carry another n, or one flag a layer, in attention.sliding_window_pattern; that goes first.
+# Which layers slide if the file gives the window but no list: of every n layers the last attends to everything (0: none
+# does). Files may have another n, or one flag per layer, in attention.sliding_window_pattern, which takes precedence.
 SWA_PERIOD = {
     "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone-moe": 4, "exaone4": 4, "gemma2": 2, "gemma3": 6, "gemma3n": 5,
     "gpt-oss": 2, "laguna": 4, "lfm2": 0, "llama4": 4, "mellum": 4, "muse-glimmer": 4, "olmo2": 4, "plamo3": 8,
@@ -29,10 +29,10 @@ SWA_PERIOD = {
 }  # fmt: skip
 SWA_FULL_FIRST = {"cohere2moe", "laguna", "smallthinker"}  # here the first of every n attends to everything
 SWA_DEFAULT_WINDOW = {"gemma2": 4096, "llama4": 8192}  # for files without attention.sliding_window
-SWA_IGNORED = {"deepseek2-ocr", "phi3", "phimoe"}  # the key is written, and llama.cpp attends to everything still
+SWA_IGNORED = {"deepseek2-ocr", "phi3", "phimoe"}  # files have the key, but llama.cpp attends to everything
 
 RECURRENT = {"arwkv7", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"}
-# Hybrids mark a recurrent layer by 0 KV heads. These say it otherwise: every n-th layer attends, unless the file lists
+# Hybrids mark a recurrent layer by 0 KV heads. These do not: every n-th layer attends, unless the file lists
 # attention.recurrent_layers or gives another n in full_attention_interval.
 FULL_ATTENTION_INTERVAL = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
 HYBRID = {
@@ -44,9 +44,9 @@ ENCODERS = {
     "nomic-bert-moe", "t5encoder", "wavtokenizer-dec",
 }  # fmt: skip
 DIFFUSION = {"dream", "llada", "llada-moe", "rnd1"}
-# Multi-head latent attention that llama.cpp caches as full heads whatever the file says.
+# Multi-head latent attention that llama.cpp always caches as full heads.
 MLA_UNCOMPRESSED = {"minicpm3", "plm"}
-# Ordinary attention, read as it stands; an architecture in none of these tables is counted so too, with a note.
+# Ordinary attention, without a special rule. An architecture in none of these tables is counted likewise, with a note.
 ORDINARY = {
     "apertus", "arcee", "arctic", "baichuan", "bailingmoe", "bailingmoe2", "bitnet", "bloom", "chameleon",
     "chatglm", "codeshell", "cogvlm", "command-r", "dbrx", "deci", "deepseek", "deepseek2", "deepseek32", "dflash",
@@ -73,7 +73,7 @@ def kv_layout_from_metadata(metadata: Mapping[str, Any], keys: Metadata | None =
 
     Args:
         metadata: key -> value, as `GGUFFile.metadata` has it; arrays may be NumPy arrays or lists.
-        keys: a reader of the same metadata, which then knows what was read here.
+        keys: a reader of the same metadata, which then records what was read here.
 
     Raises:
         GGUFError: a key is missing, of the wrong type or size, or contradicts another.
@@ -117,7 +117,7 @@ def kv_layout_from_metadata(metadata: Mapping[str, Any], keys: Metadata | None =
 
 
 class _Notes(list[str]):
-    """What a reader of the figures should know; `doubts` are the notes after which the figures may be wrong."""
+    """Notes for readers of the figures; `doubts` are those notes that mean the figures may be wrong."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Notes(list[str]):
 
 
 def _language_model(metadata: Mapping[str, Any]) -> str:
-    """The architecture, after files that hold something other than a language model are refused."""
+    """The architecture; raises for files that hold something other than a language model."""
     arch, kind, part = (metadata.get(key) for key in ("general.architecture", "general.type", "split.no"))
     if isinstance(part, int) and part > 0:
         raise UnsupportedModelError("this is a later part of a split model; give its first, which has the metadata")
@@ -142,8 +142,9 @@ def _language_model(metadata: Mapping[str, Any]) -> str:
             f"metadata 'general.architecture' is {reprlib.repr(arch)}; expected an architecture's name, such as 'llama'"
         )
     if arch == "deepseek4" or f"{arch}.attention.compress_ratios" in metadata:
-        # llama.cpp's src/models/deepseek4.cpp and src/llama-kv-cache-dsv4.cpp. What it reserves could not be asked: the
-        # version that the corpus is compared with does not load it. A layout has one row per position; this needs two.
+        # llama.cpp's src/models/deepseek4.cpp and src/llama-kv-cache-dsv4.cpp. Its reservation could not be measured:
+        # the version that the corpus is compared with does not load these models. A layout has one row per position;
+        # this needs two.
         raise UnsupportedModelError(
             f"{arch} compresses older positions by a ratio per layer (attention.compress_ratios). DeepSeek V4 keeps a "
             "window of keys in every layer, one compressed key for each 4 or 128 older positions, index keys, and the "
@@ -167,7 +168,7 @@ def _kv_heads(keys: Metadata, notes: _Notes) -> list[int]:
     query = keys.per_layer("attention.head_count", ())
     heads = list(keys.per_layer("attention.head_count_kv", query))
     if not heads:
-        keys.number("attention.head_count")  # raises: neither key is there
+        keys.number("attention.head_count")  # raises: neither key is present
     if not any(heads) and arch in KNOWN and arch not in HYBRID:
         raise keys.fail("attention.head_count_kv", 0, "1 or more in some layer")
     for i, q in enumerate(query):
@@ -175,7 +176,7 @@ def _kv_heads(keys: Metadata, notes: _Notes) -> list[int]:
             raise keys.fail("attention.head_count_kv", heads[i], f"at most the {q} query heads of layer {i}")
 
     recurrent = keys.flags("attention.recurrent_layers")
-    # A known architecture's interval is read where llama.cpp reads it; an unknown one's wherever the file has it.
+    # A known architecture's interval is read if llama.cpp reads it; an unknown one's if the file has it.
     by_interval = arch in FULL_ATTENTION_INTERVAL or (arch not in KNOWN and keys.has("full_attention_interval"))
     if recurrent is None and by_interval:
         every = keys.number("full_attention_interval", FULL_ATTENTION_INTERVAL.get(arch))
@@ -200,7 +201,7 @@ def _kv_heads(keys: Metadata, notes: _Notes) -> list[int]:
 
 
 def _lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(key length, value length) of ordinary layers, and of sliding-window layers."""
+    """(key length, value length) for ordinary layers, and for sliding-window layers."""
     if not any(heads):
         return (0, 0), (0, 0)
     query_heads = next((q for q in keys.per_layer("attention.head_count", ()) if q), 0)
@@ -227,7 +228,7 @@ def _lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> tuple[tuple
 
 
 def _windows(keys: Metadata, notes: _Notes) -> tuple[int | None, Sequence[int]]:
-    """The sliding window, and for every layer whether it slides."""
+    """The sliding window, and whether each layer slides."""
     arch, n, trunk = keys.arch, keys.n_layers, keys.n_trunk
     window = keys.number("attention.sliding_window", SWA_DEFAULT_WINDOW.get(arch, 0), least=0, most=2**32)
     if not window or arch in ENCODERS:
@@ -250,7 +251,7 @@ def _windows(keys: Metadata, notes: _Notes) -> tuple[int | None, Sequence[int]]:
 
 
 def _index_lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> list[int]:
-    """The index key of sparse attention (DeepSeek 3.2 and after) in every layer, 0 where there is none."""
+    """The index key of sparse attention (DeepSeek 3.2 and after) in every layer; 0 for layers without one."""
     length = keys.number("attention.indexer.key_length", 0, least=0)
     if keys.arch == "glm5-next":
         length *= 3  # caches key, gate and pooled key
@@ -264,12 +265,12 @@ def _index_lengths(keys: Metadata, heads: Sequence[int], notes: _Notes) -> list[
 
 
 def _state_nbytes(keys: Metadata, heads: Sequence[int], notes: _Notes) -> int:
-    """Bytes of recurrent state a session keeps, whatever its length: llama.cpp's `n_embd_r` and `n_embd_s`, in f32."""
+    """Bytes of recurrent state per session, at any length: llama.cpp's `n_embd_r` and `n_embd_s`, in f32."""
     arch, trunk = keys.arch, keys.n_trunk
     unknown = arch not in KNOWN and any(map(keys.has, (*STATE_KEYS, "full_attention_interval")))
     if arch not in RECURRENT and arch not in HYBRID and not unknown:
         return 0
-    if unknown:  # the last layers may share the cache of earlier ones, which is no state
+    if unknown:  # the last layers may share the cache of earlier ones, which is not a state
         trunk -= keys.number("attention.shared_kv_layers", 0, least=0, most=trunk)
     feed_forward = keys.per_layer("feed_forward_length", ()) if arch.startswith("nemotron_h") else ()
     recurrent = [i for i in range(trunk) if arch == "falcon-h1" or not heads[i]]

@@ -1,12 +1,12 @@
-"""What an engine reserves for the caches of some sessions: more than the rule asks for, by rules of its own.
+"""What an engine reserves for the caches of its sessions: more than the rule requires, by rules of its own.
 
-Each function takes a `KVLayout` and settings, and returns a `Reservation`: its buffers, and the rules that made them,
-each with the place it was read from. Knows nothing of files, and of weights only how many bytes they are.
+Each function takes a `Model` and settings, and returns a `Reservation`: its buffers, and the rules behind them, each
+with its source. Independent of files; of the weights only their size in bytes is used.
 
 - llama.cpp: read from llama.cpp commit 0c1e57098 (vendored in llama-cpp-python 0.3.36) and compared with its log for
   every model of `tests/kv_corpus/`.
 - vLLM: read from vLLM commit 001cabc1be (V1 engine, 2026), its share of memory from 002f10e0cf; not run here.
-- teachllama: this package, whose own cache and workspace the tests compare.
+- teachllama: this package; the tests compare with its own cache and workspace.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from teachllama.kv.formula import KV_DTYPES, MAX_SEQ_LEN, KVDtype, KVLayout, Lay
 PAD = 256  # llama.cpp: contexts, and caches of sliding windows, are multiples of this
 LLAMA_CPP = "llama.cpp 0c1e57098"
 VLLM = "vLLM 001cabc1be"
-GPU_SHARE = 0.92  # of vLLM's gpu_memory_utilization; it was 0.9 in 0.10
+GPU_SHARE = 0.92  # vLLM's default gpu_memory_utilization; in version 0.10 it was 0.9
 GPU_SHARE_SOURCE = "vLLM 002f10e0cf vllm/config/cache.py, CacheConfig"
 
 
@@ -32,7 +32,7 @@ class Buffer:
     name: str
     n_layers: int
     cells: int  # positions (or blocks x block size) in each of its sequences
-    n_sequences: int  # with cells of their own
+    n_sequences: int  # sequences with their own cells
     k_nbytes: int
     v_nbytes: int
     per_token: bool = True  # false: a fixed part, the same at any context
@@ -45,7 +45,7 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Something an engine does, and where that was read."""
+    """Something an engine does, and the source for it."""
 
     text: str
     source: str
@@ -58,7 +58,7 @@ class Reservation:
     engine: str
     buffers: tuple[Buffer, ...]
     rules: tuple[Rule, ...]
-    compute_nbytes: int  # scratch memory, about; a fixed part
+    compute_nbytes: int  # scratch memory, approximately; a fixed part
     compute_source: str
     notes: tuple[str, ...] = ()
 
@@ -80,7 +80,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class Model:
-    """What the engines' rules need besides the layout; a number that is not known is 0."""
+    """What the engines' rules need besides the layout; unknown numbers are 0."""
 
     layout: KVLayout
     vocab_size: int = 0
@@ -92,7 +92,7 @@ class Model:
 
     @classmethod
     def from_metadata(cls, layout: KVLayout, metadata: Mapping[str, Any]) -> Model:
-        """Reads them from a GGUF file's metadata; whatever is missing or odd is left at 0."""
+        """Reads them from a GGUF file's metadata; missing and invalid values become 0."""
 
         def get(key: str) -> int:
             value = metadata.get(f"{layout.arch}.{key}")
@@ -123,14 +123,14 @@ def row_nbytes(numbers: int, kv_dtype: str) -> int:
 
 
 def pad(n: int, multiple: int) -> int:
-    """The next multiple."""
+    """`n` rounded up to a multiple."""
     return -(-n // multiple) * multiple
 
 
 def _check(layout: KVLayout, seq_len: int, n_sessions: int, kv_dtype: str, v_dtype: str) -> None:
     positive("seq_len", seq_len)
     positive("n_sessions", n_sessions)
-    layout.bytes(1, (kv_dtype, v_dtype))  # raises where the heads do not divide into blocks
+    layout.bytes(1, (kv_dtype, v_dtype))  # raises if the heads' lengths are not multiples of blocks
 
 
 # llama.cpp ------------------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def _check(layout: KVLayout, seq_len: int, n_sessions: int, kv_dtype: str, v_dty
 
 @dataclass(frozen=True, slots=True)
 class LlamaCpp:
-    """llama.cpp's settings that decide about its cache, with the defaults of `llama-server`."""
+    """llama.cpp's settings that affect its cache, with the defaults of `llama-server`."""
 
     unified: bool = False  # --kv-unified: one buffer of cells that all sequences share
     swa_full: bool = False  # --swa-full
@@ -251,9 +251,9 @@ def llama_cpp(
 
 
 def _llama_cpp_compute(model: Model, cells: int, n_ubatch: int, flash_attn: bool) -> int:
-    """About the size of llama.cpp's compute buffer on a processor: the larger of a layer's work and the logits.
+    """Approximate size of llama.cpp's compute buffer on a processor: the larger of a layer's work and the logits.
 
-    Fitted to what llama.cpp prints for the models of the corpus; `docs/kv-corpus.md` says how close it is.
+    Fitted to the sizes that llama.cpp prints for the models of the corpus; `docs/kv-corpus.md` gives the accuracy.
     """
     if not model.dim:
         return 0
@@ -272,11 +272,11 @@ def _llama_cpp_compute(model: Model, cells: int, n_ubatch: int, flash_attn: bool
 
 @dataclass(frozen=True, slots=True)
 class Vllm:
-    """vLLM's settings that decide about its cache, with its defaults."""
+    """vLLM's settings that affect its cache, with its defaults."""
 
     block_size: int = 16
     gpu_memory_utilization: float = GPU_SHARE
-    max_num_batched_tokens: int = 2048  # vllm/config/scheduler.py; a server may set more. It matters to windows alone
+    max_num_batched_tokens: int = 2048  # vllm/config/scheduler.py; a server may set more. It affects only windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,11 +303,11 @@ def vllm(
 ) -> Reservation:
     """What vLLM needs for `n_sessions` sequences of `seq_len` tokens (`--max-model-len`) at once.
 
-    vLLM itself takes all of its share of the GPU's memory, whatever is asked of it; this is the part that these
-    sequences fill. `vllm_blocks` has how many blocks a GPU's memory makes.
+    vLLM itself always takes its whole share of the GPU's memory; this is the part that these sequences fill.
+    `vllm_blocks` returns how many blocks fit in a GPU's memory.
 
     Raises:
-        ParameterError: a setting is out of range, a type is none of vLLM's, or its groups cannot be made.
+        ParameterError: a setting is out of range, vLLM does not have the type, or it cannot group the layers.
     """
     o = options or Vllm()
     keys, values = pair_of(kv_dtype)
@@ -350,7 +350,7 @@ def _vllm_groups(
     notes: list[str] = []
     if kv_dtype == "q8_0":
         notes.append("vLLM's 8-bit type is fp8, one byte a number, without q8_0's scales")
-    # One spec per layer; a layer with an index key has a second cache, as if it were a layer more.
+    # One spec per layer. Index keys have none: see the note below.
     specs: list[_Page] = []
     for layer in layout.layers:
         numbers = layer.rows[0] + layer.rows[1]
@@ -415,7 +415,7 @@ def _vllm_groups(
 
 
 def vllm_blocks(model: Model, memory: int, weights: int, kv_dtype: str = "f16", options: Vllm | None = None) -> int:
-    """How many blocks vLLM makes of a GPU with `memory` bytes, before activations are taken off.
+    """How many blocks vLLM makes on a GPU with `memory` bytes, before activations are subtracted.
 
     `memory * gpu_memory_utilization - weights`, divided by the bytes of a block in all layers of a group.
     """
@@ -431,7 +431,7 @@ def vllm_blocks(model: Model, memory: int, weights: int, kv_dtype: str = "f16", 
 
 @dataclass(frozen=True, slots=True)
 class Teachllama:
-    """This package's settings that decide about its scratch memory."""
+    """This package's settings that affect its scratch memory."""
 
     n_threads: int = 1
 
@@ -439,7 +439,7 @@ class Teachllama:
 def teachllama(
     model: Model, seq_len: int, kv_dtype: KVDtype = "f32", n_sessions: int = 1, options: Teachllama | None = None
 ) -> Reservation:
-    """What this package's sessions hold: the rule itself; and the scratch memory that all sessions of a model share."""
+    """What this package's sessions hold: exactly the rule, and scratch memory that all sessions of a model share."""
     layout, (keys, values) = model.layout, pair_of(kv_dtype)
     _check(layout, seq_len, n_sessions, keys, values)
     groups: dict[int | None, list[LayerKV]] = {}
@@ -468,10 +468,11 @@ def teachllama(
 
 
 def _teachllama_compute(model: Model, seq_len: int, n_threads: int) -> int:
-    """About what the compiled pass takes to evaluate a prompt of `seq_len` tokens, whatever the number of sessions.
+    """Approximate memory of the compiled pass for a prompt of `seq_len` tokens, for any number of sessions.
 
-    Its workspace (`CompiledForward._reserve`: rows of up to 512 tokens, and tiles for each thread), which lives from
-    the first call to the model's end; the tables of RoPE angles; a row of logits. The tests compare the workspace.
+    The sum of its workspace (`CompiledForward._reserve`: rows of up to 512 tokens, and tiles for each thread), which
+    exists from the first call until the model is closed; the tables of RoPE angles; and a row of logits. The tests
+    compare the workspace.
     """
     if not model.dim:
         return 0
@@ -489,7 +490,7 @@ ENGINES: dict[str, Callable[..., Reservation]] = {"llama.cpp": llama_cpp, "teach
 
 @dataclass(frozen=True)
 class Fit:
-    """What fits into some memory; None: there is no limit."""
+    """What fits into a given memory; None: no limit."""
 
     sessions: int | None
     longest_seq_len: int | None
@@ -506,9 +507,9 @@ def fit(
     n_sessions: int,
     options: Any = None,
 ) -> Fit:
-    """How many sessions of `seq_len`, and which context for `n_sessions`, fit beside weights and compute buffers.
+    """The most sessions of `seq_len`, and the longest context for `n_sessions`, beside weights and compute buffers.
 
-    By bisection over what the engine itself would reserve, since its paddings have steps.
+    Found by bisection over the engine's own reservation, which padding makes a step function.
     """
     available = memory - weights
     if engine == "vllm":

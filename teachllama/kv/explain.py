@@ -1,4 +1,4 @@
-"""Which mistake, or which engine's rule, gives a number of bytes that somebody claims for a KV cache.
+"""Finds the mistake, or the engine's rule, that gives a number of bytes claimed for a KV cache.
 
 One place for the usual mistakes: each changes one part of the cache (its shape, its type, its length, how often it is
 counted, its unit, or what is counted with it). A number is explained by the fewest mistakes that give it.
@@ -16,23 +16,23 @@ from teachllama.errors import ParameterError
 from teachllama.kv import engines
 from teachllama.kv.formula import KV_DTYPES, KVLayout, LayerKV, format_nbytes, longest_seq_len
 
-ONE, TWO = 0.02, 0.005  # how far off a number may be that one mistake explains, and two at once
-EXACT = 0.001  # nearer than this, a number is right
+ONE, TWO = 0.02, 0.005  # relative error allowed for a number that one mistake explains, and two at once
+EXACT = 0.001  # a number closer than this is right
 
 
 @dataclass(frozen=True)
 class Cache:
-    """What a size is made of. A mistake is the same cache with one part wrong."""
+    """The parts of a cache's size. A mistake is the same cache with one part wrong."""
 
     layers: tuple[LayerKV, ...]
     seq_len: int
-    element_nbytes: Fraction  # of one number; a fraction where the type stores blocks
+    element_nbytes: Fraction  # bytes of one number; a fraction if the type stores blocks
     native_seq_len: int
     n_heads: int = 0  # query heads and dim: not in a layout, so not always known
     dim: int = 0
     n_sessions: int = 1
     latent: tuple[int, int, int] | None = None  # query heads, key and value length that a latent key stands for
-    extra_nbytes: int = 0  # counted with it
+    extra_nbytes: int = 0  # other bytes counted with it
     unit: Fraction = Fraction(1)
 
     @property
@@ -42,14 +42,14 @@ class Cache:
         return (self.n_sessions * self.element_nbytes * numbers + self.extra_nbytes) * self.unit
 
     def with_layers(self, **changes: int | None) -> Cache:
-        """Every layer that has keys, changed."""
+        """A copy in which every layer that has keys is changed."""
         layers = tuple(replace(x, **changes) if x.n_kv_heads else x for x in self.layers)  # type: ignore[arg-type]
         return replace(self, layers=layers)
 
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """One way to be wrong: `change` gives the wrong cache, the same one where the mistake does not apply."""
+    """One way to be wrong: `change` returns the wrong cache, or the same one if the mistake does not apply."""
 
     name: str
     part: str  # which part of the cache it changes: two mistakes about one part are never combined
@@ -124,7 +124,7 @@ def _with(**changes: Any) -> Callable[[Cache], Cache]:
 
 
 def types(kv_dtype: str | None) -> Iterator[Mistake]:
-    """Mistakes about the bytes of a number; None: whatever type the cache has."""
+    """Mistakes about the bytes of a number; None: a cache of any type."""
     yield Mistake(
         "elements", "type", "it is how many numbers the cache holds; each of them takes more than one byte (an 8-bit "
         "float would take one)", lambda c: replace(c, element_nbytes=Fraction(1)),
@@ -143,7 +143,7 @@ def types(kv_dtype: str | None) -> Iterator[Mistake]:
 
 
 def times(n_sessions: int) -> Iterator[Mistake]:
-    """Mistakes about how often the cache is there."""
+    """Mistakes about how often the cache is counted."""
     if n_sessions > 1:
         yield Mistake("one_session", "times", f"it is the cache of one session, and {n_sessions} were asked for",
                       lambda c: replace(c, n_sessions=1))  # fmt: skip
@@ -154,7 +154,7 @@ def times(n_sessions: int) -> Iterator[Mistake]:
 
 
 def units(unit: str | None) -> Iterator[Mistake]:
-    """Mistakes about the unit, where the number came with one: 'MB', 'GiB', ..."""
+    """Mistakes about the unit, if the number has one: 'MB', 'GiB', ..."""
     power = {"K": 1, "M": 2, "G": 3, "T": 4}.get((unit or " ")[0].upper())
     if power is None:
         return
@@ -168,7 +168,7 @@ def units(unit: str | None) -> Iterator[Mistake]:
 
 
 def extras(weights: int, state: int, compute: int) -> Iterator[Mistake]:
-    """What is counted with the cache."""
+    """Mistakes about memory that is counted with the cache."""
     for name, nbytes, text in (
         ("weights", weights, "the weights are counted with it"),
         ("state", state, "the recurrent state is counted with it: a fixed part, the same at any length"),
@@ -190,12 +190,12 @@ def extras(weights: int, state: int, compute: int) -> Iterator[Mistake]:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What gives a number."""
+    """One explanation of a number."""
 
     mistakes: tuple[str, ...]  # names; empty: the number is right
     text: str
-    nbytes: int  # what these mistakes give
-    error: float  # the number over that, less 1
+    nbytes: int  # the size that these mistakes give
+    error: float  # the claimed number divided by that, minus 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +211,7 @@ class Question:
 
 
 def cache_of(model: engines.Model, q: Question, metadata: Mapping[str, Any] | None = None) -> Cache:
-    """The right cache."""
+    """The right cache for a question."""
     layout, block = model.layout, KV_DTYPES[q.kv_dtype]
     return Cache(
         layout.layers, q.seq_len, Fraction(block[1], block[0]), layout.native_seq_len, model.n_heads, model.dim,
@@ -227,10 +227,10 @@ def _latent(layout: KVLayout, model: engines.Model, metadata: Mapping[str, Any])
 
 
 def explain(model: engines.Model, question: Question, metadata: Mapping[str, Any] | None = None) -> list[Explanation]:
-    """What gives the claimed number, nearest first; empty when none of the mistakes known here does.
+    """Explanations of the claimed number, nearest first; empty if none of the mistakes known here gives it.
 
-    One mistake explains a number that is within 2 %, two at once one within 0.5 %: there are so many pairs that with
-    more room some pair would explain almost any number.
+    One mistake explains a number within 2 %, two at once a number within 0.5 %: there are so many pairs that with a
+    wider limit some pair would explain almost any number.
 
     Raises:
         ParameterError: the number or a setting is out of range.
@@ -238,7 +238,7 @@ def explain(model: engines.Model, question: Question, metadata: Mapping[str, Any
     if question.nbytes < 1:
         raise ParameterError(f"the number to explain is {question.nbytes}; expected 1 byte or more")
     right = cache_of(model, question, metadata)
-    model.layout.bytes(question.seq_len, question.kv_dtype, question.n_sessions)  # raises for odd settings
+    model.layout.bytes(question.seq_len, question.kv_dtype, question.n_sessions)  # raises for invalid settings
     if found := _match("", (), right.nbytes, question, EXACT):
         return [Explanation((), "it is right: exactly what the rule gives", found.nbytes, found.error)]
     single = list(_mistakes(model, question))
@@ -293,7 +293,7 @@ def _match(text: str, names: tuple[str, ...], nbytes: Fraction, q: Question, wit
 
 
 def _by_engines(model: engines.Model, q: Question, right: Cache) -> Iterator[Explanation]:
-    """What the engines' own rules give, where that differs from the rule; each buffer of theirs alone, too."""
+    """Sizes by the engines' own rules, where they differ from the rule, and the sizes of their single buffers."""
     tries: tuple[tuple[str, Callable[..., engines.Reservation], Any], ...] = (
         ("llama.cpp reserves", engines.llama_cpp, engines.LlamaCpp()),
         ("llama.cpp with a unified cache reserves", engines.llama_cpp, engines.LlamaCpp(unified=True)),
@@ -323,7 +323,7 @@ def _by_engines(model: engines.Model, q: Question, right: Cache) -> Iterator[Exp
 
 
 def as_seq_len(model: engines.Model, q: Question) -> int | None:
-    """The context at which the claimed number would be right; None where no context gives it within 2 %."""
+    """The context at which the claimed number would be right; None if no context gives it within 2 %."""
     n = longest_seq_len(model.layout, q.nbytes, q.kv_dtype, q.n_sessions)
     if not n:
         return None

@@ -1,7 +1,7 @@
 """The size of a KV cache: one rule for every layer, and the shapes that it is applied to.
 
-The rule: min(seq_len, window) positions x KV heads x (key length + value length) x bytes per number. Knows nothing of
-arrays, files, sessions or architectures (`catalogue.py` finds a model's numbers).
+The rule: min(seq_len, window) positions x KV heads x (key length + value length) x bytes per number. Independent of
+arrays, files, sessions and architectures (`catalogue.py` finds a model's numbers).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Protocol
 from teachllama.errors import ParameterError
 from teachllama.whole_numbers import whole
 
-# kv_dtype -> (numbers per block, bytes per block): what llama.cpp offers for its cache. `stored.py` says which of these
-# the engine here runs.
+# kv_dtype -> (numbers per block, bytes per block): the types that llama.cpp offers for its cache. `stored.py` lists
+# those of this engine.
 KV_DTYPES: dict[str, tuple[int, int]] = {
     "f32": (1, 4),
     "f16": (1, 2),
@@ -30,8 +30,8 @@ KV_DTYPES: dict[str, tuple[int, int]] = {
     "iq4_nl": (32, 18),
 }
 
-KVDtype = str | tuple[str, str]  # one type for keys and values, or (keys', values')
-MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer is called unlimited
+KVDtype = str | tuple[str, str]  # one type for keys and values, or (type of keys, type of values)
+MAX_SEQ_LEN = 2**40  # positions, and sessions; a context that could be longer counts as unlimited
 
 
 def format_nbytes(n: float) -> str:
@@ -57,11 +57,11 @@ class LayerKV:
     key_length: int  # numbers in one head's key
     value_length: int  # numbers in one head's value; 0 under latent attention, which reads the value out of the key
     window: int | None  # most positions attended to; None: all
-    index_length: int = 0  # numbers of the index key that sparse attention keeps beside them, one for all heads
+    index_length: int = 0  # numbers of the index key that sparse attention also caches, one for all heads
 
     @property
     def rows(self) -> tuple[int, int, int]:
-        """Numbers a position adds: keys, values, index key."""
+        """Numbers that each position adds: keys, values, index key."""
         return self.n_kv_heads * self.key_length, self.n_kv_heads * self.value_length, self.index_length
 
     def positions(self, seq_len: int, swa_full: bool = False) -> int:
@@ -74,11 +74,11 @@ class KVLayout:
     """The shape of a model's KV cache."""
 
     arch: str
-    layers: tuple[LayerKV, ...]  # one a layer, in order
+    layers: tuple[LayerKV, ...]  # one per layer, in order
     native_seq_len: int  # the context the model was trained for
-    notes: tuple[str, ...] = ()  # what a reader of the figures should know
+    notes: tuple[str, ...] = ()  # for readers of the figures
     state_nbytes: int = 0  # recurrent state of one session in f32, at any length; `bytes` does not include it
-    doubts: tuple[str, ...] = ()  # those of `notes` after which the figures may be wrong
+    doubts: tuple[str, ...] = ()  # those of `notes` that mean the figures may be wrong
 
     @cached_property
     def groups(self) -> Mapping[LayerKV, int]:
@@ -87,7 +87,7 @@ class KVLayout:
 
     @property
     def window(self) -> int | None:
-        """The widest sliding window; None where no layer slides."""
+        """The widest sliding window; None if no layer slides."""
         return max((layer.window for layer in self.groups if layer.window is not None), default=None)
 
     def elements(self, seq_len: int, swa_full: bool = False) -> int:
@@ -100,14 +100,14 @@ class KVLayout:
 
         Args:
             seq_len: positions each session holds.
-            kv_dtype: a key of `KV_DTYPES`, or a pair of them: keys', values'.
-            n_sessions: sessions, each with a cache of its own.
+            kv_dtype: a key of `KV_DTYPES`, or a pair of them for keys and values.
+            n_sessions: sessions, each with its own cache.
             swa_full: let sliding-window layers hold every position too, as an engine that rewinds may want
                 (llama.cpp's `--swa-full`).
 
         Raises:
-            ParameterError: a setting is not a positive whole number, or this model's heads do not divide into blocks of
-                `kv_dtype`.
+            ParameterError: a setting is not a positive whole number, or the lengths of this model's heads are not
+                multiples of the blocks of `kv_dtype`.
         """
         seq_len, n_sessions = positive("seq_len", seq_len), positive("n_sessions", n_sessions)
         keys, values = pair_of(kv_dtype)
@@ -125,7 +125,7 @@ class KVLayout:
 
 
 class HasKVLayout(Protocol):
-    """`ModelConfig`, as far as this file needs it."""
+    """The part of `ModelConfig` that this file needs."""
 
     kv_layout: KVLayout
     seq_len: int
@@ -143,7 +143,7 @@ def kv_cache_bytes(
     Args:
         config_or_layout: a model's `config`, or a `KVLayout`.
         seq_len: positions; by default `config.seq_len`, or a layout's native context.
-        kv_dtype: a key of `KV_DTYPES`: "f32", "f16", "bf16", "q8_0", ..., or a pair of them: keys', values'.
+        kv_dtype: a key of `KV_DTYPES`: "f32", "f16", "bf16", "q8_0", ..., or a pair of them for keys and values.
         swa_full: let sliding-window layers hold every position too.
 
     Raises:
@@ -162,7 +162,7 @@ def pair_of(kv_dtype: KVDtype) -> tuple[str, str]:
 
 
 def longest_seq_len(layout: KVLayout, nbytes: int, kv_dtype: str = "f32", n_sessions: int = 1) -> int | None:
-    """The most positions that `n_sessions` sessions can each hold in `nbytes`; None where every length fits."""
+    """The most positions that `n_sessions` sessions can each hold in `nbytes`; None if every length fits."""
 
     def cost(seq_len: int) -> int:
         return layout.bytes(seq_len, kv_dtype, n_sessions)
@@ -171,7 +171,7 @@ def longest_seq_len(layout: KVLayout, nbytes: int, kv_dtype: str = "f32", n_sess
 
 
 def positive(name: str, value: int) -> int:
-    """`value` as an int from 1 to `MAX_SEQ_LEN`; ParameterError, which says `name`, otherwise."""
+    """`value` as an int from 1 to `MAX_SEQ_LEN`; otherwise raises ParameterError, which mentions `name`."""
     return whole(name, value, 1, MAX_SEQ_LEN)
 
 

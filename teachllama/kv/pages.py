@@ -1,8 +1,8 @@
-"""Anonymous memory that goes back to the operating system when told.
+"""Anonymous memory that can be returned to the operating system.
 
-`malloc` (and so `np.empty`) may keep a freed block for later: glibc raises the size from which it maps blocks
-separately each time a large one is freed. KV caches and dequantized weights live here instead, one private anonymous
-mapping each: reserved when created, resident page by page as it is written, given back on `close`.
+`malloc` (and so `np.empty`) may keep a freed block for later: each time a large block is freed, glibc raises the size
+from which on it maps blocks separately. KV caches and dequantized weights are stored here instead, in one private
+anonymous mapping each: reserved when created, resident page by page as it is written, freed on `close`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import DTypeLike
 from teachllama.errors import ClosedError, ParameterError
 
 PAGE = mmap.PAGESIZE
-# How to tell the operating system that it may have pages back. Linux takes them at once, and they then read as zeros;
-# macOS takes them when it needs memory (its MADV_DONTNEED does nothing of the kind); Windows has no such call.
+# The advice that returns pages to the operating system. Linux takes them at once, and they then read as zeros. macOS
+# takes them when it needs memory (its MADV_DONTNEED does not return them). Windows has no such call.
 GIVE_BACK: int | None = getattr(mmap, "MADV_FREE" if sys.platform == "darwin" else "MADV_DONTNEED", None)
 
 
@@ -27,8 +27,8 @@ class Pages:
 
     Args:
         nbytes: the size to reserve.
-        huge: ask Linux for 2 MB pages: faster for weights, which are written whole. A KV cache says no, because a
-            huge page makes 2 MB resident for its first byte.
+        huge: ask Linux for 2 MB pages: faster for weights, which are written whole. KV caches do not use them, because
+            the first byte written makes all 2 MB resident.
 
     Raises:
         ParameterError: the operating system cannot reserve that much.
@@ -39,7 +39,7 @@ class Pages:
         try:
             if sys.platform == "win32":
                 mapping = mmap.mmap(-1, max(nbytes, 1))
-            else:  # private: only private pages can be given back one by one (Python's default is shared)
+            else:  # private: only private pages can be returned one by one (Python's default is shared)
                 mapping = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as e:
             raise ParameterError(
@@ -60,22 +60,22 @@ class Pages:
         return self._mmap is None
 
     def array(self, offset: int, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-        """A view of part of the mapping; it keeps the address range valid for as long as it lives."""
+        """A view of part of the mapping; it keeps the address range valid for as long as it exists."""
         if self._mmap is None:
             raise ClosedError("this memory was freed")
         return np.frombuffer(self._mmap, dtype, count=math.prod(shape), offset=offset).reshape(shape)
 
     def give_back(self, offset: int, nbytes: int) -> None:
-        """Returns the whole pages inside the range to the operating system; what they held is gone."""
+        """Returns the whole pages inside the range to the operating system; their contents are lost."""
         first, last = -(-offset // PAGE) * PAGE, (offset + nbytes) // PAGE * PAGE
         if self._mmap is not None and last > first and GIVE_BACK is not None:
             self._mmap.madvise(GIVE_BACK, first, last - first)
 
     def close(self) -> None:
-        """Gives everything back now.
+        """Frees all memory now.
 
-        Where a view is still held the address range must stay, so the pages alone go: on Linux the view then reads
-        zeros, and nowhere another owner's memory; the range follows when the last view does.
+        While a view is in use, the address range must stay valid, so only its pages are returned. On Linux the view
+        then reads zeros, and on no system another owner's memory. The range is freed with the last view.
         """
         mapping, self._mmap = self._mmap, None
         if mapping is None:

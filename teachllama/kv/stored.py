@@ -1,7 +1,7 @@
-"""Numbers as a cache stores them, and back: f32, f16, bf16, or GGML's blocks of 32 with a scale each.
+"""Converts numbers to a cache's formats and back: f32, f16, bf16, or GGML's blocks of 32 with a scale each.
 
-Rows are strings of bytes, exactly as a GGUF file would have them: compiled code reads a cache as it reads weights.
-Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. Knows nothing of models or positions.
+Rows are strings of bytes, exactly as in a GGUF file: compiled code reads a cache as it reads weights.
+Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h. Independent of models and positions.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 from teachllama.errors import ParameterError
 from teachllama.kv.formula import KV_DTYPES, KVDtype
 
-PAGE = 64  # positions of a page of the cache: what attention reads at a time
-# What this engine's caches can be -> the type's number in GGML.
+PAGE = 64  # positions per page of the cache, which attention reads at a time
+# Types of this engine's caches -> their numbers in GGML.
 ENGINE_DTYPES: dict[str, int] = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2}
-PLAIN: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # that NumPy has numbers for
+PLAIN: dict[str, Any] = {"f32": np.float32, "f16": np.float16}  # types that NumPy has
 
 
 def types_of(kv_dtype: KVDtype) -> tuple[str, str]:
     """The types of keys and of values, from one name for both or a pair.
 
     Raises:
-        ParameterError: not a type, or pair of types, that this engine's caches can be.
+        ParameterError: not a type, or pair of types, of this engine's caches.
     """
     pair = (kv_dtype, kv_dtype) if isinstance(kv_dtype, str) else kv_dtype
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or any(t not in list(ENGINE_DTYPES) for t in pair):
@@ -41,7 +41,7 @@ def row_nbytes(length: int, kv_dtype: str) -> int:
 
 
 def encode(x: np.ndarray, kv_dtype: str) -> np.ndarray:
-    """x (..., length) float32 -> (..., row_nbytes) uint8, rounded as GGML rounds."""
+    """x (..., length) float32 -> (..., row_nbytes) uint8, rounded as in GGML."""
     if kv_dtype in PLAIN:
         return np.ascontiguousarray(x, PLAIN[kv_dtype]).view(np.uint8)
     from gguf import GGMLQuantizationType, quants
@@ -51,7 +51,7 @@ def encode(x: np.ndarray, kv_dtype: str) -> np.ndarray:
 
 
 def decode(raw: np.ndarray, kv_dtype: str) -> np.ndarray:
-    """raw (..., row_nbytes) uint8 -> (..., length) float32; of f32 a view."""
+    """raw (..., row_nbytes) uint8 -> (..., length) float32; for f32 a view."""
     if kv_dtype in PLAIN:
         return raw.view(PLAIN[kv_dtype]).astype(np.float32, copy=False)
     from gguf import GGMLQuantizationType, quants
