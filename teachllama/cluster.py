@@ -166,7 +166,7 @@ def _import(setup: Setup, key: str, data: bytes | None) -> int:
             file.write(data)
         try:
             session = session_file.load(model, path)
-        except SessionFileError:  # another processor's backend, or no memory: the tokens are evaluated at the next call
+        except SessionFileError:  # for example, too little memory: the next call evaluates the tokens
             return 0
     with _lock:
         _held[key] = session

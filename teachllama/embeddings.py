@@ -1,4 +1,4 @@
-"""Texts as vectors: the same forward pass, read one step before it becomes logits.
+"""Texts as vectors: the same forward pass, without its last step to logits.
 
 To predict the next token, a model gathers in its last layer what the text is about. The average of that layer's output
 over a text's tokens, or the last token's output, is a usable embedding, though models trained for embedding do better.

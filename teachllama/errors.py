@@ -21,7 +21,7 @@ class ContextFullError(TeachLlamaError):
 
 
 class PoolFullError(TeachLlamaError):
-    """A pool has fewer free pages than were asked for; nothing was changed."""
+    """A pool has fewer free pages than requested; nothing was changed."""
 
 
 class TokenError(TeachLlamaError):
@@ -33,7 +33,7 @@ class ClosedError(TeachLlamaError):
 
 
 class ParameterError(TeachLlamaError, ValueError):
-    """A setting (seq_len, kv_dtype, a sampling knob, a thread count) is out of its range."""
+    """A setting (seq_len, kv_dtype, a sampling parameter, a thread count) is out of its range."""
 
 
 class FetchError(TeachLlamaError):

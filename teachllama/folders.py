@@ -16,7 +16,7 @@ _said = False
 
 
 def user_cache_dir() -> Path:
-    """The user's cache folder for this package; without a home folder, a per-user folder among the temporary files.
+    """The user's cache folder for this package; without a home folder, a per-user temporary folder.
 
     Raises:
         TeachLlamaError: there is no home folder, and the temporary one cannot be trusted. The message names the

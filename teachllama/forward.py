@@ -17,7 +17,7 @@ def forward(ops: Any, spec: ModelSpec, w: Weights, batch: Any) -> Any:
     """Tokens in, logits out. https://arxiv.org/abs/1706.03762, https://arxiv.org/abs/2302.13971
 
     Args:
-        ops: the operations. The norm and every other optional step return their input where the weight is None.
+        ops: the operations. Optional steps, such as a norm, return their input if their weight or setting is None.
         batch: rows of tokens, their positions and caches, and the m rows whose logits are wanted.
 
     Returns:

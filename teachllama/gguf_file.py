@@ -143,7 +143,7 @@ class GGUFFile:
 
     Raises:
         GGUFError: not a GGUF file, truncated, or inconsistent; or parts of a split model are missing or do not belong
-            together. The message names the place.
+            together. The message names the file, and the byte where it is known.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, metadata_only: bool = False, alone: bool = False):

@@ -211,7 +211,7 @@ class _Recorded(NumpyOps):
         return out
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-        """As `NumpyOps.add`. Shared experts are added with it too, but not to the residual stream."""
+        """As `NumpyOps.add`. It also adds the shared experts' output, which does not go to the residual stream yet."""
         out = super().add(x, h, norm, scale)
         if x is self._x:
             self._x = out

@@ -212,7 +212,8 @@ class Pool:
         self.kv_dtype = shape.kv_dtype
         self.page_nbytes = -(-max(sizes) // 64) * 64
         self.n_pages = nbytes // self.page_nbytes
-        self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]  # of caching layers
+        # The windows of the layers that have a cache.
+        self._windows_cached = [w for w, size in zip(self.windows, sizes, strict=True) if size]
         if self.n_pages < self.pages_for(1):
             raise ParameterError(
                 f"nbytes is {nbytes:,}; a session's first {PAGE} positions need {self.pages_for(1)} pages of "

@@ -2,8 +2,8 @@
 
 `checked_file.py` has the container and the checks that all such files share; fingerprints are those of session files.
 Only whole pages are stored, each once. Blocks of 64 positions are in the order of their use, the last used first, and
-each comes after its parent. So a file cannot contain a cycle, reading needs no recursion, and any number of first
-blocks is a tree.
+each comes after its parent. So a file cannot contain a cycle, reading needs no recursion, and the first n blocks are a
+tree for any n.
 """
 
 from __future__ import annotations

@@ -291,7 +291,7 @@ class Prefixes:
     # ---- eviction ----
 
     def _idle(self) -> list[Node]:
-        """Nodes that no session holds, and none of whose descendants one holds: children before parents."""
+        """Nodes that no session holds, and whose descendants no session holds; children before parents."""
         counts, idle = self.pool.counts(), set()
         order = list(self.nodes())[::-1]
         for node in order:

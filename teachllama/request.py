@@ -46,7 +46,7 @@ class Request:
         number: identifies the request; a later one has a larger number.
         prompt: the prompt's token ids.
         state: "waiting", "running", "finished", "cancelled" or "failed".
-        stop_reason: as `session.stats` has it: "length", "end of text", "stop string", "context full"; or "pool full",
+        stop_reason: as in `session.stats`: "length", "end of text", "stop string", "context full"; or "pool full",
             "cancelled", or an error's text.
         n_reused: prompt tokens that were not evaluated, because prefixes held them.
         n_evaluated: all tokens that were evaluated, counted again after each preemption.

@@ -28,7 +28,7 @@ from teachllama.sampling import GREEDY, SamplingParams
 from teachllama.whole_numbers import whole
 
 PIECE = 32  # prompts are cut at multiples of this, a tile of the kernels: then the logits are those of uncut prompts
-REST = 16  # a prompt's last piece has at least this many tokens: the kernels compute fewer in another way
+REST = 16  # a prompt's last piece has at least this many tokens: the kernels compute fewer differently
 MOST_EVENTS = 10_000  # events that wait for a reader
 
 

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from teachllama.session import Session
 
 MAX_SEED = 2**4096
-KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}  # cache types as NumPy's; others are bytes
+# A cache's types as NumPy types; other types are stored as bytes.
+KINDS = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16}
 Message = dict[str, str]
 
 
@@ -463,6 +464,6 @@ def _restore(session: Session, file: SessionFile, tokens: np.ndarray) -> None:
 
 
 def _none_of(cache: KVCache, layer: int) -> dict[str, np.ndarray]:
-    """`held` for no positions, which has the names, types and shapes."""
+    """`held` for zero positions: it has the names, types and shapes."""
     pairs = zip("kv", cache.types, cache.raw(layer, 0, 0), strict=True)
     return {name: rows.view(KINDS.get(kind, np.uint8)) for name, kind, rows in pairs if rows.shape[-1]}

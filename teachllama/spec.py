@@ -105,7 +105,7 @@ class FeedForwardSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerSpec:
-    """One layer. Its norms and biases are not listed here: in its weights, those it lacks are None."""
+    """One layer. Its norms and biases are not listed here: those it lacks are None in its weights."""
 
     attention: AttentionSpec
     ffn: FeedForwardSpec

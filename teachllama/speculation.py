@@ -183,7 +183,8 @@ class Speculation:
         self._draft = draft.begin(session)
         self._guesses, self._rows = Guesses(), np.empty((0, 0), np.float32)
         self._at = 0  # the index of the next guess
-        self._logits: np.ndarray | None = None  # the session's while guesses are valid: other calls replace them
+        # The session's logits while the guesses are valid: any other call on the session replaces them.
+        self._logits: np.ndarray | None = None
 
     def __enter__(self) -> Speculation:
         return self

@@ -53,7 +53,7 @@ MAX_WAIT_S = 60.0
 
 
 class _Products:
-    """`with products:` around NumPy's matrix products: `os.fork` in another thread waits for the running ones.
+    """For `with products:` around NumPy's matrix products: `os.fork` in another thread waits for running ones.
 
     OpenBLAS ends its threads when the process forks. In the parent, a product that was using them would never return.
     """

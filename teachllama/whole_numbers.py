@@ -26,7 +26,7 @@ def whole(
     """`value` as an int from `least` to `most`.
 
     Raises:
-        error: `value` is not; the message gives `name`, what was found and what was expected.
+        error: `value` is not such a number; the message gives `name`, what was found and what was expected.
     """
     if not is_whole(value, least, most):
         end = "or more" if most is None else f"to {most}"

@@ -138,7 +138,7 @@ class CompiledForward:
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
             if is_few:
                 table = self._rows_of(programs, batch, pieces, n)
-                chunks = int(table["parts"].sum())  # here still their number
+                chunks = int(table["parts"].sum())  # `parts` still has the numbers of chunks
                 buffers = self._reserve(program, n, chunks, 0, n_threads)
                 at = buffers[1] + 4 * program.parts_width * (np.cumsum(table["parts"]) - table["parts"])
                 table["parts"] = at
@@ -165,7 +165,7 @@ class CompiledForward:
     def _rows_of(
         self, programs: _Programs, batch: Batch, pieces: list[tuple[Run, int, int]], n: int
     ) -> np.ndarray[Any, Any]:
-        """A ROW for each token. Its `parts` is the most chunks that its attention can take."""
+        """A ROW for each token. Its `parts` is the largest number of chunks that its attention can take."""
         table, t = self._row_table[:n], 0
         self._in_use = []  # keeps the tables of angles alive: one that grows for a later session is replaced
         for run, begin, end in pieces:

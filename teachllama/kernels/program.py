@@ -171,7 +171,7 @@ class _Lowering:
         self.given_up.clear()
 
     def emit(self, op: Op, split: Split, reads: list[Any], writes: list[Any], **fields: Any) -> None:
-        """Adds an instruction, and a barrier before it where one is needed.
+        """Adds an instruction, and a barrier before it if one is needed.
 
         Args:
             reads, writes: places, or names of other shared data (the cache of a layer).

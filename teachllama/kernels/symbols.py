@@ -1,6 +1,6 @@
 """Symbols that compiled kernels find in this process: a table of float16, and a function that lets other threads run.
 
-Two thirds of the types of block begin with one or two float16. Converting them uses the same ports of a processor as
+Two thirds of the block types begin with one or two float16. Converting them uses the same ports of a processor as
 multiplying. Looking them up uses a load, which is nearly free here: Q4_1's product becomes 1.5 times as fast.
 """
 
@@ -19,7 +19,7 @@ TILE_SHAPE = "teachllama_tile_shape"  # inserted into the LLVM IR for each proce
 
 
 def add_symbols() -> None:
-    """Registers them with LLVM's linker. To yield is `sched_yield` on POSIX systems, `SwitchToThread` on Windows."""
+    """Registers them with LLVM's linker. Yielding is `sched_yield` on POSIX systems, `SwitchToThread` on Windows."""
     if sys.platform == "win32":
         function = ctypes.windll.kernel32.SwitchToThread
     else:

@@ -81,7 +81,7 @@ class KVCache:
                 table[layer, 1:] = [self.seq_len * self.rows[layer][which], *(array.ctypes.data + pages)]
 
     def prepare(self, start: int, end: int) -> None:
-        """Makes positions start to end ready to be written. Here they always are."""
+        """Makes positions start to end ready to be written. In this class they always are."""
 
     def addresses(self) -> list[np.ndarray]:
         """For compiled kernels: the table of keys and that of values, (n_layers, 2 + pages) int64."""
@@ -183,7 +183,7 @@ class KVCache:
             )
 
     def release_from(self, n_past: int) -> None:
-        """Releases positions from n_past on. Here there is nothing to do: they stay reserved."""
+        """Releases positions from n_past on. Nothing to do in this class: their memory stays reserved."""
 
     def copy_from(self, other: KVCache, n_past: int) -> None:
         """Copies another cache's first `n_past` positions."""

@@ -75,7 +75,7 @@ class Pages:
         """Frees all memory now.
 
         While a view is in use, the address range must stay valid, so only its pages are returned. On Linux the view
-        then reads zeros, and on no system another owner's memory. The range is freed with the last view.
+        then reads zeros. On no system can it read another owner's memory. The range is freed with the last view.
         """
         mapping, self._mmap = self._mmap, None
         if mapping is None:
