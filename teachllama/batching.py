@@ -1,4 +1,4 @@
-"""`eval_batch`: several sessions' next tokens in one pass over the weights. `scheduler.py` decides which tokens."""
+"""`eval_batch`: several sessions' next tokens in one pass over the weights. The caller chooses the tokens."""
 
 from __future__ import annotations
 

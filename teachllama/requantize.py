@@ -1,9 +1,9 @@
 """Writes a copy of a GGUF file with its matrices in another type: to see what a type costs, and what it saves.
 
 Quantizers come from the `gguf` package. Rows are converted in parts, so that little memory is needed for any model.
-Metadata is copied byte for byte, except for the file's type. The copy is written to a file beside the target, and moved
-into place when it is complete. A copy is never better than its source: it cannot restore what the source's own
-quantization lost.
+Metadata is copied byte for byte, except for the file's type and quantization version, and the keys of a split model.
+The copy is written to a file beside the target, and moved into place when it is complete. A copy is never better than
+its source: it cannot restore what the source's own quantization lost.
 
 Independent of models. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -50,7 +50,7 @@ def requantize(
 ) -> Path:
     """Writes `target`, a copy of the model `source` with its matrices as `kind`; norms and biases are unchanged.
 
-    A matrix whose rows are not a multiple of the type's block is unchanged, too.
+    A matrix is unchanged, too, if its rows are not a multiple of the type's block, or `gguf` cannot dequantize it.
 
     Args:
         source: a .gguf file, or any part of a split model; the copy is one file.
