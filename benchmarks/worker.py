@@ -168,7 +168,7 @@ def main() -> None:
     started = time.perf_counter()
     engine = TeachLlama(path, threads, **how) if name == "teachllama" else LlamaCpp(path, threads, **how)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
-    seq_len, evaluated = 1024, 0  # positions that the tasks' own tokens fill
+    seq_len, evaluated = 1024, 0  # evaluated: number of positions filled with the tokens of a decode task
     for line in sys.stdin:
         task = json.loads(line)
         if task["task"] == "decode" and 0 < task.get("n_past", 0) == evaluated:

@@ -53,7 +53,7 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 if __name__ == "__main__":
     named = [Path(p) for p in sys.argv[1:] if p != "--busy"]
     busy = psutil.cpu_percent(1) / 100 * (psutil.cpu_count() or 1)
-    if busy > 0.7 and "--busy" not in sys.argv:  # the stored times would be wrong for this machine
+    if busy > 0.7 and "--busy" not in sys.argv:  # the stored times would be too long for this machine
         raise SystemExit(f"other programs keep {busy:.1f} processors busy; wait for an idle machine, or say --busy")
     for path in named or sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
         print(f"running {path.name}", flush=True)

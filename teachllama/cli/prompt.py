@@ -97,7 +97,7 @@ def _session(path: Path | None) -> PromptSession[str]:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.layout.screen import Char
 
-    # The library shows control characters as ^[ and <9b>. Show the ones that could reorder a line the same way.
+    # The library shows control characters as ^[ and <9b>. Show other characters that could reorder a line similarly.
     others = [chr(c) for c in (*range(0x2028, 0x202F), *range(0x2066, 0x2070)) if STEERING.match(chr(c))]
     Char.display_mappings.update({c: f"<{ord(c):04x}>" for c in others})
     keys = KeyBindings()

@@ -55,7 +55,7 @@ def find_notebook(spec: str) -> Path:
 def run(args: argparse.Namespace) -> int:
     """Executes the notebook and writes its page. Returns 0 if every cell ran, 1 if one failed, 130 after Ctrl-C."""
     try:
-        import IPython.lib.lexers  # noqa: F401  used for the page; two threads that import it at once get half of it
+        import IPython.lib.lexers  # noqa: F401  for the page; imported here because two threads could load it in part
         import nbformat
         from nbclient.exceptions import CellControlSignal, DeadKernelError
         from nbconvert import HTMLExporter
