@@ -1,4 +1,4 @@
-"""Puts the course's notebooks into the wheel, without their outputs, and the glossary beside them."""
+"""Adds the course's notebooks, without their outputs, and the glossary to the wheel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class CourseHook(BuildHookInterface):
-    """`teachllama/notebooks` exists in an installed package alone; a checkout has the notebooks beside the package."""
+    """Makes `teachllama/notebooks`, which exists only in an installed package, not in a checkout."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called by hatchling before a wheel is built."""

@@ -21,7 +21,7 @@ TARGET = HERE.parent / "docs" / "measured" / "cluster.inc"
 
 
 def trace(n_conversations: int, n_turns: int, seed: int) -> list[tuple[int, str]]:
-    """(conversation, what is said), in the order of arrival."""
+    """Calls as (conversation, user message), in order of arrival."""
     text = (HERE.parent / "docs" / "engine.md").read_text(encoding="utf-8")
     beginnings = [text[at : at + 1500] for at in (0, 6000, 12000)]
     rng = np.random.default_rng(seed)
@@ -40,7 +40,7 @@ def trace(n_conversations: int, n_turns: int, seed: int) -> list[tuple[int, str]
 def row(client: Client, model: str, routing: str, calls: list[tuple[int, str]]) -> str:
     """One line of the table."""
     with tl.Cluster(client, model, routing=routing) as cluster:
-        for worker in cluster.workers:  # loaded before the clock runs
+        for worker in cluster.workers:  # load the model before measuring
             session = cluster.open_session(seq_len=64)
             session.worker = worker
             session.generate("x", max_new_tokens=1)

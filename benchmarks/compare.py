@@ -37,16 +37,16 @@ TASKS: dict[str, dict[str, Any]] = {
     "8 sessions at once": {"task": "batch", "sessions": 8, "n": 24},
     "16 sessions at once": {"task": "batch", "sessions": 16, "n": 16},
 }
-C_FLAGS = {  # a shape's kind -> bytes of a vector, and what a C compiler is told
+C_FLAGS = {  # a shape's kind -> bytes of a vector, and the C compiler's options
     "AVX-512": (64, ("-march=native", "-mprefer-vector-width=512")),
     "AVX2": (32, ("-mavx2", "-mfma")),
     "NEON": (16, ("-march=native",)),
 }
-MAX_LOAD = 0.7  # other programs' share of one processor, above which nothing is published
+MAX_LOAD = 0.7  # processors kept busy by other programs, above which no results are published
 
 
 class Engine:
-    """A worker process and how to ask it."""
+    """A worker process, and the pipe to it."""
 
     def __init__(
         self, python: str, name: str, model: Path, threads: int, *how: str, cpu: str = "", script: str = "worker.py"
@@ -84,7 +84,7 @@ class Engine:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system names it."""
+    """The processor's name, or as much as the system reports."""
     try:
         info = Path("/proc/cpuinfo").read_text()
         return next(line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name"))
@@ -93,7 +93,7 @@ def processor() -> str:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What this machine can do at most: bytes read a second, and float32 operations a second."""
+    """The limits of this machine: bytes read per second, and float32 operations per second."""
     import numpy as np
     from numba import njit
 
@@ -173,9 +173,9 @@ def compiled_c() -> Callable[..., object] | None:
 
 
 class LlamaBench:
-    """A second engine, if the reader has built one: its own `llama-bench` measures it (ik_llama.cpp's, llama.cpp's).
+    """An optional second engine, measured by its own `llama-bench` (ik_llama.cpp's or llama.cpp's).
 
-    It is started for each turn with both settings of flash attention, and told to measure once.
+    llama-bench is started once per turn, and measures each setting of flash attention once.
     """
 
     def __init__(self, command: str, model: Path, threads: int):
@@ -186,7 +186,7 @@ class LlamaBench:
         self.command = [*shlex.split(command), "-m", str(model), *how]
 
     def turn(self) -> dict[str, dict[str, float]]:
-        """Task -> flash attention off, on -> tokens a second."""
+        """Task -> flash attention off or on -> tokens per second."""
         done = subprocess.run(self.command, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{shlex.join(self.command)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
@@ -194,7 +194,7 @@ class LlamaBench:
 
 
 def paces_of(text: str) -> dict[str, dict[str, float]]:
-    """What llama-bench printed as JSON: our name of the task -> flash attention off, on -> tokens a second."""
+    """Parses llama-bench's JSON output: our name of the task -> flash attention off or on -> tokens per second."""
     names = {(task["task"], task["n"]): name for name, task in TASKS.items() if task.get("n_past", 0) < 512}
     paces: dict[str, dict[str, float]] = {}
     try:
@@ -207,7 +207,7 @@ def paces_of(text: str) -> dict[str, dict[str, float]]:
 
 
 def measure_second(ours: Engine, second: LlamaBench, pairs: int) -> dict[str, Any]:
-    """The tasks that llama-bench knows, in turns: paces, and ratios to its better setting."""
+    """The tasks that llama-bench supports, in turns: tokens per second, and ratios to its better setting."""
     turns = []
     for _ in range(pairs):
         theirs = second.turn()
@@ -226,13 +226,13 @@ def measure_second(ours: Engine, second: LlamaBench, pairs: int) -> dict[str, An
 
 
 def measure(ours: Engine, peers: dict[str, Engine], pairs: int) -> dict[str, Any]:
-    """All tasks on one model: tokens a second of ours and of the peer's settings, and ratios to the better of these."""
+    """All tasks on one model: tokens per second of ours and of the peer's settings, and ratios to its better one."""
     mine, theirs = (engine.ask({"task": "memory"}) for engine in (ours, *list(peers.values())[:1]))
     memory = {kind: {"ours": mine[kind], "peer": theirs[kind]} for kind in ("resident", "private")}
     rows = {}
     for name, task in TASKS.items():
         count = task["n"] * task.get("sessions", 1)
-        for engine in (ours, *peers.values()):  # the first of anything is slow
+        for engine in (ours, *peers.values()):  # warm up, because the first run is slow
             engine.ask({**task, "n": 8, "n_past": 8} if task["task"] == "decode" else task)
         load = other_load()
         found = []
@@ -247,7 +247,7 @@ def measure(ours: Engine, peers: dict[str, Engine], pairs: int) -> dict[str, Any
 
 
 def weights_of(path: Path) -> int:
-    """How many weights each token of a prompt is multiplied with: all matrices but the embedding and the output's."""
+    """The number of weights each prompt token is multiplied with: all matrices except the embedding and the output."""
     import teachllama as tl
 
     with tl.open_gguf(path) as file:
@@ -256,7 +256,7 @@ def weights_of(path: Path) -> int:
 
 
 def other_load() -> float:
-    """How many processors other programs keep busy, over half a second in which this one waits."""
+    """How many processors other programs keep busy, measured over half a second while this one waits."""
     import psutil
 
     return round(psutil.cpu_percent(0.5) / 100 * (psutil.cpu_count() or 1), 2)
@@ -354,7 +354,7 @@ def main() -> None:
             for peer in peers.values():
                 peer.close()
             result["models"][name] = found
-    again = machine(threads)  # what else ran on this machine may have slowed either
+    again = machine(threads)  # other programs may have slowed either measurement
     result["machine"] = {k: max(v, again[k]) if isinstance(v, float) else v for k, v in limits.items()}
     loads_seen = [row["load"] for found in result["models"].values() for row in found["rows"].values()]
     result["other_load"] = max([before, *loads_seen])

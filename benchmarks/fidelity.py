@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from compare import Engine  # noqa: E402  # this folder is no package
+from compare import Engine  # noqa: E402  # this folder is not a package
 
 N_TOKENS = 2000
 PROMPTS = (
@@ -33,7 +33,7 @@ PROMPTS = (
 
 
 def text() -> str:
-    """Prose of this project's own pages, the same for everybody."""
+    """The text of this project's own pages, which is the same on every machine."""
     pages = ("docs/engine.md", "docs/start.md", "docs/instructors.md", "CONTRIBUTING.md", "docs/glossary.md")
     return "\n".join((HERE.parent / page).read_text(encoding="utf-8") for page in pages)
 
@@ -47,7 +47,7 @@ def divergence(reference: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def same_start(a: list[int], b: list[int]) -> int:
-    """How many tokens two continuations have in common before they part."""
+    """How many tokens two continuations have in common before they diverge."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), len(a))
 
 

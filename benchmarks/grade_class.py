@@ -1,4 +1,4 @@
-"""How long a class takes: `python benchmarks/grade_class.py [--students 300] [--jobs 2] [--lesson 04]`.
+"""Measures the time to grade a class: `python benchmarks/grade_class.py [--students 300] [--jobs 2] [--lesson 04]`.
 
 Made-up submissions: most right, a quarter with a usual mistake in each exercise, a twentieth with an endless loop.
 """
@@ -25,7 +25,7 @@ from teachllama.lessons.grading.collect import Submission  # noqa: E402
 
 
 def submission(found: Lesson, kind: str) -> str:
-    """A notebook of one kind: right, mistaken, endless."""
+    """A notebook of one kind: right, mistaken or endless."""
     graded = make.graded_notebook(found)
     for cell in graded.cells:
         name = cell.metadata.nbgrader.grade_id
@@ -49,7 +49,7 @@ def main() -> None:
     found = lesson(options.lesson)
     texts = {kind: submission(found, kind) for kind in ("right", "mistaken", "endless")}
     kinds = ["endless" if i % 20 == 7 else "mistaken" if i % 4 == 1 else "right" for i in range(options.students)]
-    # Each text is another one, so that none is taken for one that was graded before.
+    # All texts differ, so that no result of an earlier one is reused.
     submissions = [Submission(f"student {i}", f"{i}.ipynb", texts[k] + " " * i, 0) for i, k in enumerate(kinds)]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Writes what the benchmarks measured as the tables and the picture of docs/speed.md. `make bench`."""
+"""Writes the results of the benchmarks as the tables and pictures of the docs, such as docs/speed.md. `make bench`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 
 def machine_name(machine: dict[str, Any]) -> str:
-    """The kind of vector unit and the processor, as headings have them."""
+    """The kind of vector unit and the processor's name, for headings."""
     return f"{machine['kind']}, {machine['processor'].replace('(R)', '').removesuffix(' Processor')}"
 
 
@@ -55,12 +55,12 @@ def speed_table(result: dict[str, Any]) -> str:
 
 
 def loss(ratio: float) -> str:
-    """What stands in the column for those who look for what is worse here."""
+    """The entry of the column that lists where teachllama is slower or larger."""
     return f"{100 * (1 - ratio):.0f} % behind" if ratio < 0.995 else ""
 
 
 def bandwidth_table(result: dict[str, Any]) -> str:
-    """How near decoding comes to reading every weight once a token at the machine's pace."""
+    """How close decoding comes to reading every weight once per token at the machine's bandwidth."""
     limit = result["machine"]["read_gb_s"]
     lines = [
         "| model | bytes a token | read while decoding | of this machine's pace | llama.cpp |",
@@ -77,7 +77,7 @@ def bandwidth_table(result: dict[str, Any]) -> str:
 
 
 def arithmetic_table(result: dict[str, Any]) -> str:
-    """How near a prefill of 512 tokens comes to the float32 products a second that a C loop makes; "" if none ran."""
+    """How close a prefill of 512 tokens comes to the float32 operations per second of a C loop; "" if none ran."""
     limit = result["machine"].get("c_gflop_s")
     if not limit:
         return ""
@@ -96,7 +96,7 @@ def arithmetic_table(result: dict[str, Any]) -> str:
 
 
 def second_table(result: dict[str, Any]) -> str:
-    """Beside a second engine's llama-bench, if there was one."""
+    """The comparison with a second engine's llama-bench, if there was one."""
     lines = [
         f"{machine_name(result['machine'])}:",
         "",
@@ -113,7 +113,7 @@ def second_table(result: dict[str, Any]) -> str:
 
 
 def fidelity_table(result: dict[str, Any]) -> str:
-    """KL divergence and agreement."""
+    """KL divergence and agreement of tokens, for each file and engine."""
     lines = [
         "| file | engine | KL divergence, mean | largest | same likeliest token | greedy tokens, of 48 |",
         "|---|---|---:|---:|---:|---|",
@@ -147,12 +147,12 @@ def sampling_table(result: dict[str, Any]) -> str:
 
 
 def milliseconds(values: list[float]) -> str:
-    """Percentiles, as the tables show them."""
+    """Percentiles in seconds, formatted for the tables as milliseconds."""
     return " / ".join(f"{1000 * value:,.0f}" for value in values)
 
 
 def serve_tables(result: dict[str, Any]) -> str:
-    """The load test: what was measured, what it was to be, and the four questions, each with llama.cpp beside it."""
+    """The load test: results, goals, and the four questions, each compared with llama.cpp."""
     machine, clients, arrived = result["machine"], result["clients"], result["arrivals"]
     asked = result["work"]["clients"]
     own, new, (n_texts, n_common) = (result["work"]["arrivals"][kind] for kind in ("own", "new", "shared"))
@@ -239,12 +239,12 @@ def serve_tables(result: dict[str, Any]) -> str:
 
 
 def serve_row(label: str, row: dict[str, Any]) -> str:
-    """Throughput and delays of one trace."""
+    """One row of a table: throughput and delays of one trace."""
     return f"| {label} | {row['tokens_s']:,.0f} | {milliseconds(row['first_s'])} | {milliseconds(row['between_s'])} |"
 
 
 def picture(result: dict[str, Any], to: Path) -> None:
-    """Ratios as bars with their spread, a group for each model, and the line where both are equal."""
+    """Draws ratios as bars with their spread, one group per model, and the line where both are equal."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.patheffects import withStroke
@@ -274,7 +274,7 @@ def picture(result: dict[str, Any], to: Path) -> None:
 
 
 def main() -> None:
-    """Reads the JSON files and writes the tables and a picture for each kind of processor."""
+    """Reads the JSON files and writes the tables, and one picture per kind of processor."""
     measured = DOCS / "measured"
     kinds = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(measured.glob("speed-*.json"))}
     (measured / "speed.inc").write_text("\n".join(map(speed_table, kinds.values())), encoding="utf-8")

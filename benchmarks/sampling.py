@@ -39,17 +39,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "temperature": 0.8, "top_k": 30000, "top_p": 0.95, "min_p": 0.001, **PENALTIES,
     },
 }  # fmt: skip
-SEEN = [*range(100, 150), *range(100, 114)]  # 64 tokens: what the penalties count
+SEEN = [*range(100, 150), *range(100, 114)]  # the 64 tokens that the penalties count
 
 
 def peer_main() -> None:
-    """What the peer's Python runs: {"logits": FILE} or {"settings": NAME} as a line in, seconds as a line out."""
+    """Runs in the peer's Python. Reads lines {"logits": FILE} or {"settings": NAME}, and answers each with seconds."""
     import ctypes
 
     import llama_cpp as api
     import numpy as np
 
-    quiet = api.llama_log_callback(lambda *_: None)  # kept: the library only points at it
+    quiet = api.llama_log_callback(lambda *_: None)  # must stay alive: the library stores only a pointer
     api.llama_log_set(quiet, None)
     token_data = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 
@@ -95,7 +95,7 @@ def peer_main() -> None:
 
 
 def rows() -> dict[str, Any]:
-    """Logits by name: both models' after a prompt, and made-up ones, nearly flat, of Gemma's vocabulary."""
+    """Logits by name: those of both models after a prompt, and nearly flat random ones, as many as Gemma's."""
     import numpy as np
 
     import teachllama as tl

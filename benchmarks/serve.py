@@ -30,23 +30,23 @@ from compare import MAX_LOAD, Engine, other_load, processor
 HERE = Path(__file__).parent
 SETTINGS = [(f"flash={flash}", f"cache={cache}") for flash in ("off", "on") for cache in ("each", "one")]
 CLIENTS, SEQ_LEN, BUDGET = 8, 1280, 256
-BUDGETS = (40, 72, 264, 1280)  # rows of a step while a long prompt arrives: 7 of the others, and 32, 64, 256 or all
+BUDGETS = (40, 72, 264, 1280)  # rows per step while a long prompt arrives: 8 plus 32, 64 or 256, or enough for all
 Answers = list[dict[str, Any]]
-WORK = {  # lengths in tokens: the median of a log-normal distribution, its sigma, the least and the most
+WORK = {  # lengths in tokens: the median of a log-normal distribution, its sigma, minimum and maximum
     "clients": {"own": (32, 0.5, 8, 128), "new": (96, 0.4, 32, 160), "shared": (0, 0)},
-    "arrivals": {"own": (64, 0.7, 8, 400), "new": (32, 0.5, 8, 96), "shared": (3, 192)},  # texts, tokens of each
+    "arrivals": {"own": (64, 0.7, 8, 400), "new": (32, 0.5, 8, 96), "shared": (3, 192)},  # texts, tokens per text
 }
-LOAD = 0.7  # arrivals, as a share of what the slower engine can serve
+LOAD = 0.7  # rate of arrivals, as a fraction of the rate that the slower engine can serve
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured."""
+    """The amount of work to measure."""
 
-    clients: int = 24  # requests of the 8 clients
+    clients: int = 24  # number of requests from the 8 clients
     turns: int = 3
-    arrivals: int = 36  # requests that come at random
-    longest: int = 1000  # tokens of an answer, at most
+    arrivals: int = 36  # number of requests that arrive at random
+    longest: int = 1000  # maximum tokens of an answer
     budgets: tuple[int, ...] = BUDGETS
     repeats: int = 2
 
@@ -55,13 +55,13 @@ QUICK = Size(clients=8, turns=1, arrivals=8, longest=8, budgets=BUDGETS[2:], rep
 
 
 class Texts:
-    """Token ids of this documentation, from which prompts are cut."""
+    """Token ids of this project's documentation, from which prompts are taken."""
 
     def __init__(self, ids: list[int], seed: int, longest: int):
         self.ids, self.rng, self.longest = ids, np.random.default_rng(seed), longest
 
     def cut(self, n: int) -> list[int]:
-        """n tokens in a row, from a place drawn at random."""
+        """n consecutive tokens from a random position."""
         at = int(self.rng.integers(len(self.ids) - n))
         return self.ids[at : at + n]
 
@@ -69,7 +69,7 @@ class Texts:
         return int(np.clip(round(self.rng.lognormal(np.log(median), sigma)), least, most))
 
     def trace(self, kind: str, n: int, rate: float = 1.0) -> Answers:
-        """n requests of a kind; pauses are exponential, `rate` of them a second."""
+        """n requests of a kind. Pauses are exponential, with `rate` requests per second on average."""
         work, at, asked = WORK[kind], 0.0, []
         n_shared, n_common = work["shared"]
         common = [self.cut(int(n_common)) for _ in range(int(n_shared))]
@@ -82,17 +82,17 @@ class Texts:
 
 
 def percentiles(values: list[float]) -> list[float]:
-    """The 50th, 95th and 99th."""
+    """The 50th, 95th and 99th percentiles."""
     return [float(p) for p in np.percentile(values, [50, 95, 99])]
 
 
 def gaps_of(request: dict[str, Any], begin: float = 0.0, end: float = np.inf) -> list[float]:
-    """Seconds between tokens, of those that came after `begin` and up to `end`."""
+    """Seconds between tokens, for tokens generated after `begin` and up to `end`."""
     return [b - a for a, b in pairwise(request["times"]) if begin < b <= end]
 
 
 def summary(played: dict[str, Any]) -> dict[str, Any]:
-    """Throughput and delays of a trace that was played."""
+    """Throughput and delays of a played trace."""
     requests = played["requests"]
     made = sum(len(r["ids"]) for r in requests)
     return {
@@ -110,18 +110,18 @@ def play(
     engine: Engine, trace: Answers, clients: int = 0, *, slots: int = CLIENTS, budget: int = BUDGET,
     prefixes: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Plays a trace on empty memory."""
+    """Plays a trace with an empty cache."""
     engine.ask({"task": "open", "slots": slots, "seq_len": SEQ_LEN, "budget": budget, "prefixes": prefixes})
     return engine.ask({"task": "play", "trace": trace, "clients": clients})
 
 
 def agreement(a: dict[str, Any], b: dict[str, Any]) -> float:
-    """The share of requests whose first 8 tokens are the same in two runs of a trace."""
+    """The fraction of requests whose first 8 tokens are the same in two runs of a trace."""
     return statistics.mean(x["ids"][:8] == y["ids"][:8] for x, y in zip(a["requests"], b["requests"], strict=True))
 
 
 def closed(ours: Engine, peer: Engine, trace: Answers, turns: int) -> dict[str, Any]:
-    """8 clients beside one, and beside the peer's 8, in turns."""
+    """Compares 8 clients with one, and with the peer's 8, in turns."""
     found: dict[str, Any] = {"one": [], "eight": [], "peer_one": [], "peer": []}
     for _ in range(turns):
         mine = play(ours, trace, CLIENTS)
@@ -142,7 +142,7 @@ def closed(ours: Engine, peer: Engine, trace: Answers, turns: int) -> dict[str, 
 
 
 def arrivals(ours: Engine, peer: Engine, texts: Texts, n: int) -> dict[str, Any]:
-    """Requests that come at random, as fast as 70 % of what the slower engine can serve."""
+    """Requests that arrive at random, at 70 % of the rate that the slower engine can serve."""
     probe = texts.trace("arrivals", max(CLIENTS, n // 4))
     rates = [summary(play(engine, probe, CLIENTS, prefixes=True))["requests_s"] for engine in (ours, peer)]
     rate = LOAD * min(rates)
@@ -156,7 +156,7 @@ def arrivals(ours: Engine, peer: Engine, texts: Texts, n: int) -> dict[str, Any]
 
 
 def long_prompt(engine: Engine, texts: Texts, size: Size) -> Answers:
-    """For each budget of a step: how long 7 others wait for tokens before a prompt of 1,000 arrives, and meanwhile."""
+    """For each step budget: how long 7 others wait for tokens before and while a prompt of 1,000 tokens is read."""
     traces = []
     for _ in range(size.repeats):
         n = min(120, 2 * size.longest)
@@ -167,7 +167,7 @@ def long_prompt(engine: Engine, texts: Texts, size: Size) -> Answers:
         before, during, first = [], [], []
         for trace in traces:
             *others, long = play(engine, trace, budget=budget)["requests"]
-            ready = max(r["times"][1] for r in others)  # all of them generate
+            ready = max(r["times"][1] for r in others)  # from then on, all of them generate
             for r in others:
                 before += gaps_of(r, ready, long["arrived"])
                 during += gaps_of(r, long["arrived"], long["times"][0])
@@ -180,7 +180,7 @@ def long_prompt(engine: Engine, texts: Texts, size: Size) -> Answers:
 
 
 def shared_prefix(engine: Engine, texts: Texts, n_common: int, repeats: int) -> dict[str, Any]:
-    """The first token of prompts that begin with the same tokens, as those were there already and as not."""
+    """Time to the first token of prompts with a common prefix, with and without reuse of that prefix."""
     common = texts.cut(n_common)
     trace = [{"prompt": common + texts.cut(12), "n": 2} for _ in range(repeats + 1)]
     row: dict[str, Any] = {"n_common": n_common}
@@ -194,7 +194,7 @@ def shared_prefix(engine: Engine, texts: Texts, n_common: int, repeats: int) -> 
 
 
 def measure(args: argparse.Namespace, model: Path, ids: list[int], threads: int) -> dict[str, Any]:
-    """Everything, in about six minutes or, with --quick, in seconds."""
+    """Measures everything, in about six minutes or, with --quick, in seconds."""
     size = QUICK if args.quick else Size()
     texts = Texts(ids, args.seed, size.longest)
 
@@ -203,7 +203,7 @@ def measure(args: argparse.Namespace, model: Path, ids: list[int], threads: int)
 
     loads, trace = [other_load()], texts.trace("clients", size.clients)
     ours = start(sys.executable, "teachllama")
-    play(ours, trace[:2], 2)  # the first of anything is slow
+    play(ours, trace[:2], 2)  # warm up, because the first run is slow
     settings: dict[str, float] = {}
     for how in SETTINGS:
         peer = start(args.peer, "llama.cpp", *how)
@@ -231,7 +231,7 @@ def measure(args: argparse.Namespace, model: Path, ids: list[int], threads: int)
 
 
 def main() -> None:
-    """Measures, prints, and saves figures as JSON and as the tables of docs/serving.md."""
+    """Measures, prints, and saves the results as JSON and as the tables of docs/serving.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True, metavar="PYTHON", help="a Python that has llama-cpp-python")
     parser.add_argument("--threads", type=int, default=0, help="default: physical cores")

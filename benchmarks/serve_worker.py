@@ -1,16 +1,16 @@
-"""One engine in one process that serves many requests: reads tasks as JSON lines, answers each with a line.
+"""Runs one engine that serves many requests. Reads tasks as JSON lines, and answers each with a line.
 
-`python serve_worker.py teachllama MODEL.gguf THREADS`, or `llama.cpp MODEL.gguf THREADS flash=on|off cache=one|each`;
-`serve.py` starts one of each. Both run the same loop, generate the likeliest token, and go on past an end of text, so
-that a trace is the same work for both.
+`python serve_worker.py teachllama MODEL.gguf THREADS`, or `llama.cpp MODEL.gguf THREADS flash=on|off cache=one|each`.
+`serve.py` starts one of each. Both run the same loop, generate the likeliest token, and continue after an end-of-text
+token, so that a trace is the same work for both.
 
 Tasks and answers:
-    {"task": "open", "slots": 8, "seq_len": 1280, "budget": 256, "prefixes": true} -> {}: at most so many requests at a
-        time, positions of each, rows of one step; memory of an earlier "open" is given back
+    {"task": "open", "slots": 8, "seq_len": 1280, "budget": 256, "prefixes": true} -> {}: sets the maximum number of
+        concurrent requests, positions per request, and rows per step; frees the memory of an earlier "open"
     {"task": "play", "trace": [...], "clients": 0}  -> {"seconds": ..., "requests": [...]}
-A request of a trace: {"prompt": ids, "n": tokens to generate, "at": seconds or "after": tokens}. It comes `at` so many
-seconds, or when the first one has `after` tokens. With clients, "at" does not count: each client has one request at a
-time, and the next when that has ended.
+A request of a trace: {"prompt": ids, "n": tokens to generate, "at": seconds or "after": tokens}. It arrives after `at`
+seconds, or when the first request has generated `after` tokens. With clients, "at" is ignored: each client sends its
+next request when the previous one has ended.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from worker import LlamaCpp
 
 @dataclass(slots=True)
 class Answer:
-    """What came of a request: token ids, when each came (`time.perf_counter`), prompt tokens that were reused."""
+    """The result of a request: token ids, the time of each (`time.perf_counter`), number of prompt tokens reused."""
 
     ids: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Answer:
 
 
 class OurServer:
-    """`tl.Scheduler` on a pool; the cache is float16, as llama.cpp's is by default."""
+    """`tl.Scheduler` on a pool. The cache is float16, llama.cpp's default."""
 
     def __init__(self, path: str, threads: int):
         import teachllama as tl
@@ -68,7 +68,7 @@ class OurServer:
 
 @dataclass(slots=True)
 class Job:
-    """A request of the peer's: its prompt's tokens and those generated, and how many are wanted."""
+    """A request to the peer: tokens of the prompt and those generated, and how many to generate."""
 
     ids: list[int]
     n: int
@@ -77,23 +77,23 @@ class Job:
 
 @dataclass(slots=True)
 class Slot:
-    """A sequence of the peer's cache: the tokens it holds, and the request that has it."""
+    """A sequence of the peer's cache: the tokens it holds, and the request that uses it."""
 
     number: int
     held: list[int] = field(default_factory=list)
     job: Job | None = None
 
     def common(self, ids: list[int]) -> int:
-        """How many of the first tokens are here; not the last one, whose logits are wanted."""
+        """How many of the first tokens the slot holds. Excludes the last one of `ids`, whose logits are needed."""
         n = min(len(self.held), len(ids) - 1)
         return next((i for i in range(n) if self.held[i] != ids[i]), n)
 
 
 class PeerServer(LlamaCpp):
-    """Continuous batching on llama.cpp's `llama_batch`, a sequence for each slot.
+    """Continuous batching with llama.cpp's `llama_batch`, one sequence per slot.
 
-    As in llama.cpp's own server, a slot keeps what it holds when its request has ended, and a request gets the free
-    slot that has the longest common beginning.
+    As in llama.cpp's own server, a slot keeps its tokens after its request has ended, and a request gets the free slot
+    with the longest common prefix.
     """
 
     def __init__(self, path: str, threads: int, flash: str, cache: str):
@@ -141,7 +141,7 @@ class PeerServer(LlamaCpp):
         self.admit()
         batch, n, plan = self.batch, 0, []
         lacking = [(slot, slot.job.ids[len(slot.held) :]) for slot in self.slots if slot.job is not None]
-        for slot, ids in sorted(lacking, key=lambda pair: len(pair[1]) > 1):  # those that generate come first
+        for slot, ids in sorted(lacking, key=lambda pair: len(pair[1]) > 1):  # generating requests first
             part = ids[: self.budget - n]
             for i, token in enumerate(part):
                 batch.token[n], batch.pos[n], batch.n_seq_id[n] = token, len(slot.held) + i, 1
@@ -163,7 +163,7 @@ class PeerServer(LlamaCpp):
 
 
 def play(engine: Any, trace: list[dict[str, Any]], clients: int) -> dict[str, Any]:
-    """Runs a trace to its end; times are seconds since its beginning."""
+    """Runs a trace to its end. Times are in seconds since its start."""
     began = time.perf_counter()
     waiting, made = deque(trace), []
 
@@ -177,7 +177,7 @@ def play(engine: Any, trace: list[dict[str, Any]], clients: int) -> dict[str, An
     while waiting or engine.n_open():
         while waiting and comes(waiting[0]):
             asked, now = waiting.popleft(), time.perf_counter() - began
-            arrived = asked["at"] if "at" in asked and not clients else now  # also if it had to wait for a step's end
+            arrived = asked["at"] if "at" in asked and not clients else now  # "at" even if it waited for a step to end
             made.append((engine.submit(asked["prompt"], asked["n"]), arrived))
         if engine.n_open():
             engine.step()

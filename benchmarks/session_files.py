@@ -20,7 +20,7 @@ TARGET = HERE.parent / "docs" / "measured" / "sessions.inc"
 
 
 def shortest(n: int, *works: Callable[[], None]) -> list[float]:
-    """Seconds of each work, the shortest of n, one after another in turns."""
+    """The shortest of n times in seconds for each function. The functions are called in turns."""
     best = [float("inf")] * len(works)
     for _ in range(n):
         for i, work in enumerate(works):

@@ -1,6 +1,6 @@
-"""One engine in one process: reads tasks as JSON lines on stdin, answers each with a JSON line on stdout.
+"""Runs one engine in one process. Reads tasks as JSON lines from stdin, and answers each with a JSON line on stdout.
 
-`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS [flash=on|off]`;
+`python worker.py teachllama MODEL.gguf THREADS` or `python worker.py llama.cpp MODEL.gguf THREADS [flash=on|off]`.
 `compare.py` and `fidelity.py` start one of each, the second with the Python that has llama-cpp-python, and give them
 the same tasks.
 
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 SEQ_LEN = 8192
-TOKENS = [504, 3575, 282, 4649, 314, 260, 216, 33]  # any ids do: time does not depend on them
+TOKENS = [504, 3575, 282, 4649, 314, 260, 216, 33]  # arbitrary, because time does not depend on the ids
 
 
 class TeachLlama:
-    """Our engine; the cache is float16, as llama.cpp's is by default."""
+    """Our engine. The cache is float16, llama.cpp's default."""
 
     def __init__(self, path: str, threads: int, **how: str):
         import teachllama as tl
@@ -61,7 +61,7 @@ class TeachLlama:
             session.close()
 
     def evaluate(self, ids: Sequence[int]) -> int:
-        """Evaluates ids; the likeliest next token."""
+        """Evaluates ids. Returns the likeliest next token."""
         self.session.eval(ids)
         return self.session.sample()
 
@@ -70,14 +70,14 @@ class TeachLlama:
 
 
 class LlamaCpp:
-    """llama.cpp over its C interface."""
+    """llama.cpp through its C interface."""
 
     def __init__(self, path: str, threads: int, flash: str = "auto"):
         import llama_cpp
 
         self.api, self.threads = llama_cpp, threads
         self.flash = {"auto": -1, "off": 0, "on": 1}[flash]
-        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # kept: the library only points at it
+        self.quiet = llama_cpp.llama_log_callback(lambda *_: None)  # must stay alive: the library stores a pointer
         llama_cpp.llama_log_set(self.quiet, None)
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
@@ -130,7 +130,7 @@ class LlamaCpp:
 
         for at in range(0, len(ids), 512):
             part = ids[at : at + 512]
-            array = (self.api.llama_token * len(part))(*part)  # named: the batch only points at it
+            array = (self.api.llama_token * len(part))(*part)  # must stay alive: the batch stores only a pointer
             if self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(part))):
                 raise RuntimeError("llama_decode failed")
         logits = self.api.llama_get_logits_ith(self.context, -1)
@@ -155,7 +155,7 @@ class LlamaCpp:
 
 
 def memory() -> dict[str, int]:
-    """Bytes resident in this process, mapped files included, and those that no other process shares."""
+    """Bytes resident in this process, including mapped files, and those that no other process shares."""
     found = dict(re.findall(r"^(\w+): +(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), flags=re.M))
     private = int(found["Private_Clean"]) + int(found["Private_Dirty"])
     return {"resident": int(found["Rss"]) * 1024, "private": private * 1024}
@@ -168,11 +168,11 @@ def main() -> None:
     started = time.perf_counter()
     engine = TeachLlama(path, threads, **how) if name == "teachllama" else LlamaCpp(path, threads, **how)
     print(json.dumps({"load_seconds": time.perf_counter() - started}), flush=True)
-    seq_len, evaluated = 1024, 0  # positions that the tasks' own tokens fill
+    seq_len, evaluated = 1024, 0  # evaluated: number of positions filled with the tokens of a decode task
     for line in sys.stdin:
         task = json.loads(line)
         if task["task"] == "decode" and 0 < task.get("n_past", 0) == evaluated:
-            engine.rewind(evaluated)  # a long context is read once
+            engine.rewind(evaluated)  # evaluate a long context only once
         else:
             engine.reset()
             evaluated = 0

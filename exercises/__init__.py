@@ -1,1 +1,1 @@
-"""The exercises to hand out, collect and grade with nbgrader; README.md says how."""
+"""The exercises, to be released, collected and graded with nbgrader. README.md explains how."""

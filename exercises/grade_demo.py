@@ -1,10 +1,10 @@
-"""Grades three made-up submissions with nbgrader, from end to end: `make grade-demo`.
+"""Grades three made-up submissions with nbgrader, end to end: `make grade-demo`.
 
     python -m exercises.grade_demo [FOLDER] [--only ASSIGNMENT]...
 
-Ada has everything right, Blank hands in what was handed out, and Max makes a usual mistake in every exercise. Each
-assignment is generated, released, handed in, collected, graded, and its feedback returned, in a folder of its own
-(by default out/grade-demo). At the end: a table of grades, what was misunderstood, and where the feedback pages lie.
+Ada has everything right, Blank submits the assignment unchanged, and Max makes a usual mistake in every exercise. Each
+assignment is generated, released, submitted, collected and graded, and its feedback is returned, all in one folder
+(by default out/grade-demo). At the end it prints a table of grades, the mistakes, and the paths of the feedback pages.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STUDENTS = {"ada": "everything right", "blank": "nothing filled in", "max": "a u
 
 
 def hand_in(student: str, assignment: Lesson, released: NotebookNode) -> NotebookNode:
-    """What a made-up student makes of the students' version."""
+    """The released notebook, completed by a made-up student."""
     solutions = make.graded_notebook(assignment)
     right = {c.id: c.source for c in solutions.cells}
     usual = {f"exercise-{i}-answer": e.mistake[1] for i, e in enumerate(assignment.exercises, 1)}
@@ -43,10 +43,10 @@ def hand_in(student: str, assignment: Lesson, released: NotebookNode) -> Noteboo
 
 
 def grade(assignment: Lesson, folder: Path) -> None:
-    """Takes one assignment from its source to the feedback in the students' hands.
+    """Runs one assignment from its source to the release of feedback.
 
     Raises:
-        RuntimeError: a step of nbgrader's failed; its log is in the message.
+        RuntimeError: a step of nbgrader failed; its log is in the message.
     """
     from nbgrader.apps import NbGraderAPI
     from nbgrader.auth import Authenticator
@@ -78,7 +78,7 @@ def grade(assignment: Lesson, folder: Path) -> None:
 
 
 def grades(course: Path, assignments: Sequence[Lesson]) -> dict[str, dict[str, tuple[float, float]]]:
-    """Out of nbgrader's gradebook: assignment -> student -> (points, of how many)."""
+    """Reads nbgrader's gradebook: assignment -> student -> (points, maximum)."""
     from nbgrader.api import Gradebook
 
     with Gradebook(f"sqlite:///{course / 'gradebook.db'}") as book:
@@ -92,7 +92,7 @@ def grades(course: Path, assignments: Sequence[Lesson]) -> dict[str, dict[str, t
 
 
 def table(scores: dict[str, dict[str, tuple[float, float]]]) -> str:
-    """The grades, a row an assignment."""
+    """The grades, one row per assignment."""
     rows = [f"{'assignment':<26}" + "".join(f"{student:>10}" for student in STUDENTS) + f"{'of':>6}"]
     for name, row in scores.items():
         of = next(iter(row.values()))[1]
@@ -101,7 +101,7 @@ def table(scores: dict[str, dict[str, tuple[float, float]]]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the demonstration; 1 if a grade is not what it should be."""
+    """Runs the demonstration. Returns 1 if a grade is wrong or a step failed, otherwise 0."""
     parser = argparse.ArgumentParser(description="Grades three made-up submissions with nbgrader.")
     parser.add_argument("folder", nargs="?", type=Path, default=make.COURSE.parent / "out" / "grade-demo")
     parser.add_argument("--only", action="append", choices=[a.notebook for a in lessons()], help="an assignment")
@@ -119,7 +119,7 @@ def main(arguments: list[str]) -> int:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     os.environ.setdefault("TEACHLLAMA_MODEL", "smollm2-135m")
-    warnings.filterwarnings("ignore", module=r"nbgrader\.")  # of its database library, about how nbgrader uses it
+    warnings.filterwarnings("ignore", module=r"nbgrader\.")  # warnings of its database library about nbgrader's code
     assignments = [a for a in lessons() if not options.only or a.notebook in options.only]
     for assignment in assignments:
         print(f"grading {assignment.notebook}", flush=True)

@@ -1,16 +1,16 @@
-"""JupyterHub for a class: every student gets JupyterLab, the course's assignments, and one model file shared by all.
+"""JupyterHub for a class: every student gets JupyterLab, the course's assignments, and one shared model file.
 
-To try it on your own machine, with a password of eight characters or more, and as anybody ("ada", "instructor"):
+To try it on your own machine, with a password of eight characters or more and any user name ("ada", "instructor"):
 
     TEACHLLAMA_HUB_TRIAL=a-password jupyterhub -f exercises/jupyterhub_config.py
 
-For a class, on a server where each student has an account; docs/instructors.md has the steps:
+For a class, on a server where each student has an account (docs/instructors.md explains the steps):
 
     TEACHLLAMA_SHARED=/srv/teachllama TEACHLLAMA_INSTRUCTORS="maria jo" jupyterhub -f jupyterhub_config.py
 
-TEACHLLAMA_SHARED holds models/ and kernels/ (`teachllama fetch` and `warmup` fill them, all may read them), exchange/
-(all may write there), and the Hub's own database. TEACHLLAMA_COURSE, by default this folder, holds source/ with the
-solutions, and the gradebook: nobody but the instructors may read it.
+TEACHLLAMA_SHARED contains models/ and kernels/ (filled by `teachllama fetch` and `warmup`, readable by all), exchange/
+(writable by all), and the Hub's own database. TEACHLLAMA_COURSE, by default this folder, contains source/ with the
+solutions, and the gradebook. Only the instructors may read it.
 """
 
 import os
@@ -23,20 +23,20 @@ c = get_config()  # noqa: F821
 
 HERE = Path(__file__).resolve().parent
 COURSE = Path(os.environ.get("TEACHLLAMA_COURSE") or HERE)
-BIN = Path(sys.executable).parent  # the environment that runs the Hub runs the students' servers, too
+BIN = Path(sys.executable).parent  # the environment that runs the Hub also runs the students' servers
 TRIAL = os.environ.get("TEACHLLAMA_HUB_TRIAL", "")
 SHARED = Path(os.environ.get("TEACHLLAMA_SHARED") or (HERE.parent / "out" / "hub" if TRIAL else "/srv/teachllama"))
 INSTRUCTORS = set(os.environ.get("TEACHLLAMA_INSTRUCTORS", "instructor").split())
 
 for folder in ("models", "kernels", "exchange", "settings", "hub"):
     (SHARED / folder).mkdir(parents=True, exist_ok=True)
-(SHARED / "exchange").chmod(0o777)  # nbgrader asks for it: students hand in here, and cannot list what others did
+(SHARED / "exchange").chmod(0o777)  # required by nbgrader: students submit here, but cannot list other submissions
 (SHARED / "hub").chmod(0o700)
-shutil.copy(HERE / "nbgrader_config.py", SHARED / "settings")  # students need it, and cannot look into the course
+shutil.copy(HERE / "nbgrader_config.py", SHARED / "settings")  # students need it, but cannot read the course folder
 
-# ---- who comes in ----
+# ---- who can log in ----
 
-if TRIAL:  # one password for all: fine on your own machine, and nowhere else
+if TRIAL:  # one password for all: safe only on your own machine
     c.JupyterHub.bind_url = "http://127.0.0.1:8000"
     c.JupyterHub.authenticator_class = "shared-password"
     c.SharedPasswordAuthenticator.user_password = TRIAL
@@ -46,28 +46,28 @@ if TRIAL:  # one password for all: fine on your own machine, and nowhere else
 else:
     c.JupyterHub.authenticator_class = "pam"  # the machine's own accounts; many others exist (OAuth, LTI, LDAP)
     c.Authenticator.admin_users = INSTRUCTORS
-c.Authenticator.allow_all = True  # everyone who has an account, or in a trial the password
+c.Authenticator.allow_all = True  # everyone with an account or, in a trial, with the password
 
-# ---- what they get ----
+# ---- what users get ----
 
 c.Spawner.cmd = [str(BIN / "jupyterhub-singleuser")]
 c.Spawner.default_url = "/lab"
 c.Spawner.environment = {
     "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",
-    "JUPYTER_CONFIG_PATH": str(SHARED / "settings"),  # the course's name, and where the exchange is
-    "TEACHLLAMA_CACHE": str(SHARED / "models"),  # load_model("smollm2-135m") finds the one file that all share
-    "TEACHLLAMA_KERNEL_CACHE": str(SHARED / "kernels"),  # `teachllama warmup` compiles for all; nobody else may write
+    "JUPYTER_CONFIG_PATH": str(SHARED / "settings"),  # the course's name, and the location of the exchange
+    "TEACHLLAMA_CACHE": str(SHARED / "models"),  # load_model("smollm2-135m") finds the shared file
+    "TEACHLLAMA_KERNEL_CACHE": str(SHARED / "kernels"),  # compiled once by `teachllama warmup`; read-only for users
     "TEACHLLAMA_EXCHANGE": str(SHARED / "exchange"),
-    "OMP_NUM_THREADS": "2",  # or each kernel would take every core
+    "OMP_NUM_THREADS": "2",  # otherwise each kernel would use every core
 }
 
 
 def for_this_user(spawner: Any) -> None:
-    """Instructors get nbgrader's grading pages and the course's folder; students get what hands out and hands in."""
+    """Gives instructors nbgrader's grading pages and the course's folder, and students its list of assignments."""
     arguments = ["--allow-root"] if TRIAL and hasattr(os, "getuid") and os.getuid() == 0 else []  # as in containers
     if spawner.user.name in INSTRUCTORS:
         spawner.environment = {**spawner.environment, "TEACHLLAMA_COURSE": str(COURSE)}
-        spawner.notebook_dir = str(COURSE)  # the grading pages want the course below it
+        spawner.notebook_dir = str(COURSE)  # the grading pages require the course below it
     else:
         for name in ("formgrader", "course_list"):
             arguments.append(f"--ServerApp.jpserver_extensions=nbgrader.server_extensions.{name}=False")

@@ -1,11 +1,11 @@
-"""Makes the graded notebooks from the course's, and from those the students' versions: `make assignments`.
+"""Makes the graded notebooks from the course's notebooks, and the students' versions from those: `make assignments`.
 
     python -m exercises.make            # source/ from ../notebooks, then release/ with nbgrader
     python -m exercises.make --source   # source/ only; --course FOLDER for another folder than this one
     python -m exercises.make --guide    # the marking guide in ../docs/instructors.md
 
-An exercise's text, the cell that begins the answer and the folded cell tagged `solution` are in the course's notebook;
-points and hidden cases are in the `Exercise` of its lesson (`teachllama/lessons`). From these come nbgrader's cells.
+An exercise's text, the cell that begins the answer and the folded cell tagged `solution` are in the course's notebook.
+Points and hidden cases are in the `Exercise` of its lesson (`teachllama/lessons`). nbgrader's cells are made from both.
 """
 
 from __future__ import annotations
@@ -32,33 +32,34 @@ from teachllama.lessons.common.exercise import Exercise, Lesson
 COURSE = Path(__file__).resolve().parent
 NOTEBOOKS = COURSE.parent / "notebooks"
 SITE = "https://teachllama.readthedocs.io/en/latest"
-SEED = "TEACHLLAMA_GRADE_SEED"  # a word of the instructor's: hidden values follow from it
+SEED = "TEACHLLAMA_GRADE_SEED"  # the instructor's secret word, which determines the hidden values
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 _TITLE = re.compile(r"\*\*Exercise (\d+)\. ")
 
 
 class OutOfStepError(Exception):
-    """A course notebook and its lesson's exercises do not fit together."""
+    """A course notebook and its lesson's exercises do not match."""
 
 
-# ---- out of a course notebook ----
+# ---- reading a course notebook ----
 
 
 @dataclass(frozen=True)
 class Written:
-    """An exercise as the course's notebook has it."""
+    """An exercise in the course's notebook."""
 
     text: str
-    start: str  # what the answer begins with, without the check
+    start: str  # the code that the answer begins with, without the check
     solution: str
-    test: str  # the check's call, as source
+    test: str  # source code of the check's call
 
 
 def written(notebook: NotebookNode, name: str) -> list[Written]:
     """The exercises of a course notebook, in order.
 
     Raises:
-        OutOfStepError: an exercise that is not a text, a code cell that ends in a check, and one tagged `solution`.
+        OutOfStepError: an exercise does not consist of a text, a code cell that ends in a check, and a code cell
+            tagged `solution`.
     """
     found: list[Written] = []
     cells = notebook.cells
@@ -82,7 +83,7 @@ def written(notebook: NotebookNode, name: str) -> list[Written]:
 
 
 def _split(source: str, where: str) -> tuple[str, str]:
-    """A cell's code and the check's call with which it ends."""
+    """Splits a cell into its code and the final call of the check."""
     last = ast.parse(source).body[-1]
     if isinstance(last, ast.Expr) and isinstance(last.value, ast.Call):
         call = ast.get_source_segment(source, last) or ""
@@ -91,14 +92,14 @@ def _split(source: str, where: str) -> tuple[str, str]:
     raise OutOfStepError(f"{where}: expected its cells to end in a call of `check.`, found `{ast.unparse(last)}`")
 
 
-# ---- into a graded one ----
+# ---- making a graded notebook ----
 
 
 def graded_notebook(assignment: Lesson) -> NotebookNode:
-    """nbgrader's source notebook: solutions between marks, visible and hidden tests, points.
+    """nbgrader's source notebook, with solutions between marks, visible and hidden tests, and points.
 
     Raises:
-        OutOfStepError: the notebook's exercises are not those of the assignment.
+        OutOfStepError: the notebook's exercises do not match those of the assignment.
     """
     name = assignment.notebook
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
@@ -134,7 +135,7 @@ def _exercise_cells(number: int, exercise: Exercise, text: Written, assignment: 
     prose, start, solution, test = (
         _replaced(part, exercise) for part in (text.text, text.start, text.solution, text.test)
     )
-    # Links of the notebook's folder lead nowhere from where an assignment lies.
+    # Links relative to the notebook's folder do not work from an assignment's folder.
     prose = re.sub(r"\]\(\.\./docs/(\w+)\.md", rf"]({SITE}/\1.html", prose)
     prose = re.sub(r"\]\((\d\d_\w+)\.ipynb", rf"]({SITE}/notebooks/\1.html", prose)
     given = exercise.given
@@ -179,9 +180,9 @@ def _replaced(text: str, exercise: Exercise) -> str:
 
 
 def _filled_in(start: str, solution: str) -> str:
-    """The starting function with the solution in its place; "" unless it is one function that is to be filled in.
+    """The starting function with its body replaced by the solution; "" unless `start` is a single function to complete.
 
-    What the solution has before the function (a comment, a helper, an import) goes into it.
+    Code before the solution's function (a comment, a helper, an import) is moved into the function.
     """
     begun, solved = ast.parse(start).body, ast.parse(solution).body
     a, b = begun[-1], solved[-1]
@@ -192,13 +193,13 @@ def _filled_in(start: str, solution: str) -> str:
     lines = solution.split("\n")
     before, body = indent("\n".join(lines[: b.lineno - 1]).rstrip(), "    "), lines[b.body[0].lineno - 1 :]
     if len(solved) > 1:
-        before += "\n"  # a helper stands apart
+        before += "\n"  # a blank line after helpers
     head = start.split("\n")[: a.body[0].lineno - 1]
     return "\n".join([*head, f"    {BEGIN}", *([before] if before else []), *body, f"    {END}"])
 
 
 def _cell(name: str, source: str, *, markdown: bool = False, solution: bool = False, points: int = 0) -> NotebookNode:
-    """A cell with nbgrader's metadata; all but answers are locked, and put back before grading."""
+    """A cell with nbgrader's metadata. All cells except answers are locked, and restored before grading."""
     meta: dict[str, Any] = {
         "schema_version": 3,
         "grade_id": name,
@@ -217,17 +218,17 @@ def _cell(name: str, source: str, *, markdown: bool = False, solution: bool = Fa
 
 
 def source_path(assignment: Lesson, course: Path = COURSE) -> Path:
-    """Where an assignment's source notebook lies."""
+    """The path of an assignment's source notebook."""
     return course / "source" / assignment.notebook / f"{assignment.notebook}.ipynb"
 
 
 def as_text(notebook: NotebookNode) -> str:
-    """A notebook as it stands in its file."""
+    """A notebook as the text of its file."""
     return nbformat.writes(notebook, version=4) + "\n"
 
 
 def write_sources(course: Path = COURSE, of: Sequence[Lesson] = ()) -> None:
-    """Writes `course`/source, for all lessons or for some."""
+    """Writes `course`/source, for the lessons `of`, or for all."""
     for assignment in of or lessons():
         path = source_path(assignment, course)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,10 +236,10 @@ def write_sources(course: Path = COURSE, of: Sequence[Lesson] = ()) -> None:
 
 
 def settings(course: Path, exchange: Path | None = None) -> Any:
-    """The settings of `nbgrader_config.py` for a course in another folder, as nbgrader's classes take them."""
+    """The settings of `nbgrader_config.py` for a course in another folder, as a `Config` for nbgrader's classes."""
     from traitlets.config import PyFileConfigLoader
 
-    # nbgrader calls programs that were installed with it, also where the environment was not activated.
+    # nbgrader calls programs that were installed with it, which must also work if the environment is not activated.
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     config = PyFileConfigLoader("nbgrader_config.py", path=str(COURSE)).load_config()
     config.CourseDirectory.root = str(course)
@@ -248,10 +249,10 @@ def settings(course: Path, exchange: Path | None = None) -> Any:
 
 
 def release(course: Path) -> list[Path]:
-    """Makes `course`/release from `course`/source with nbgrader; returns the students' notebooks.
+    """Makes `course`/release from `course`/source with nbgrader. Returns the paths of the students' notebooks.
 
     Raises:
-        RuntimeError: nbgrader did not; its log is in the message.
+        RuntimeError: nbgrader failed; its log is in the message.
     """
     from nbgrader.apps import NbGraderAPI
 
@@ -262,7 +263,7 @@ def release(course: Path) -> list[Path]:
 
 
 def succeeded(result: dict[str, Any], what: str) -> None:
-    """Raises RuntimeError with nbgrader's own words unless a call of its API succeeded."""
+    """Raises RuntimeError with nbgrader's error and log unless a call of its API succeeded."""
     if not result["success"]:
         raise RuntimeError(f"nbgrader {what}: {result.get('error') or ''}\n{result.get('log') or ''}")
 
@@ -272,7 +273,7 @@ _GUIDE_MARKS = "<!-- marking guide: begin -->", "<!-- marking guide: end -->"
 
 
 def marking_guide() -> str:
-    """The marking guide's points and table, as docs/instructors.md has them, out of the lessons' exercises."""
+    """The points and the table of the marking guide in docs/instructors.md, made from the lessons' exercises."""
     points = ", ".join(f"{l.number}: {l.points} points" for l in lessons())
     rows = [
         f"| {l.number} | {i} | {e.points[0]} + {e.points[1]} | {e.shows} | {e.usual} |"
@@ -284,14 +285,14 @@ def marking_guide() -> str:
 
 
 def with_guide(page: str) -> str:
-    """The page with the marking guide as the lessons have it."""
+    """The page with its marking guide updated from the lessons."""
     begin, end = _GUIDE_MARKS
     before, rest = page.split(begin)
     return f"{before}{begin}\n\n{marking_guide()}\n\n{end}{rest.split(end)[1]}"
 
 
 def main(arguments: list[str]) -> int:
-    """Runs what the command line asks for; 1 if nbgrader is missing."""
+    """Runs the command line. Returns 1 if nbgrader is missing, otherwise 0."""
     parser = argparse.ArgumentParser(description="Makes the graded notebooks and the students' versions of them.")
     parser.add_argument("--source", action="store_true", help="only write source/")
     parser.add_argument("--guide", action="store_true", help="only write the marking guide into docs/instructors.md")

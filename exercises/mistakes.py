@@ -1,8 +1,8 @@
-"""Who misunderstood what: reads the mistakes that the checks recognised out of graded notebooks.
+"""Lists who made which mistake, from the mistakes that the checks recognised in graded notebooks.
 
     python -m exercises.mistakes [COURSE]      # the folder with autograded/; by default this one
 
-A check that is not content raises `NotYet` with the mistake's name; nbgrader keeps that in the graded notebook.
+A failed check raises `NotYet` with the mistake's name, which nbgrader stores in the graded notebook.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Mistake(NamedTuple):
     assignment: str
     exercise: str
     student: str
-    name: str  # as the check calls it; the exception's name where a test failed otherwise
-    hidden: bool  # in a hidden test
+    name: str  # the mistake's name in the check, or the exception's name if the test failed otherwise
+    hidden: bool  # whether the test was hidden
 
 
 def read(course: Path) -> list[Mistake]:
-    """All failed tests in `course`/autograded, as nbgrader lays it out: student/assignment/notebook."""
+    """All failed tests in `course`/autograded, in nbgrader's layout: student/assignment/notebook."""
     found = []
     for path in sorted((course / "autograded").glob("*/*/*.ipynb")):
         student, assignment = path.parts[-3:-1]
@@ -44,7 +44,7 @@ def read(course: Path) -> list[Mistake]:
 
 
 def table(mistakes: Iterable[Mistake]) -> str:
-    """A line a mistake: how many students made it, and who. A hidden test counts where the visible one was passed."""
+    """One line per mistake, with the number and names of students. A hidden test counts if the visible one passed."""
     mistakes = list(mistakes)
     seen = {m[:3] for m in mistakes if not m.hidden}
     who: dict[tuple[str, str, str], list[str]] = defaultdict(list)

@@ -1,6 +1,6 @@
-"""Runs notebooks top to bottom in fresh kernels and keeps their outputs: `make notebooks`, or name some.
+"""Runs notebooks from top to bottom in new kernels and saves their outputs: `make notebooks`, or give their paths.
 
-Use it before each commit that touches a notebook, so that what is committed is what a reader will see.
+Use it before each commit that changes a notebook, so that the committed outputs are up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 
 
 def execute(path: Path) -> None:
-    """Runs one notebook on its default model and writes it back, without what differs between any two runs."""
+    """Runs one notebook with its default model and writes it back, without metadata that differs from run to run."""
     notebook = nbformat.read(path, as_version=4)
     env = {name: value for name, value in os.environ.items() if name != "TEACHLLAMA_MODEL"}
     client = NotebookClient(
@@ -39,7 +39,7 @@ def execute(path: Path) -> None:
 
 
 def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
-    """Joins neighbouring texts of one stream: where the kernel cut them is chance, and GitHub shows every cut."""
+    """Joins neighbouring texts of one stream, because the kernel splits them at random and GitHub shows every split."""
     merged: list[NotebookNode] = []
     for output in outputs:
         last = merged[-1] if merged else None
@@ -53,7 +53,7 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 if __name__ == "__main__":
     named = [Path(p) for p in sys.argv[1:] if p != "--busy"]
     busy = psutil.cpu_percent(1) / 100 * (psutil.cpu_count() or 1)
-    if busy > 0.7 and "--busy" not in sys.argv:  # the times that are stored would be another machine's
+    if busy > 0.7 and "--busy" not in sys.argv:  # the stored times would be too long for this machine
         raise SystemExit(f"other programs keep {busy:.1f} processors busy; wait for an idle machine, or say --busy")
     for path in named or sorted(HERE.glob("[0-9][0-9]_*.ipynb")):
         print(f"running {path.name}", flush=True)

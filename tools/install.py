@@ -1,9 +1,9 @@
-"""Makes a virtual environment and installs this package into it, saying how far it is: `make` uses it.
+"""Creates a virtual environment and installs this package into it, showing progress. Used by `make`.
 
     python3 tools/install.py .venv lab,test,docs
 
-pip by itself is either silent for minutes or prints hundreds of lines. Here its output becomes one moving line at a
-terminal and a few lines in a log; if it fails, all that it said is printed. Needs the standard library alone, since
+pip by itself is either silent for minutes or prints hundreds of lines. Here its output becomes one updating line on a
+terminal, or a few lines in a log. If pip fails, its whole output is printed. Uses only the standard library, because
 nothing is installed yet.
 """
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class Progress:
-    """What is going on and for how long, on stderr: a moving line at a terminal, each new stage as a line elsewhere."""
+    """Shows progress and elapsed time on stderr: one updating line on a terminal, elsewhere one line per stage."""
 
     def __init__(self) -> None:
         self._moves, self._text, self._done = sys.stderr.isatty(), "", threading.Event()
@@ -32,17 +32,17 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Since the beginning."""
+        """Seconds since the start."""
         return time.monotonic() - self._started
 
     def stage(self, text: str) -> None:
-        """A new stage: a line of its own in a log."""
+        """Begins a new stage, which is a line of its own in a log."""
         self._text = text
         if not self._moves:
             print(f"{text} ...", file=sys.stderr, flush=True)
 
     def detail(self, text: str) -> None:
-        """What the stage is at: shown at a terminal only."""
+        """Sets the current detail of the stage, shown only on a terminal."""
         self._text = text
 
     def _show(self) -> None:
@@ -52,7 +52,7 @@ class Progress:
             print(f"\r\x1b[2K{line}", end="", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Erases the moving line."""
+        """Stops, and erases the line."""
         self._done.set()
         self._thread.join()
         if self._moves:
@@ -65,7 +65,7 @@ def python_of(folder: Path) -> Path:
 
 
 def stage_of(line: str, n_found: int) -> tuple[str, bool] | None:
-    """What a line of pip's output means: (text, whether a new stage begins); None if nothing for a reader."""
+    """Interprets a line of pip's output as (text, whether a new stage begins); None if it need not be shown."""
     if match := re.match(r"\s*Downloading (\S+?)(?:-\d\S*)?(?: \((.*)\))?$", line):
         size = f" ({match[2]})" if match[2] else ""
         return f"{n_found} packages found, downloading {match[1].rpartition('/')[2]}{size}", False
@@ -78,7 +78,7 @@ def stage_of(line: str, n_found: int) -> tuple[str, bool] | None:
 
 def install(folder: Path, extras: str, progress: Progress) -> int:
     """Runs pip, and returns its exit status."""
-    if not (python_of(folder).exists() and [*folder.glob("[Ll]ib*/**/site-packages/pip")]):  # none, or half of one
+    if not (python_of(folder).exists() and [*folder.glob("[Ll]ib*/**/site-packages/pip")]):  # missing or incomplete
         progress.stage(f"making the virtual environment {folder}")
         venv.create(folder, with_pip=True, symlinks=os.name != "nt")
     progress.stage("looking up and downloading Python packages")
@@ -110,7 +110,7 @@ def install(folder: Path, extras: str, progress: Progress) -> int:
 
 
 def main() -> int:
-    """Installs; returns pip's exit status, or 130 after Ctrl-C."""
+    """Installs the package. Returns pip's exit status, 130 after Ctrl-C, or 1 if the environment can't be created."""
     folder, extras = Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else ""
     progress = Progress()
     try:

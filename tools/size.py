@@ -1,7 +1,8 @@
-"""Prints how many lines of code each room of the package has, without blanks, comments and docstrings: `make size`.
+"""Counts the lines of code of each module and folder of the package, without comments and docstrings: `make size`.
 
-The budgets are a mirror, not a rule to beat: the evening path is what one reads to know how a token is made, from the
-file to the session; kernels are beside it. CI fails above them, so that growth is a decision.
+The evening path is the code to read in order to understand how a token is generated, from the file to the session;
+kernels have a budget of their own. The budgets are for orientation, not targets to beat. CI fails above them, so that
+growth is a deliberate decision.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import tokenize
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "teachllama"
-EVENING = (  # in the order in which one reads it
+EVENING = (  # in reading order
     "gguf_file.py", "metadata.py", "spec.py", "families", "weights.py", "loading.py", "ops.py", "forward.py",
     "batch.py", "kv/pages.py", "kv/cache.py", "config.py", "model.py", "sampling.py", "session.py",
     "generate.py",
@@ -21,7 +22,7 @@ BUDGETS = {"the evening path": 2550, "kernels": 2750}  # aims: 1,700 each
 
 
 def code_lines(path: Path) -> int:
-    """Lines of a file that hold code: no blanks, comments, docstrings."""
+    """Number of lines of a file that contain code, without blanks, comments and docstrings."""
     text = path.read_text(encoding="utf-8")
     doc: set[int] = set()
     for node in ast.walk(ast.parse(text)):
@@ -45,14 +46,14 @@ def size_of(place: Path) -> int:
 
 
 def sizes() -> dict[str, int]:
-    """Code lines of every room, and of what has a budget."""
+    """Code lines of every module and folder, and of the evening path."""
     rooms = {p.name: size_of(p) for p in sorted(PACKAGE.iterdir()) if p.suffix == ".py" or (p / "__init__.py").exists()}
     rooms["the evening path"] = sum(size_of(PACKAGE / name) for name in EVENING)
     return rooms
 
 
 def main() -> int:
-    """Prints the table; 1 if something is above its budget."""
+    """Prints the table. Returns 1 if something is above its budget, otherwise 0."""
     found = sizes()
     for name, n in found.items():
         mark = "*" if name in EVENING else " "

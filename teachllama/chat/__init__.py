@@ -1,10 +1,10 @@
-"""`Chat`: a conversation with a model: turns, written by the template in the model's file.
+"""`Chat`: a conversation with a model, in turns that the template in the model's file formats.
 
-Chat is generation over a templated prompt. This file knows messages, templates and tokens, and drives a session; it
-knows nothing of how templates are rendered safely (`sandbox.py`).
+Chat is generation over a templated prompt. This file handles messages, templates and tokens, and drives a session.
+`sandbox.py` renders templates safely.
 
-A chat's state is its messages, and nothing else: after a reply, the session holds exactly the tokens that those
-messages are written in. So a conversation can be replayed from a file, and each turn evaluates only what is new in it.
+A chat's only state is its messages. After a reply, the session holds exactly the tokens that encode those messages. So
+a conversation can be replayed from a file, and each turn evaluates only its new tokens.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ __all__ = ["FORMATS", "Chat", "Limits", "Reuse"]
 Message = dict[str, str]  # {"role": "user", "content": "Hello"}
 
 MOST_FILE = 1 << 26  # bytes of a saved conversation
-SESSION_ENDINGS = (".session", ".safetensors")  # names of files that `save` writes keys and values into
-MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # noncharacters: they mark where a message's text begins and ends
+SESSION_ENDINGS = (".session", ".safetensors")  # file name suffixes for which `save` includes keys and values
+MARKS = [chr(c) for c in range(0xFDD0, 0xFDF0)]  # noncharacters, used to mark where a message's text begins and ends
 
 
 class Chat:
-    """A conversation in a session. The session is the chat's own from now on.
+    """A conversation in a session, which the chat owns from then on.
 
     Args:
-        session: where it is evaluated; other tokens in it are forgotten at the first turn.
-        system: the text of a system message to begin with.
-        template: Jinja source, or a name of `FORMATS` ("chatml", "llama2", "llama3", "gemma", "mistral"), in place of
-            the file's own template.
-        limits: what rendering the template may use.
+        session: evaluates the conversation. Other tokens in it are discarded at the first turn.
+        system: the text of an initial system message.
+        template: Jinja source, or a name from `FORMATS` ("chatml", "llama2", "llama3", "gemma", "mistral"), instead of
+            the template in the model's file.
+        limits: the resources that rendering the template may use.
 
     Attributes:
-        dropped: characters of the last message said, or of all that were replayed, that this vocabulary cannot write
-            whole, each once: encoding left a byte of each out (`Tokenizer.encode(..., errors="drop")`). Usually "".
+        dropped: characters that this vocabulary cannot encode completely, each listed once. They are from the last
+            message said, or from all replayed messages. Encoding omits a byte of each
+            (`Tokenizer.encode(..., errors="drop")`). Usually "".
 
     Raises:
         TemplateError: the model's file has no template, and none was given.
-        ChatError: `system` is not a text.
+        ChatError: `system` is not a string.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Chat:
 
     @property
     def history(self) -> list[Message]:
-        """The messages so far, oldest first, as dicts of role and content: a copy."""
+        """A copy of the messages so far, oldest first, as dicts with role and content."""
         return [dict(message) for message in self._messages]
 
     # ---- talking ----
@@ -93,13 +94,14 @@ class Chat:
         max_new_tokens: int = 512,
         stop: str | Sequence[str] = (),
     ) -> Iterator[Token]:
-        """Says something, and yields the tokens of the reply as they are made.
+        """Adds a user message and yields the tokens of the reply as they are generated.
 
-        Only what is new is evaluated; `session.stats.n_prompt` says how many tokens that was. If you break off, or
-        press Ctrl-C, the reply so far is kept as the reply; before its first token, nothing was said.
+        Only new tokens are evaluated; `session.stats.n_prompt` is their number. If you stop iterating or press Ctrl-C,
+        the partial reply is kept as the reply. Before its first token, the conversation is unchanged.
 
         Raises:
-            ChatError: not a text, or the template refuses it. TemplateError: the template fails.
+            ChatError: `text` is not a string, or the template refuses it.
+            TemplateError: the template fails.
             ContextFullError: the conversation does not fit; the message says by how many tokens. Nothing was changed.
         """
         before = self._messages
@@ -112,7 +114,7 @@ class Chat:
         return self._reply(before, said, ids, params, max_new_tokens, stop)
 
     def ask(self, text: str, params: SamplingParams = GREEDY, **options: Any) -> str:
-        """Says something, and returns the whole reply. Arguments and errors: see `say`."""
+        """Adds a user message and returns the whole reply. For arguments and errors see `say`."""
         return "".join(token.piece for token in self.say(text, params, **options))
 
     def _reply(
@@ -128,7 +130,7 @@ class Chat:
         now = [*said, reply]
         tokens: Iterator[Token] | None = None
         while True:
-            with self.session.lock:  # other threads' turns wait, or find that this one came first
+            with self.session.lock:  # turns of other threads wait here, then fail because the messages have changed
                 if tokens is None:
                     if self._messages is not before:
                         raise ChatError("the conversation has gone on since this say(); say it again")
@@ -147,18 +149,19 @@ class Chat:
     # ---- what the session holds ----
 
     def render(self, *, add_generation_prompt: bool = False) -> str:
-        """The conversation so far as one text, special tokens and all."""
+        """The conversation so far as one text, including special tokens."""
         return render(self.template, [self._variables(self._messages, add_generation_prompt)], self.limits)[0]
 
     def encode(self, messages: Iterable[Mapping[str, str]] | None = None) -> list[int]:
-        """The tokens that a conversation is written in; the chat's own if no messages are given.
+        """The tokens of a conversation. Without `messages`, those of the chat's own.
 
-        They end where the model goes on: at the end of the last reply if that is the last message, else after the
-        beginning of a reply. Special tokens come from the template alone: `<|im_end|>` within a message is only text.
+        They end where generation continues: at the end of the last reply if that is the last message, otherwise after
+        the template's opening of a reply. Special tokens come only from the template: `<|im_end|>` within a message is
+        ordinary text.
 
         Raises:
-            ChatError: a message is malformed; the template refuses it; or it holds the text of a special token, and the
-                template changes messages in ways that make it impossible to keep the two apart.
+            ChatError: a message is malformed; the template refuses it; or it contains the text of a special token and
+                the template changes messages in a way that makes the two indistinguishable.
             TemplateError: the template fails.
         """
         checked_messages = self._messages if messages is None else checked(messages)
@@ -181,12 +184,12 @@ class Chat:
                         "messages so that it cannot be told from the template's own; take it out of the message"
                     )
         elif not to_reply and len(parts) > 1 and texts[-1].strip():
-            # What closes the reply is written when the next turn comes. Spaces that are its own stay.
+            # The tokens that close the reply are added with the next turn. The reply's own trailing spaces stay.
             spaces = texts[-1][len(texts[-1].rstrip()) :]
             parts[-1] = (spaces if parts[-1][0].startswith(spaces) else "", False)
         ids = tokenizer.encode_parts(parts, errors="drop")
         if tokenizer.add_bos and tokenizer.bos_id is not None and ids[:1] != [tokenizer.bos_id]:
-            ids = [tokenizer.bos_id, *ids]  # some templates write it, some leave it to the tokenizer
+            ids = [tokenizer.bos_id, *ids]  # some templates write BOS, others leave it to the tokenizer
         return ids
 
     def _variables(self, messages: Sequence[Mapping[str, str]], add_generation_prompt: bool) -> dict[str, Any]:
@@ -215,10 +218,10 @@ class Chat:
         return ids
 
     def _rewind_to(self, ids: list[int]) -> list[int]:
-        """Rewinds the session to what it shares with `ids`; returns what is left to evaluate: at least one token."""
+        """Rewinds the session to the prefix it shares with `ids`. Returns the ids left to evaluate, at least one."""
         held = self.session.tokens
         shared = min(agreeing(held, ids), len(ids) - 1)
-        pool = getattr(self.session, "pool", None)  # other sessions may have had the same beginning
+        pool = getattr(self.session, "pool", None)  # other sessions may have evaluated the same prefix
         if pool is not None and pool.prefixes.match(ids, self.session.seq_len, self.session._cache.swa_full) > shared:
             self.session.rewind(0)
             return ids[pool.prefixes.attach(self.session, ids) :]
@@ -227,15 +230,16 @@ class Chat:
         except TeachLlamaError:
             if self.session.closed:
                 raise
-            shared = 0  # sliding-window layers have given back what that position attends to
+            shared = 0  # sliding-window layers have freed positions that this one attends to
             self.session.reset()
         return ids[shared:]
 
     def _settle(self) -> None:
-        """Makes the session hold the conversation's own tokens.
+        """Makes the session hold exactly the tokens that encode the conversation.
 
-        It nearly always does. A model may spell a word in other tokens than the tokenizer would, or begin or end a
-        reply with spaces that the template strips: then the reply is evaluated again from there, as a replay would.
+        It nearly always does already. But a model may spell a word in other tokens than the tokenizer would, or begin
+        or end a reply with spaces that the template strips. Then the reply is evaluated again from the first token that
+        differs, as a replay would.
         """
         ids = self.encode()
         if ids != self.session.tokens and len(ids) <= self.session.seq_len:
@@ -244,14 +248,16 @@ class Chat:
             pool.prefixes.donate(self.session)
 
     def explain_reuse(self, messages: Iterable[Mapping[str, str]], *, template: str | None = None) -> Reuse:
-        """What of a conversation the session holds already; which token is the first to differ, where, and why.
+        """Reports how much of a conversation the session holds already, and where and why the first token differs.
+
+        Nothing is evaluated.
 
         Args:
-            messages: as for `replay`; nothing is evaluated.
-            template: write them by this template, as for `Chat`, in place of the chat's own.
+            messages: as for `replay`.
+            template: format them with this template, given as for `Chat`, instead of the chat's own.
 
         Returns:
-            what it found; print it to read it.
+            the report; print it to read it.
 
         Raises:
             ChatError, TemplateError, TokenError: as `encode`.
@@ -262,12 +268,12 @@ class Chat:
             same = writer.template == self.template
             return explain(self.session, writer.encode(new), self._messages, new, same)
 
-    # ---- beginning again, keeping, trimming ----
+    # ---- replaying, saving, trimming ----
 
     def replay(self, messages: Iterable[Mapping[str, str]]) -> None:
-        """Replaces the history by a conversation and evaluates it; positions that the session shares with it are kept.
+        """Replaces the history with a conversation and evaluates it. The prefix that the session shares is kept.
 
-        A chat into which another's history is replayed is where that one is: the same tokens, the same next token.
+        After replaying another chat's history, both chats hold the same tokens and predict the same next token.
 
         Raises:
             ChatError, TemplateError, ContextFullError: nothing was changed.
@@ -275,7 +281,7 @@ class Chat:
         self._replay(checked(messages))
 
     def _replay(self, taken: list[Message]) -> int:
-        """`replay`; returns how many tokens were evaluated."""
+        """As `replay`. Returns the number of tokens evaluated."""
         new: list[int] = []
         with self.session.lock:
             if taken:
@@ -288,21 +294,21 @@ class Chat:
         return len(new)
 
     def reset(self) -> None:
-        """Forgets all but a system message; the session is as it was created."""
+        """Discards all messages except a system message, and resets the session to its initial state."""
         with self.session.lock:
             self._messages = [m for m in self._messages[:1] if m["role"] == "system"]
             self.session.reset()
 
     def trim(self, room: int | None = None) -> int:
-        """Drops the oldest turns until there is room for what comes next; a system message stays.
+        """Drops the oldest turns until there is room for the next ones. A system message stays.
 
-        What is left is evaluated again at the next turn, from where it differs.
+        At the next turn, the remaining messages are evaluated again from the first token that differs.
 
         Args:
-            room: positions to leave free; a quarter of the session's if not given.
+            room: number of positions to leave free (default: a quarter of the session's).
 
         Returns:
-            how many messages were dropped.
+            the number of messages dropped.
         """
         room = self.session.seq_len // 4 if room is None else room
         room = whole("room", room, 1, self.session.seq_len - 1)
@@ -310,7 +316,7 @@ class Chat:
             kept = list(self._messages)
             first = 1 if kept and kept[0]["role"] == "system" else 0
             while len(kept) > first and len(self.encode(kept)) + room > self.session.seq_len:
-                del kept[first]  # a turn: up to the next message of the user
+                del kept[first]  # a turn ends before the next user message
                 while len(kept) > first and kept[first]["role"] != "user":
                     del kept[first]
             dropped = len(self._messages) - len(kept)
@@ -318,10 +324,11 @@ class Chat:
             return dropped
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the conversation to a file; an existing one is replaced as a whole or not at all.
+        """Writes the conversation to a file. An existing file is replaced atomically.
 
-        A name that ends in .session or .safetensors gets the whole session, messages included: `load` then goes on
-        without evaluating anything again. Any other name gets the messages as JSON, for people and other programs.
+        If the name ends in .session or .safetensors, the file holds the whole session, including the messages, and
+        `load` restores it without evaluating anything. Otherwise it holds the messages as JSON, for people and other
+        programs.
 
         Raises:
             ChatError, SessionFileError: it could not be written.
@@ -342,15 +349,16 @@ class Chat:
     def load(self, path: str | os.PathLike[str]) -> int:
         """Restores a conversation that `save` wrote, in either form.
 
-        The form with keys and values is restored as it is. Where they don't fit, though the messages do (another
+        A file with keys and values is restored without evaluation. If they don't fit but the messages do (another
         quantization of the model, another cache type, a longer session than this one), the messages are evaluated
-        again, with a warning that says why.
+        again, with a warning that gives the reason.
 
         Returns:
-            how many tokens were evaluated: 0 if all were restored.
+            the number of tokens evaluated; 0 if all were restored.
 
         Raises:
-            ChatError: no such file, or not such a file: the message says what is wrong with it. See also `replay`.
+            ChatError: the file does not exist or is not a saved conversation; the message gives the reason. See also
+                `replay`.
             SessionFileError: a file with keys and values is refused.
         """
         with self.session.lock:
@@ -376,7 +384,7 @@ class Chat:
 
 
 def messages_in(path: str | os.PathLike[str]) -> list[Message]:
-    """The messages of a conversation that `Chat.save` wrote, in either form. Errors: see `Chat.load`."""
+    """The messages of a conversation that `Chat.save` wrote, in either form. For errors see `Chat.load`."""
     if _is_session(path):
         messages = session_file.inspect_session(path, verify=False).messages
         if messages is None:
@@ -401,7 +409,7 @@ def messages_in(path: str | os.PathLike[str]) -> list[Message]:
 
 
 def _is_session(path: str | os.PathLike[str]) -> bool:
-    """Whether a file has keys and values: as text, the length with which safetensors files begin would be huge."""
+    """Whether a file has keys and values. A safetensors file begins with a length; read from text it would be huge."""
     try:
         with open(path, "rb") as file:
             start = file.read(9)
@@ -411,10 +419,10 @@ def _is_session(path: str | os.PathLike[str]) -> bool:
 
 
 def checked(messages: Iterable[Mapping[str, str]]) -> list[Message]:
-    """Messages as plain dicts of role and content, copied.
+    """Copies messages as plain dicts with role and content.
 
     Raises:
-        ChatError: one is not such a dict, has no plausible role, or holds a lone surrogate (half a character).
+        ChatError: a message is not such a dict, has no plausible role, or contains a lone surrogate (half a character).
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Iterable):
         raise ChatError(f"expected a list of messages, found {type(messages).__name__}")
@@ -442,7 +450,7 @@ def _last_role(messages: Sequence[Message]) -> str | None:
 
 
 def _marked(text: str, opening: str, closing: str) -> str:
-    """The text with marks around it, within its outer spaces: templates may strip those."""
+    """The text with marks around it. The marks are inside its outer spaces, because templates may strip those."""
     if not (core := text.strip()):
         return text
     at = text.index(core)
@@ -450,7 +458,7 @@ def _marked(text: str, opening: str, closing: str) -> str:
 
 
 def _parts(marked: str, opening: str, closing: str) -> list[tuple[str, bool]] | None:
-    """A rendered text cut at its marks: (text, is it the template's own), in turn. None if marks are in disorder."""
+    """A rendered text split at its marks, as (text, whether the template wrote it). None if marks are out of order."""
     marks = re.findall(f"[{opening}{closing}]", marked)
     if marks != [opening, closing] * (len(marks) // 2):
         return None

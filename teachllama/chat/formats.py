@@ -1,11 +1,11 @@
-"""The five usual ways to write a conversation down, for files without a template of their own.
+"""The five usual chat formats, for model files without a template.
 
-Each gives, for the same messages, the text that the family's published template gives (see tests/golden/chat).
+For the same messages, each produces the same text as the family's published template (see tests/golden/chat).
 """
 
 from __future__ import annotations
 
-# Refuses what those families were never trained on: turns that do not alternate, after at most one system message.
+# These families are trained only on alternating turns after at most one system message. Refuses anything else.
 _TURNS = """{% set system = messages[0]['content'] if messages[0]['role'] == 'system' else '' %}
 {% set turns = messages[1:] if messages[0]['role'] == 'system' else messages %}
 {% for turn in turns %}

@@ -1,9 +1,10 @@
-"""Renders chat templates: runs as a process of its own, started by `sandbox.py`, and imports nothing of teachllama.
+"""Renders chat templates in a separate process, started by `sandbox.py`. Imports nothing from teachllama.
 
-A line of JSON in, {"template": text, "calls": [variables, ...], and the limits "characters", "megabytes", "seconds"};
-a line out, {"texts": [...]} or {"error": "syntax" | "refused" | "failed" | "limit", "message": ...}.
+A request is a line of JSON: {"template": text, "calls": [variables, ...], and the limits "characters", "megabytes",
+"seconds"}. The answer is a line of JSON: {"texts": [...]} or
+{"error": "syntax" | "refused" | "failed" | "limit", "message": ...}.
 
-The environment is the one that Hugging Face's `apply_chat_template` makes, down to the name of each function:
+The environment matches the one that Hugging Face's `apply_chat_template` makes, including the names of functions:
 https://github.com/huggingface/transformers/blob/main/src/transformers/utils/chat_template_utils.py
 """
 
@@ -17,7 +18,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-sys.path[:] = json.loads(sys.argv[1])  # started with -I -S: the paths of the process that asks, and nothing else
+sys.path[:] = json.loads(sys.argv[1])  # started with -I -S; only the paths of the calling process are used
 
 # ruff: noqa: E402
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
@@ -25,7 +26,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MAX_MESSAGE = 300  # characters of an error
+MAX_MESSAGE = 300  # characters of an error message
 
 
 class Refused(TemplateError):
@@ -33,22 +34,22 @@ class Refused(TemplateError):
 
 
 class TooLong(Exception):
-    """The text is longer than was asked for."""
+    """The rendered text exceeds the limit."""
 
 
 class Generation(Extension):
-    """`{% generation %}`, which marks a reply for those who train on it; here its body is rendered, and that is all."""
+    """`{% generation %}`, which marks replies for training. Here its body is rendered without further effect."""
 
     tags = {"generation"}  # noqa: RUF012  (Jinja's own declaration)
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """The statements between the tags."""
+        """Returns the statements between the tags."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def raise_exception(message: object) -> None:
-    """What templates call to refuse a conversation."""
+    """Called by templates to refuse a conversation."""
     raise Refused(str(message))
 
 
@@ -59,13 +60,13 @@ def tojson(
     separators: Any = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as it is; Jinja's own filter would escape it for HTML."""
+    """Unescaped JSON. Jinja's own filter would escape it for HTML."""
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 @lru_cache(maxsize=8)
 def compiled(text: str) -> Template:
-    """The template, ready to render. Not optimized: that would evaluate a hostile file's constants here and now."""
+    """The compiled template, not optimized: optimizing would evaluate a hostile file's constants during compilation."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], optimized=False
     )
@@ -76,7 +77,7 @@ def compiled(text: str) -> Template:
 
 
 def render(text: str, variables: dict[str, Any], most: int) -> str:
-    """One rendering; raises `TooLong` past `most` characters."""
+    """Renders once. Raises `TooLong` after `most` characters."""
     pieces, length = [], 0
     for piece in compiled(text).generate(variables):
         length += len(piece)
@@ -87,7 +88,7 @@ def render(text: str, variables: dict[str, Any], most: int) -> str:
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """A request's answer."""
+    """Answers one request."""
     try:
         return {"texts": [render(request["template"], call, request["characters"]) for call in request["calls"]]}
     except Refused as e:
@@ -100,30 +101,30 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": "limit", "message": f"more than {request['megabytes']} MB of memory"}
     except RecursionError:
         return {"error": "limit", "message": "deeper nesting than Python allows"}
-    except SyntaxError as e:  # Python's own, of what Jinja compiled the template to: blocks nested too deep
+    except SyntaxError as e:  # from Python, compiling the code that Jinja generated: blocks nested too deep
         return {"error": "syntax", "message": str(e)[:MAX_MESSAGE]}
     except Exception as e:
         return {"error": "failed", "message": f"{type(e).__name__}: {e}"[:MAX_MESSAGE]}
 
 
 def limit_memory(megabytes: int) -> None:
-    """No more address space than this for the process, where the system can do that."""
+    """Limits this process's address space, where the system supports it."""
     try:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, resource.getrlimit(resource.RLIMIT_AS)[1]))
-    except (ImportError, ValueError, OSError):  # Windows, macOS: there only the asker watches
+    except (ImportError, ValueError, OSError):  # on Windows and macOS only the calling process enforces the limit
         pass
 
 
 def main() -> None:
-    """Answers requests until the asker is gone."""
+    """Answers requests until standard input closes."""
     replies, silence = os.fdopen(os.dup(1), "wb"), open(os.devnull, "w")  # noqa: SIM115
     sys.stdout = sys.stderr = silence
     for line in sys.stdin.buffer:
         request = json.loads(line)
         limit_memory(request["megabytes"])
-        # Should the asker die, nobody would stop this process. The watchdog is a thread that needs no interpreter lock.
+        # If the caller dies, nothing else stops this process. The watchdog is a thread that needs no interpreter lock.
         faulthandler.dump_traceback_later(20 * request["seconds"] + 10, exit=True, file=silence)
         reply = json.dumps(answer(request)).encode() + b"\n"
         faulthandler.cancel_dump_traceback_later()

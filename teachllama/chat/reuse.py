@@ -1,7 +1,7 @@
 """Why a conversation is evaluated again: `Chat.explain_reuse`.
 
-What a session holds serves a conversation up to the first token that differs; everything after it is evaluated. This
-file finds that token, the message it lies in, and the likeliest reason. It only reads.
+A session's tokens can be reused up to the first one that differs from the conversation's; everything after it is
+evaluated. This file finds that token, its message, and the likeliest reason. It changes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ CLOCK = re.compile(
     r"|(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec)[a-z]*\.? \d{1,2}(?:, \d{4})?"
 )
 THINKING = re.compile(r"<think>.*?(?:</think>\s*|$)", re.DOTALL)
-ENOUGH = 12  # characters that agree again after a difference: then nothing else was changed there
+ENOUGH = 12  # characters that must agree after a difference to conclude that nothing else was changed there
 
 REASONS = {
     "nothing": "nothing differs: only what is new is evaluated",
@@ -43,17 +43,17 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Reuse:
-    """What of a conversation a session holds already, and what the rest costs.
+    """How much of a conversation a session holds already, and what the rest costs.
 
     Attributes:
-        n_tokens: of the conversation.
-        n_reused: of them need no evaluation.
-        first: the position of the first token that differs; None if nothing does.
-        held, wanted: that token's text in the session, and in the conversation; empty where one of them ends there.
-        message: the number of the message it lies in, or follows; None before the first.
+        n_tokens: number of tokens in the conversation.
+        n_reused: number of them that need no evaluation.
+        first: the position of the first token that differs; None if none does.
+        held, wanted: that token's text in the session and in the conversation; empty if no token differs.
+        message: the index of the message that contains or precedes that token; None before the first message.
         reason: a key of `REASONS`.
-        seconds: what evaluation takes, at the speed of the session's last prompt; None where that is not known.
-        nbytes: of keys and values that are written again, or for the first time.
+        seconds: estimated evaluation time, at the speed of the session's last prompt; None if that is unknown.
+        nbytes: bytes of keys and values to be written, again or for the first time.
     """
 
     n_tokens: int
@@ -68,7 +68,7 @@ class Reuse:
 
     @property
     def n_evaluated(self) -> int:
-        """Tokens that are evaluated."""
+        """Number of tokens to evaluate."""
         return self.n_tokens - self.n_reused
 
     def __str__(self) -> str:
@@ -84,12 +84,12 @@ class Reuse:
 def explain(
     session: Session, ids: list[int], old: Sequence[dict[str, str]], new: Sequence[dict[str, str]], same_template: bool
 ) -> Reuse:
-    """Compares a conversation's tokens with those that its session holds.
+    """Compares a conversation's tokens with those that the session holds.
 
     Args:
-        ids: the conversation's.
-        old, new: the messages that the session was evaluated with, and the conversation's.
-        same_template: whether both were written by one template.
+        ids: the conversation's tokens.
+        old, new: the messages that the session was evaluated with, and the conversation's messages.
+        same_template: whether the same template formatted both.
     """
     held, tokenizer = session.tokens, session.model.tokenizer
     shared = agreeing(held, ids)
@@ -118,9 +118,9 @@ def explain(
 def reason_of(
     old: str, new: str, upto: int, before: Sequence[dict[str, str]], now: Sequence[dict[str, str]], same_template: bool
 ) -> str:
-    """Why two texts differ first where they do; `upto` is where the first differing tokens end, in characters."""
+    """Why two texts first differ where they do. `upto` is the end of the first differing tokens, in characters."""
     at = agreeing(old, new)
-    if at > upto or at >= min(len(old), len(new)):  # at upto, the texts part right behind those tokens
+    if at > upto or at >= min(len(old), len(new)):  # if at == upto, the texts differ right after those tokens
         return "seam"
     pairs = list(zip(before, now))
     i = next((i for i, (a, b) in enumerate(pairs) if a != b), len(pairs))
@@ -149,12 +149,12 @@ def reason_of(
 
 
 def thinks(text: str) -> int:
-    """How many thoughts it holds."""
+    """Number of `<think>` blocks in the text."""
     return len(THINKING.findall(text))
 
 
 def entries(text: str) -> list[str]:
-    """Its lines, or the entries of the JSON list in it, sorted."""
+    """The lines of the text, or the entries of the JSON list in it, sorted."""
     start, end = text.find("["), text.rfind("]")
     try:
         listed = json.loads(text[start : end + 1]) if 0 <= start < end else None
@@ -167,7 +167,7 @@ def entries(text: str) -> list[str]:
 
 
 def message_at(tokenizer: Any, ids: list[int], position: int, messages: Sequence[dict[str, str]]) -> int | None:
-    """The number of the message that a token lies in or after, found by the messages' texts; None before the first."""
+    """Index of the message that contains or precedes a token, found by the messages' texts; None before the first."""
     pieces = [tokenizer.piece_bytes(i) for i in ids]
     text = b"".join(pieces).decode("utf-8", "replace")
     at = len(b"".join(pieces[: position + 1]).decode("utf-8", "replace"))

@@ -1,10 +1,10 @@
-"""Renders a chat template that a stranger wrote, and survives it.
+"""Renders untrusted chat templates safely.
 
-Two walls. Jinja's sandbox keeps a template away from the attributes through which Python can be taken over. It does not
-keep it from using all memory, or from never ending: `{{ 'x' * 10**11 }}` is one call into C that nothing inside Python
-can interrupt, and filters have a dozen like it. So templates are rendered in a process of their own (`renderer.py`),
-which is watched from here and ended when it has used up its processor time or memory. It is started once, which takes
-about a tenth of a second, and then answers in about a millisecond; one that was ended is replaced at the next call.
+There are two layers of protection. Jinja's sandbox blocks the attributes through which a template could take over
+Python. It does not limit memory or time: `{{ 'x' * 10**11 }}` is one call into C that nothing inside Python can
+interrupt, and about a dozen filters can do the same. So templates are rendered in a separate process (`renderer.py`),
+which is monitored from here and killed when it exceeds its limit of processor time or memory. Starting it takes about a
+tenth of a second; each rendering then takes about a millisecond. After it was killed, the next call starts a new one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ POLL_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What rendering may use, together for all renderings of one call.
+    """Limits of rendering.
 
     Args:
-        seconds: of processor time, so that a busy machine does not count.
-        megabytes: of memory of the process that renders; about 25 are its own.
-        characters: of one rendered text.
+        seconds: processor time for all renderings of one call, so that a busy machine makes no difference.
+        megabytes: memory of the rendering process, which needs about 25 for itself.
+        characters: length of one rendered text.
     """
 
     seconds: float = 3.0
@@ -47,14 +47,14 @@ DEFAULT = Limits()
 
 
 class _Renderer:
-    """The process that renders; one for all threads of this process, started when it is first needed.
+    """The rendering process. All threads share one, which is started when first needed.
 
-    After `os.fork` the child has none: it must not write into its parent's, nor end it.
+    After `os.fork` the child has none, because it must not write to its parent's process or kill it.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held by the thread whose request is being answered
-        self._starting = threading.RLock()  # held while the process and its pipes come or go; a fork waits for it
+        self._starting = threading.RLock()  # held while the process and its pipes are opened or closed; forks wait
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.stop)
         if hasattr(os, "register_at_fork"):
@@ -65,7 +65,7 @@ class _Renderer:
             )
 
     def ask(self, request: dict[str, Any], limits: Limits) -> dict[str, Any]:
-        """Sends one request and waits for its answer. Any thread may call; they take turns."""
+        """Sends one request and waits for its answer. Thread-safe: threads take turns."""
         with self._lock:
             if self._process is None or self._process.poll() is not None:
                 self._end()
@@ -78,12 +78,12 @@ class _Renderer:
             try:
                 _write(process, json.dumps(request).encode() + b"\n")
                 answer = json.loads(_read_line(process))
-            except (OSError, ValueError):  # it is gone, in the middle of a line or before it
+            except (OSError, ValueError):  # the process ended before or in the middle of a line
                 pass
             finally:
                 done.set()
                 watcher.join()
-                if answer is None or answer.get("error") == "limit":  # after a Ctrl-C, an answer may be on its way
+                if answer is None or answer.get("error") == "limit":  # after Ctrl-C, an answer may still arrive
                     self._end()
             return answer or {"error": "limit" if found else "ended", "message": "".join(found)}
 
@@ -98,11 +98,11 @@ class _Renderer:
             with self._starting:
                 self._process = subprocess.Popen(
                     [sys.executable, "-I", "-S", script, json.dumps(sys.path)],
-                    bufsize=0,  # a forked child must find neither bytes to write twice nor a file's lock
+                    bufsize=0,  # a forked child must inherit neither buffered bytes nor a file's lock
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.DEVNULL,
-                    start_new_session=True,  # a Ctrl-C at the terminal is not meant for it
+                    start_new_session=True,  # Ctrl-C at the terminal must not reach it
                     creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),  # the same on Windows
                 )
         except OSError as e:
@@ -121,14 +121,14 @@ class _Renderer:
                         pipe.close()
 
     def _forked(self) -> None:
-        """In a forked child: lets go of the parent's process without touching it. The child starts its own."""
+        """In a forked child, releases the parent's process without touching it. The child starts its own."""
         process, self._process = self._process, None
         self._lock, self._starting = threading.Lock(), threading.RLock()
         if process is None:
             return
         process.returncode = 0  # not this process's child: nothing to wait for
-        # The pipes lead nowhere from now on. A copy of their ends would keep the parent from noticing that the
-        # renderer ended, and the renderer from noticing that the parent did.
+        # Redirect the pipes to the null device. If the child kept copies of their ends, the parent would not notice
+        # that the renderer ended, nor the renderer that the parent did.
         nowhere = os.open(os.devnull, os.O_RDWR)
         for pipe in (process.stdin, process.stdout):
             if pipe is not None and not pipe.closed:
@@ -144,10 +144,10 @@ def _write(process: subprocess.Popen[bytes], data: bytes) -> None:
 
 
 def _read_line(process: subprocess.Popen[bytes]) -> bytes:
-    """One line; less if the process ends before."""
+    """Reads one line, or part of one if the process ends."""
     assert process.stdout is not None
     pieces: list[bytes] = []
-    while not pieces or not pieces[-1].endswith(b"\n"):  # an answer is one line, and nothing comes after it
+    while not pieces or not pieces[-1].endswith(b"\n"):  # an answer is exactly one line
         piece = os.read(process.stdout.fileno(), 1 << 16)
         if not piece:
             break
@@ -156,7 +156,7 @@ def _read_line(process: subprocess.Popen[bytes]) -> bytes:
 
 
 def _watch(process: subprocess.Popen[bytes], limits: Limits, done: threading.Event, found: list[str]) -> None:
-    """Ends a process that passes its limits before `done`, and says in `found` which one it was."""
+    """Kills a process that exceeds a limit before `done`, and records the limit in `found`."""
     try:
         watched = psutil.Process(process.pid)
         used = lambda: sum(watched.cpu_times()[:2])
@@ -169,7 +169,7 @@ def _watch(process: subprocess.Popen[bytes], limits: Limits, done: threading.Eve
             if found:
                 process.kill()
                 return
-    except psutil.Error:  # it ended by itself
+    except psutil.Error:  # the process ended by itself
         pass
 
 
@@ -180,13 +180,14 @@ def render(template: str, calls: Sequence[Mapping[str, Any]], limits: Limits = D
     """Renders a template once for each set of variables, exactly as Hugging Face's `apply_chat_template` would.
 
     Args:
-        template: Jinja source, trusted in nothing.
-        calls: variables of each rendering: messages, add_generation_prompt, bos_token, ... as JSON can hold them.
-        limits: what it may use.
+        template: Jinja source, untrusted.
+        calls: the variables of each rendering (messages, add_generation_prompt, bos_token, ...), which JSON can
+            represent.
+        limits: the resources that rendering may use.
 
     Raises:
-        ChatError: the template refuses these messages; the message is the template's own.
-        TemplateError: it is not a template, it fails, it reaches out of its sandbox, or it was stopped at a limit.
+        ChatError: the template refuses these messages; the text is the template's own.
+        TemplateError: the template is not valid Jinja, fails, tries to leave its sandbox, or exceeds a limit.
     """
     if len(template) > MAX_TEMPLATE:
         raise TemplateError(

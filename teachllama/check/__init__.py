@@ -1,12 +1,12 @@
-"""Exercises that check themselves: each check knows the right answer and the usual wrong ones.
+"""Checks for exercises: each one recognises the right answer and the usual wrong ones.
 
     from teachllama import check
     check.kv_bytes(47_185_920, model.config, 1024, "f32")    # Right. ...
     check.kv_bytes(23_592_960, model.config, 1024, "f32")    # Not yet: ...
 
-A check takes an answer of any type, never raises on its account, and returns a `CheckResult`: `ok`, a `message` for the
-learner, and the name of the `mistake` it recognised; `check.hint()` says more about the last one. One module per
-notebook. The checks live in `teachllama.lessons`, one room per lesson.
+A check accepts an answer of any type, never raises because of it, and returns a `CheckResult`: `ok`, a `message` for
+the learner, and the name of the `mistake` it recognised. `check.hint()` prints a second hint for the last one. There is
+one module per notebook. The checks are defined in `teachllama.lessons`, one folder per lesson.
 """
 
 from teachllama.lessons.n04_sessions.checks import (

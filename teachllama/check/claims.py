@@ -1,4 +1,4 @@
-"""What a notebook claims about time or memory: a statement that holds on an idle machine, and never stops a reader."""
+"""A notebook's claims about time or memory, which hold on an idle machine. A failed claim never stops a notebook."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ LOOK_S = 0.25
 
 
 def claim(holds: bool, that: str) -> None:
-    """Prints nothing where a measured statement holds; where it does not, says so, and how busy the machine is.
+    """Prints nothing if a measured claim holds. If it does not, prints that, and how busy the machine is.
 
     Args:
-        holds: the comparison, made of figures measured just now.
-        that: what was expected, in words: "reading is faster than writing".
+        holds: the comparison of figures measured just now.
+        that: the claim in words, such as "reading is faster than writing".
     """
     if holds:
         return
@@ -27,10 +27,10 @@ def claim(holds: bool, that: str) -> None:
 
 
 def cores_used_by_others(seconds: float = LOOK_S) -> float:
-    """How many of this machine's processors were busy with something other than this process, on average.
+    """The average number of this machine's processors that were busy with something other than this process.
 
     Args:
-        seconds: how long to look.
+        seconds: how long to measure.
     """
     process = psutil.Process()
 

@@ -1,3 +1,3 @@
-"""What every check is made of; it lives in `teachllama.lessons.common`."""
+"""The parts of every check, defined in `teachllama.lessons.common`."""
 
 from teachllama.lessons.common.check import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The checks of notebook 05; they live in `teachllama.lessons.n05_performance`."""
+"""The checks of notebook 05, defined in `teachllama.lessons.n05_performance`."""
 
 from teachllama.lessons.n05_performance.checks import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The checks of notebook 06; they live in `teachllama.lessons.n06_architectures`."""
+"""The checks of notebook 06, defined in `teachllama.lessons.n06_architectures`."""
 
 from teachllama.lessons.n06_architectures.checks import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The checks of notebook 11; they live in `teachllama.lessons.n11_bits`."""
+"""The checks of notebook 11, defined in `teachllama.lessons.n11_bits`."""
 
 from teachllama.lessons.n11_bits.checks import *  # noqa: F403

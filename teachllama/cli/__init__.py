@@ -1,7 +1,7 @@
 """The `teachllama` command: one module per subcommand, imported only when that subcommand is used.
 
-A subcommand's module has `add_arguments(parser)` and `run(args) -> int`. Errors of ours become one line on stderr and
-exit status 1; Ctrl-C becomes status 130.
+A subcommand's module has `add_arguments(parser)` and `run(args) -> int`. A `TeachLlamaError` becomes one line on stderr
+and exit status 1. Ctrl-C gives exit status 130.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ EPILOG = """\
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors cannot steer the terminal, whatever was typed."""
+    """An argument parser that escapes control characters in its error messages."""
 
     def error(self, message: str) -> NoReturn:
         """Prints the usage and the message, and exits with status 2."""
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for command, (module, help_line) in COMMANDS.items():
                 described = help_line[0].upper() + help_line[1:] + "."
                 subparser = subparsers.add_parser(command, help=help_line, description=described)
-                if command == chosen:  # the others are only named in --help, and need not be imported
+                if command == chosen:  # the others are only listed in --help, and need not be imported
                     importlib.import_module(module).add_arguments(subparser)
             args = parser.parse_args(argv)
             if args.version:

@@ -1,4 +1,4 @@
-"""`teachllama chat`: a conversation in the terminal. Ctrl-C stops a reply; the conversation goes on."""
+"""`teachllama chat`: a conversation in the terminal. Ctrl-C stops a reply, but not the conversation."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Talks until the user leaves."""
+    """Runs the conversation until the user quits."""
     params, template = params_of(args), _template(args.template)
     with open_model(args.model) as model:
         if template is None and model.chat_template is None:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _talk(chat: Chat, messages: Stdin | Terminal, params: SamplingParams, max_new_tokens: int) -> int:
-    """Answers messages and obeys commands until there are no more. Returns the exit status."""
+    """Answers messages and runs commands until the input ends. Returns the exit status."""
     at_terminal = isinstance(messages, Terminal)
     while True:
         try:
@@ -99,13 +99,13 @@ def _talk(chat: Chat, messages: Stdin | Terminal, params: SamplingParams, max_ne
 
 
 def _command_in(message: str) -> str:
-    """The command's name, or "" for a message: `/etc/passwd is ...` is one, and so is all that has several lines."""
+    """The command's name, or "" for a message, such as `/etc/passwd is ...` or any text of several lines."""
     match = re.match(r"/[A-Za-z?]*(?=\s|$)", message)
     return match[0].lower() if match and "\n" not in message.strip() else ""
 
 
 def _say(chat: Chat, message: str, params: SamplingParams, max_new_tokens: int) -> str:
-    """Says a message and prints the reply. Returns why the reply ended."""
+    """Sends a message and prints the reply. Returns why the reply ended."""
     if re.search("[\ud800-\udfff]", message):
         raise ChatError("the message contains bytes that are not UTF-8; it was not sent")
     try:
@@ -158,7 +158,7 @@ def _template(spec: str | None) -> str | None:
 
 
 def _obey(chat: Chat, name: str, rest: str) -> str:
-    """Runs a command and returns what there is to say."""
+    """Runs a command and returns the text to print."""
     if name in ("/save", "/load") and not rest:
         return f"{name} needs a file name"
     if name == "/reset":

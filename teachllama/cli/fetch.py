@@ -1,4 +1,4 @@
-"""`teachllama fetch`: downloads a model file into the cache folder and prints its path, alone, on stdout."""
+"""`teachllama fetch`: downloads a model file into the cache folder and prints only its path on stdout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Fetches the model, unless it is here."""
+    """Fetches the model unless it is already downloaded."""
     try:
         path = hub.fetch(args.spec, accept_licence=args.accept_licence or _ask, progress=not args.quiet)
     except KeyboardInterrupt:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _ask(model: hub.KnownModel) -> bool:
-    """Asks for consent on the terminal, if there is one. No is an error in the words of the command line."""
+    """Asks for consent on the terminal, if there is one. Refusal is an error that mentions the command-line option."""
     if is_terminal(sys.stdin):
         print(f"{model.title} ({model.nbytes / 1e6:,.0f} MB) is licensed under the {model.licence}:", file=sys.stderr)
         print(f"  {model.licence_url}", file=sys.stderr)

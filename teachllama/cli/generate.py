@@ -1,4 +1,4 @@
-"""`teachllama generate`: continues a text, streaming, and prints how fast it was. Shares its options with `chat`."""
+"""`teachllama generate`: continues a text, streaming it, and prints the speed. Shares its options with `chat`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 from teachllama.speculation import PromptLookup
 
-# option -> (its type; None for a count), default, help
+# option -> (type, or None for a count; default; help)
 KNOBS = {
     "temperature": (float, 0.0, "0 takes the likeliest token, 1 the model's own distribution"),
     "top_k": (None, 0, "keep the K likeliest tokens; 0 keeps all"),
@@ -54,7 +54,7 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, *, max_new_tokens: i
 
 
 def params_of(args: argparse.Namespace) -> SamplingParams:
-    """The sampling options; raises `ParameterError` for one out of range. Counts in `args` become numbers."""
+    """The sampling options. Converts the counts in `args` to numbers. Raises `ParameterError` for one out of range."""
     args.max_new_tokens = count_from_text("--max-new-tokens", str(args.max_new_tokens), least=0)
     args.top_k = count_from_text("--top-k", str(args.top_k), least=0, most=2**31)
     if args.seq_len is not None:
@@ -65,34 +65,34 @@ def params_of(args: argparse.Namespace) -> SamplingParams:
 
 
 def seq_len_of(args: argparse.Namespace, native: int) -> int:
-    """How many positions the session gets."""
+    """The number of positions of the session."""
     return min(native, 4096) if args.seq_len is None else args.seq_len
 
 
 def open_model(name: str) -> Model:
-    """Loads a model by name or path. Kernels that are not compiled yet are compiled first, so that Ctrl-C works."""
+    """Loads a model by name or path. Compiles the kernels first if necessary, so that Ctrl-C works."""
     path = hub.find(name)
-    with open_gguf(path):  # a file that is no model should not wait for the compiler
+    with open_gguf(path):  # reject a file that is not a model before compiling
         pass
     compile_ahead()
     return load_model(path)
 
 
 def stream(tokens: Iterator[Token], stats: Callable[[], GenerationStats], text: str = "", n_prompt: int = 0) -> str:
-    """Prints a reply as it is made, and its figures on stderr. Ctrl-C ends the reply, not the program.
+    """Prints a reply as it is generated, and its statistics on stderr. Ctrl-C ends the reply, not the program.
 
     Args:
         tokens: the reply.
-        stats: gives its figures at the end.
-        text: what is printed before it.
-        n_prompt: how many tokens are read first, for the line that says so if it takes long; 0 if not known.
+        stats: returns the statistics at the end.
+        text: text to print before the reply.
+        n_prompt: number of prompt tokens, for the status line shown if reading takes long; 0 if unknown.
 
     Returns:
-        why it ended: "stopped by you", or the session's `stop_reason`.
+        why the reply ended: "stopped by you", or the session's `stop_reason`.
     """
     interrupted, lines = False, Wrapped(output_width)
     reading = Status(lambda: f"reading {n_prompt:,} tokens:" if n_prompt else "reading:")
-    before = visible(text)  # written with the first token: until then the line may say what is being read
+    before = visible(text)  # written with the first token; until then the status line may be shown
     try:
         with reading:
             for token in tokens:
@@ -116,10 +116,10 @@ def _write(text: str) -> None:
 
 
 def decoded(data: bytes, what: str) -> str:
-    """Text from a pipe or a file: UTF-8, or else the encoding of the terminal.
+    """Decodes text from a pipe or a file as UTF-8, or else in the terminal's encoding.
 
     Raises:
-        ParameterError: it is neither.
+        ParameterError: both fail.
     """
     for encoding in ("utf-8", getattr(sys.stdin, "encoding", None) or "utf-8"):
         try:
@@ -134,10 +134,10 @@ def decoded(data: bytes, what: str) -> str:
 
 
 def prompt_of(text: str) -> str:
-    """The prompt that was given on the command line, or standard input for "-".
+    """The prompt from the command line, or from standard input for "-".
 
     Raises:
-        ParameterError: it is empty, or not UTF-8.
+        ParameterError: the prompt is empty, or not UTF-8.
     """
     if text == "-":
         buffer = getattr(sys.stdin, "buffer", None)
@@ -146,14 +146,14 @@ def prompt_of(text: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError:
-            decoded(text.encode("utf-8", "surrogateescape"), "the prompt")  # raises, and says which byte
+            decoded(text.encode("utf-8", "surrogateescape"), "the prompt")  # raises an error that names the byte
     if not text:
         raise ParameterError("the prompt is empty; give a text to continue")
     return text
 
 
 def tell_dropped(characters: str) -> None:
-    """Says on stderr which characters of a text the vocabulary cannot write, if there are any."""
+    """Prints on stderr the characters that the vocabulary cannot encode, if there are any."""
     if characters:
         codes = " ".join(f"U+{ord(c):04X}" for c in characters[:8])
         others = f" and {len(characters) - 8} others" if characters[8:] else ""
@@ -161,7 +161,7 @@ def tell_dropped(characters: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Generates; 0 if it began, 130 if Ctrl-C ended it."""
+    """Generates text. Returns 0, or 130 if Ctrl-C ended it."""
     params = params_of(args)
     draft = None if args.draft is None else PromptLookup(n=count_from_text("--draft", args.draft))
     prompt = prompt_of(args.prompt)

@@ -1,4 +1,4 @@
-"""`teachllama grade`: marks, feedback and a report for a class's notebooks."""
+"""`teachllama grade`: marks a class's notebooks, and writes feedback and a report."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Grades what was handed in; 0 if everybody could be graded, 1 if not, 130 after Ctrl-C."""
+    """Grades the submissions. Returns 0 if all could be graded, 1 if not, 130 after Ctrl-C."""
     if sys.platform == "win32":
         raise TeachLlamaError("grading needs Linux or macOS; on Windows run it in WSL")
     from teachllama.lessons.grading import batch
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
         raise TeachLlamaError(f"{printable(args.submissions)} cannot be read: {e}") from None
     if not seed:
         print(f"no --seed and no {SEED}: hidden values can be computed by whoever reads the source", file=sys.stderr)
-    if args.as_user and not args.cluster:  # workers of a cluster look for themselves
+    if args.as_user and not args.cluster:  # workers of a cluster check this themselves
         check_user(args.as_user)
     if not args.as_user:
         print("students' code runs as your own system user, within limits (see --as-user)", file=sys.stderr)

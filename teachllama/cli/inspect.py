@@ -1,6 +1,6 @@
-"""`teachllama inspect FILE`: what is inside a GGUF file, as tables or as JSON.
+"""`teachllama inspect FILE`: prints the contents of a GGUF file, as tables or as JSON.
 
-The file may be anybody's, so its strings are escaped before they reach a terminal, and long values are cut.
+The file is untrusted, so its strings are escaped before they reach a terminal, and long values are truncated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from teachllama.cli.terminal import columns, path_of, printable, width_of
 from teachllama.errors import GGUFError
 from teachllama.gguf_file import GGUFFile, StringArray, TensorInfo, open_gguf
 
-FIRST = 8  # items of an array that are shown or written
+FIRST = 8  # number of array items shown in tables and JSON
 
 JSON_HELP = """\
 --json prints one object: file, version, nbytes, metadata {key: {type, value} or, for arrays, {type, count, first}},
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is inside `args.file`."""
+    """Prints the contents of `args.file`."""
     path = find_file(args.file)
     if args.program:
         return show_program(path)
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     problem: GGUFError | None = None
     try:
         file = open_gguf(path, metadata_only=not want_tensors)
-    except GGUFError as e:  # a download under way: its metadata may be there already, so show that after the error
+    except GGUFError as e:  # a partial download may have its metadata already, so show that after the error
         if not want_metadata or args.json:
             raise
         problem, file = e, open_gguf(path, metadata_only=True, alone=True)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show_program(path: str) -> int:
-    """Prints a model's recorded forward pass as the steps of `forward`, and what compiled code makes of it."""
+    """Prints a model's recorded forward pass as the steps of `forward`, and a summary of the compiled form."""
     from teachllama.kernels.program import lower
     from teachllama.kernels.record import record
     from teachllama.model import load_model
@@ -81,10 +81,10 @@ def show_program(path: str) -> int:
 
 
 def find_file(name: str) -> str:
-    """The path of a model file: `name` itself if it looks like a path, else where the model of that name is.
+    """The path of a model file: `name` itself if it looks like a path, otherwise that of the model with this name.
 
     Raises:
-        FetchError: no model of that name is here, or it is a web address.
+        FetchError: there is no local model of that name, or it is a web address.
     """
     path = str(path_of(name))
     looks_like_path = name.endswith(".gguf") or os.sep in name or "/" in name
@@ -96,14 +96,14 @@ def find_file(name: str) -> str:
 
 
 def emit(*lines: str) -> None:
-    """Prints lines; what the terminal's encoding cannot say is escaped."""
+    """Prints lines. Characters that the terminal's encoding lacks are escaped."""
     encoding = sys.stdout.encoding or "utf-8"
     for line in lines:
         print(line.encode(encoding, "backslashreplace").decode(encoding).rstrip())
 
 
 def cut(text: str, width: int) -> str:
-    """`text`, or as much of it as leaves room for '...' in `width` columns."""
+    """`text`, truncated with '...' if it is wider than `width` columns."""
     if len(text) <= 4 * width and width_of(text) <= width:
         return text
     room, kept = width - 3, 0
@@ -113,7 +113,7 @@ def cut(text: str, width: int) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], left: int = 1, indent: str = "") -> list[str]:
-    """Rows of cells as aligned lines; the first `left` columns are set left, the others right."""
+    """Rows of cells as aligned lines. The first `left` columns are left-aligned, the others right-aligned."""
     widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -166,7 +166,7 @@ def _short(value: Any, width: int) -> str:
     text = f"[{len(value)} {'strings' if isinstance(value, StringArray) else 'values'}]"
     for i, item in enumerate(_first(value)):
         longer = f"{text}{', ' if i else ' '}{_short(item, width)}"
-        if width_of(longer) > width - len(", ..."):  # whole items only: half a number would be another number
+        if width_of(longer) > width - len(", ..."):  # whole items only: a truncated number would be another number
             return f"{text}{', ' if i else ' '}..."
         text = longer
     return text if len(value) <= FIRST else f"{text}, ..."

@@ -1,7 +1,7 @@
-"""`teachllama kv FILE`: how much memory the KV cache of a model takes, and what fits in the memory there is.
+"""`teachllama kv FILE`: how much memory a model's KV cache takes, and what fits in a given amount of memory.
 
-Works from the file's metadata, for any architecture, whether the engine runs it or not. The arithmetic is in
-`teachllama.kv`; this file asks, prints and plots.
+Works from the file's metadata, for any architecture, whether or not the engine runs it. The arithmetic is in
+`teachllama.kv`; this file handles options, printing and plotting.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from teachllama.kv.explain import Question
 from teachllama.kv.formula import KVDtype, pair_of
 from teachllama.threads import get_num_threads
 
-SHOWN = ("f32", "f16", "q8_0", "q4_0")  # without --kv-dtype
+SHOWN = ("f32", "f16", "q8_0", "q4_0")  # the types shown without --kv-dtype
 EPILOG = (
     """\
 Sizes: 16G and 16GB are 16 * 10^9 bytes, 16Gi and 16GiB are 16 * 2^30; also k, M, T, and fractions (1.5T).
@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers for `args.file`."""
+    """Prints the memory that `args.file` needs."""
     seq_len = None if args.seq_len is None else count_from_text("--seq-len", args.seq_len)
     sessions = count_from_text("--sessions", args.sessions)
     memory = None if args.memory is None else nbytes_from_text(args.memory)
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     model = Model.from_metadata(layout, metadata)
     answer = kv_answer(model, dtypes, seq_len or layout.native_seq_len, sessions, weights, memory, held)
     if kv_dtype is not None and answer["kv"][label(kv_dtype)] is None:
-        layout.bytes(1, kv_dtype)  # raises, and says why
+        layout.bytes(1, kv_dtype)  # raises an error that explains why
     if seq_len is not None and seq_len > layout.native_seq_len:
         notes.append(f"{seq_len:,} tokens are more than the {layout.native_seq_len:,} this model was trained for")
     notes += kv_engines.weight_notes(weights, held)
@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def kv_dtype_from_text(text: str) -> KVDtype:
-    """A cache's type, or the keys' and the values' with a comma or a slash between.
+    """Parses a cache's type, or the types of keys and values separated by a comma or a slash.
 
     Raises:
         ParameterError: there is no such type.
@@ -168,10 +168,10 @@ def _read(name: str) -> tuple[str, dict[str, Any], int, int, list[str], list[str
     """(path, metadata, bytes of weights in the file and as this engine holds them, notes, doubts) of a model.
 
     Args:
-        name: a path, the name of a local model, or an `hf:` spec, of which only the headers are fetched.
+        name: a path, the name of a local model, or an `hf:` spec, for which only the headers are fetched.
     """
     if name.startswith("hf:"):
-        from teachllama.cli.remote import is_remote, read_remote  # loads what only the network needs
+        from teachllama.cli.remote import is_remote, read_remote  # loads modules needed only for the network
 
         if is_remote(name):
             remote = read_remote(name)
@@ -186,11 +186,11 @@ def _read(name: str) -> tuple[str, dict[str, Any], int, int, list[str], list[str
 
 
 class Damage(str):
-    """A note on a file that cannot be read whole. It is printed first, and the exit status is 1."""
+    """A note on a file that cannot be read completely. It is printed first, and the exit status is 1."""
 
 
 def weights_nbytes(path: str) -> tuple[int, int, list[str]]:
-    """Bytes of a model's tensors, in the file and as this engine holds them; and notes on what was not counted exactly.
+    """Bytes of a model's tensors, in the file and as this engine holds them, and notes on inexact counts.
 
     All parts of a split model are counted.
     """
@@ -348,7 +348,7 @@ def _figure_table(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
 
 
 def _sum(layout: KVLayout, answer: Mapping[str, Any]) -> list[str]:
-    """The formula with this model's numbers in it, for the first dtype that applies."""
+    """The formula with this model's numbers, for the first dtype that applies."""
     seq_len, sessions = answer["seq_len"], answer["sessions"]
     dtype, figures = next((d, f) for d, f in answer["kv"].items() if f is not None)
     pair = pair_of(kv_dtype_from_text(dtype))

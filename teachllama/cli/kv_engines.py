@@ -1,4 +1,4 @@
-"""The parts of `teachllama kv` about engines and about other people's numbers: `--engine` and `--explain`."""
+"""The parts of `teachllama kv` for engines' own rules (`--engine`) and for explaining a given number (`--explain`)."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ OWN = {
 
 
 def options_from(args: argparse.Namespace) -> Any:
-    """The options of the engine that was asked for; None where it has none.
+    """The options of the engine given by --engine; None without one.
 
     Raises:
-        ParameterError: unknown engine, or an option of another engine.
+        ParameterError: unknown engine, an option of another engine, or an option out of range.
     """
     if args.engine not in (None, *engines.ENGINES):
         raise ParameterError(f"--engine is {args.engine!r}; expected one of {', '.join(engines.ENGINES)}")
@@ -96,17 +96,17 @@ def options_from(args: argparse.Namespace) -> Any:
 
 
 def label(kv_dtype: KVDtype) -> str:
-    """A cache's type in tables and as a JSON key: "f16", or keys' and values', "q8_0/f16"."""
+    """A cache's type in tables and as a JSON key: "f16", or "q8_0/f16" if keys and values differ."""
     return kv_dtype if isinstance(kv_dtype, str) else "/".join(kv_dtype)
 
 
 def held_nbytes(tensors: Iterable[TensorInfo]) -> int:
-    """Bytes that this engine holds tensors in: blocks as they are in the file, or float32 where it has no kernel."""
+    """Bytes of tensors in this engine's memory: blocks as in the file, or float32 for types without a kernel."""
     return sum(t.nbytes if t.type.name in NATIVE or len(t.shape) < 2 else 4 * t.n_elements for t in tensors)
 
 
 def weight_notes(weights: int, held: int) -> list[str]:
-    """What to know of the weights' size, in words."""
+    """Notes on the weights' size, as text."""
     if not weights:
         return ["the file holds no tensors, so weights are not counted"]
     if held == weights:
@@ -118,7 +118,7 @@ def weight_notes(weights: int, held: int) -> list[str]:
 
 
 def own_notes(arch: str) -> list[str]:
-    """What else to know of this engine, in words."""
+    """Further notes on this engine, as text."""
     other = [] if arch in FAMILIES else [f"teachllama does not run {arch}; this is what its rules would give"]
     return [*other, PROCESS]
 
@@ -199,7 +199,7 @@ def engine_report(answer: Mapping[str, Any], seq_len: int, sessions: int, memory
 def explain_answer(
     model: engines.Model, metadata: Mapping[str, Any], question: Question
 ) -> tuple[dict[str, Any], list[Explanation]]:
-    """The explanations of a number, as JSON and as they are."""
+    """The explanations of a number, as a JSON object and as `Explanation`s."""
     found = explain(model, question, metadata)
     right = model.layout.bytes(question.seq_len, question.kv_dtype, question.n_sessions)
     return {
@@ -243,5 +243,5 @@ def _count(n: int | None) -> str:
 
 
 def size_of(nbytes: int) -> str:
-    """Bytes to the last one, and from a million on in MB, GB and so on."""
+    """Exact bytes below a million, otherwise MB, GB and so on."""
     return f"{nbytes:,} B" if nbytes < 1_000_000 else format_nbytes(nbytes)

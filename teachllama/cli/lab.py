@@ -1,4 +1,4 @@
-"""`teachllama lab`: your own copies of the course's notebooks, without outputs, and JupyterLab on them."""
+"""`teachllama lab`: copies the course's notebooks, without outputs, and opens JupyterLab on the copies."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the copies, makes model and kernels ready, and runs JupyterLab; its exit status."""
+    """Writes the copies, prepares model and kernels, and runs JupyterLab. Returns its exit status."""
     folder = path_of(args.folder)
     if not args.copy_only and find_spec("jupyterlab") is None:
         raise TeachLlamaError('JupyterLab is not installed: pip install "teachllama[lab]"')
@@ -50,15 +50,15 @@ def run(args: argparse.Namespace) -> int:
     except TeachLlamaError:
         print(f"the notebooks use {MODEL} (98 MB), which is downloaded once", file=sys.stderr)
         hub.fetch(MODEL, progress=True)
-    compile_ahead()  # else the first cell that evaluates anything would take half a minute
+    compile_ahead()  # otherwise the first cell that evaluates anything would take half a minute
     try:
         return subprocess.run(jupyter_command(folder.resolve(), chosen[0].name), check=False).returncode
-    except KeyboardInterrupt:  # JupyterLab asked, and ends by itself
+    except KeyboardInterrupt:  # JupyterLab has asked the user, and ends by itself
         return 130
 
 
 def jupyter_command(folder: Path, notebook: str) -> list[str]:
-    """JupyterLab with `folder` as its root, opened on a notebook also where it prints an address."""
+    """The command that runs JupyterLab with `folder` as its root, opened on a notebook even if it prints a URL."""
     command = [
         sys.executable, "-m", "jupyterlab",
         f"--ServerApp.root_dir={folder}", f"--LabApp.default_url=/lab/tree/{notebook}",
@@ -66,6 +66,6 @@ def jupyter_command(folder: Path, notebook: str) -> list[str]:
     display = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if not display:
         command.append("--no-browser")
-    if hasattr(os, "getuid") and os.getuid() == 0:  # Jupyter refuses to run as root unless told, which containers need
+    if hasattr(os, "getuid") and os.getuid() == 0:  # Jupyter runs as root, as in containers, only with this option
         command.append("--allow-root")
     return command

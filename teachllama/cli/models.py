@@ -1,4 +1,4 @@
-"""`teachllama models`: local model files, and those that can be downloaded."""
+"""`teachllama models`: lists local model files, and those that can be downloaded."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from teachllama.cli.terminal import printable, width_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes none."""
+    """Adds no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints three tables."""
+    """Prints three tables: shipped, downloaded and available models."""
     root, models = hub.cache_dir(), hub.list_models()
     shipped = [(m.name, f"{m.nbytes / 1e6:,.1f} MB", m.licence) for m in models if m.state == "shipped"]
     print("Shipped with teachllama:")
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    cells = [heads, *(tuple(map(printable, row)) for row in rows)]  # a file's name may hold anything
+    cells = [heads, *(tuple(map(printable, row)) for row in rows)]  # a file's name may contain any character
     widths = [max(map(width_of, column)) for column in zip(*cells, strict=True)]
     lines = [
         "  ".join(cell + " " * (width - width_of(cell)) for cell, width in zip(row, widths, strict=True))

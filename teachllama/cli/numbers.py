@@ -1,4 +1,4 @@
-"""Numbers as people write them: 4096, 4,096, 4_096, 32k; 16G, 16GB, 16GiB, 1.5T. One parser for all options.
+"""Parses numbers as people write them: 4096, 4,096, 4_096, 32k; 16G, 16GB, 16GiB, 1.5T. Used by all options.
 
 Counts (positions, tokens, sessions): k is 1,024 and M is 1,048,576, as in model cards: a context of 32k is 32,768.
 Sizes: k, M, G and T are powers of 1,000; Ki, Mi, Gi and Ti powers of 1,024. A B at the end changes nothing.
@@ -22,7 +22,7 @@ _NUMBER = re.compile(
 
 
 def number_from_text(text: str, units: Mapping[str, int]) -> Fraction | None:
-    """The number, exactly, with its unit counted in; None if it is not written like one."""
+    """The exact number, multiplied by its unit; None if `text` is not a number."""
     match = _NUMBER.fullmatch(text)
     if match is None or match[4].upper() not in units:
         return None
@@ -31,7 +31,11 @@ def number_from_text(text: str, units: Mapping[str, int]) -> Fraction | None:
 
 
 def count_from_text(option: str, text: str, least: int = 1, most: int = 2**40) -> int:
-    """A whole number of positions, tokens or sessions from `least` to `most`; ParameterError, which names `option`."""
+    """A whole number of positions, tokens or sessions from `least` to `most`.
+
+    Raises:
+        ParameterError: `text` is not such a number; the message names `option`.
+    """
     value = number_from_text(text, COUNTS)
     if value is None or value.denominator != 1 or not least <= value <= most:
         shown = str(value) if value is not None and value.denominator == 1 else reprlib.repr(text)
@@ -43,7 +47,11 @@ def count_from_text(option: str, text: str, least: int = 1, most: int = 2**40) -
 
 
 def nbytes_from_text(text: str, option: str = "--memory") -> int:
-    """Bytes from '16GB' (16 * 10^9), '16G', '16GiB' (16 * 2^30), '1.5 TB' or '123456789'; ParameterError otherwise."""
+    """Bytes from '16GB' (16 * 10^9), '16G', '16GiB' (16 * 2^30), '1.5 TB' or '123456789'.
+
+    Raises:
+        ParameterError: `text` is not a size; the message names `option`.
+    """
     value = number_from_text(text, SIZES)
     if value is None or value < 1:
         raise ParameterError(

@@ -1,7 +1,7 @@
-"""Where `teachllama chat` reads messages: at a terminal with prompt_toolkit, otherwise line by line.
+"""Reads messages for `teachllama chat`: on a terminal with prompt_toolkit, otherwise line by line.
 
-At a terminal a pasted block is one message (bracketed paste), Alt-Enter begins a new line, and the arrow keys go back
-to earlier messages, also of earlier runs. The history is the user's alone: a file of mode 0600.
+On a terminal, a pasted block is one message (bracketed paste), Alt-Enter begins a new line, and the arrow keys recall
+earlier messages, including those of earlier runs. The history is private to the user: a file of mode 0600.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from prompt_toolkit import PromptSession
     from prompt_toolkit.history import History
 
-BLOCK = '"""'  # a line of this alone begins a message of several lines, and ends it
+BLOCK = '"""'  # a line with only this begins and ends a message of several lines
 MAX_HISTORY = 1000  # messages
 MAX_HISTORY_NBYTES = 1 << 20  # a longer file is shortened to the newest messages
 
@@ -30,7 +30,7 @@ class Stdin:
     """Messages from a pipe or a file: each line is one, and so are the lines between two lines of three quotes."""
 
     def read(self) -> str | None:
-        """The next message as it was written, without its line's end; None at the end of the input.
+        """The next message, unchanged but without its line end; None at the end of the input.
 
         Raises:
             ParameterError: a line is not UTF-8.
@@ -53,7 +53,7 @@ class Terminal:
     """Messages typed or pasted by a person.
 
     Args:
-        history: the file of earlier messages; None keeps none.
+        history: the file of earlier messages; with None, no history is kept.
     """
 
     def __init__(self, history: Path | None):
@@ -71,19 +71,19 @@ class Terminal:
 
 
 def reader(history: bool = True) -> Stdin | Terminal:
-    """What fits where this process runs."""
+    """The reader that suits standard input and output."""
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         return Stdin()
     try:
         return Terminal(history_file() if history else None)
     except Exception:
-        if sys.platform != "win32":  # where some terminals, such as Git's, are none that Windows knows
+        if sys.platform != "win32":  # Windows does not recognize some terminals, such as Git's
             raise
         return Stdin()
 
 
 def history_file() -> Path | None:
-    """Where earlier messages are kept, in the user's folder for state; None where the user has no home folder."""
+    """The file of earlier messages, in the user's state folder; None if the user has no home folder."""
     import platformdirs
 
     with contextlib.suppress(RuntimeError):
@@ -97,7 +97,7 @@ def _session(path: Path | None) -> PromptSession[str]:
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.layout.screen import Char
 
-    # The library shows controls as ^[ and <9b>. What it leaves as it is and could reorder a line is shown the same way.
+    # The library shows control characters as ^[ and <9b>. Show other characters that could reorder a line similarly.
     others = [chr(c) for c in (*range(0x2028, 0x202F), *range(0x2066, 0x2070)) if STEERING.match(chr(c))]
     Char.display_mappings.update({c: f"<{ord(c):04x}>" for c in others})
     keys = KeyBindings()
@@ -116,7 +116,7 @@ def _history(path: Path | None) -> History:
         return InMemoryHistory()
 
     class Kept(FileHistory):
-        """A file whose loss ends no conversation."""
+        """A history file whose read and write errors are ignored."""
 
         def load_history_strings(self) -> Iterable[str]:
             try:
@@ -132,7 +132,7 @@ def _history(path: Path | None) -> History:
 
 
 def _prepared(path: Path) -> bool:
-    """Makes the file, for the user's eyes only, and shortens it if it has grown long. False if it can't be used."""
+    """Creates the file, readable only by the user, and shortens it if it is too long. False if it can't be used."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -146,7 +146,7 @@ def _prepared(path: Path) -> bool:
 
 
 def _shorten(path: Path) -> None:
-    """Keeps the newest messages: half of what the file may hold. Each begins with a line `# TIME`."""
+    """Keeps the newest messages, up to half of the file's limit. Each begins with a line `# TIME`."""
     with open(path, "rb") as file:
         file.seek(-MAX_HISTORY_NBYTES // 2, os.SEEK_END)
         kept = file.read()

@@ -1,4 +1,4 @@
-"""`teachllama quantize SRC DST TYPE`: a copy of a model with its matrices in another type."""
+"""`teachllama quantize SRC DST TYPE`: copies a model with its matrices in another type."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the copy and prints sizes before and after."""
+    """Writes the copy and prints the sizes before and after."""
     source, target = find_file(args.source), path_of(args.target)
     now = ["reading"]
 

@@ -1,4 +1,4 @@
-"""The headers of a model on the Hugging Face Hub: `kv hf:OWNER/REPO/FILE.gguf` without its weights."""
+"""Reads the headers of a model on the Hugging Face Hub, without its weights: `kv hf:OWNER/REPO/FILE.gguf`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from teachllama.whole_numbers import is_whole
 
 @dataclass(frozen=True)
 class RemoteModel:
-    """What the headers of a model say."""
+    """The contents of a model's headers."""
 
     metadata: dict[str, Any]
     tensors: list[TensorInfo]  # of all parts
@@ -25,7 +25,7 @@ class RemoteModel:
 
     @property
     def weights_nbytes(self) -> int:
-        """Bytes of the tensors, as they are in the files."""
+        """Bytes of the tensors in the files."""
         return sum(t.nbytes for t in self.tensors)
 
 

@@ -1,4 +1,4 @@
-"""`teachllama run`: executes a notebook of the course without a browser, prints its results, writes an HTML page."""
+"""`teachllama run`: executes a course notebook without a browser, prints its results, and writes an HTML page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teachllama.errors import TeachLlamaError
 from teachllama.lessons.course import course_folder
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
-INTENDED = "(intended) "  # before an error that a cell is there to show
+INTENDED = "(intended) "  # printed before an error that a cell is meant to show
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,9 +53,9 @@ def find_notebook(spec: str) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Executes the notebook and writes its page; 0 if every cell ran, 1 if one failed, 130 after Ctrl-C."""
+    """Executes the notebook and writes its page. Returns 0 if every cell ran, 1 if one failed, 130 after Ctrl-C."""
     try:
-        import IPython.lib.lexers  # noqa: F401  the page's: two threads that import it at once get half of it
+        import IPython.lib.lexers  # noqa: F401  for the page; imported here because two threads could load it in part
         import nbformat
         from nbclient.exceptions import CellControlSignal, DeadKernelError
         from nbconvert import HTMLExporter
@@ -66,14 +66,14 @@ def run(args: argparse.Namespace) -> int:
     model = hub.find(args.model or os.environ.get("TEACHLLAMA_MODEL") or "smollm2-135m")
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
-        if cell.cell_type == "code":  # what is on the page was computed now, or isn't there
+        if cell.cell_type == "code":  # the page shows only results of this run
             cell.outputs, cell.execution_count = [], None
     started, failure = time.perf_counter(), ""
     execution = _Execution(notebook, path, timeout_s, {**os.environ, "TEACHLLAMA_MODEL": str(model.absolute())})
     try:
         print(f"running {printable(path.name)} with {printable(model.name)}", flush=True)
         execution.wait()
-    except KeyboardInterrupt:  # before or after the time in which `wait` sees to it
+    except KeyboardInterrupt:  # before or after `wait` handles it
         execution.abandon()
     except DeadKernelError:
         failure = f"the Python that runs the cells died in cell {execution.cell}: it may have run out of memory"
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         )
     for output in (o for cell in notebook.cells for o in cell.get("outputs", [])):
         if {WIDGET, "text/html"} <= set(output.get("data", {})):
-            del output["data"][WIDGET]  # no kernel answers on a page; its static twin stands for it
+            del output["data"][WIDGET]  # a page has no kernel, so show the static HTML instead
     html = path_of(args.html or f"out/{path.stem}.html")
     html.parent.mkdir(parents=True, exist_ok=True)
     page = _for_offline(HTMLExporter().from_notebook_node(notebook)[0], notebook)
@@ -105,16 +105,16 @@ class _Stopped(Exception):
 
 
 class _Execution:
-    """A notebook that is executed in a thread, so that this one can see Ctrl-C and end it in order.
+    """Executes a notebook in a thread, so that the main thread receives Ctrl-C and can stop the execution cleanly.
 
-    Ctrl-C interrupts the cell that runs, as Jupyter's stop button does, and no further cell is begun. Pressed again,
-    it ends the Python that runs the cells.
+    Ctrl-C interrupts the running cell, as Jupyter's stop button does, and no further cell is started. A second Ctrl-C
+    ends the Python that runs the cells.
     """
 
     def __init__(self, notebook: Any, path: Path, timeout_s: int, environment: dict[str, str]):
         from nbclient import NotebookClient
 
-        self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was begun
+        self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
         self._done, self._lock, self._begun = threading.Event(), threading.Lock(), False
@@ -132,10 +132,10 @@ class _Execution:
         )
 
     def wait(self) -> None:
-        """Executes the notebook. Raises what nbclient raises; returns after Ctrl-C, when the kernel has ended."""
+        """Executes the notebook. Raises nbclient's errors. After Ctrl-C, returns when the kernel has ended."""
         with self._status:
             self._worker.start()
-            while not self._done.is_set():  # join(), if it is interrupted, may take a thread for ended that is not
+            while not self._done.is_set():  # an interrupted join() may treat a running thread as ended
                 try:
                     self._done.wait(0.2)
                 except KeyboardInterrupt:
@@ -144,9 +144,9 @@ class _Execution:
             raise self._error
 
     def abandon(self) -> None:
-        """Begins no further cell; returns when the thread that executes them has ended.
+        """Starts no further cell. Returns when the executing thread has ended.
 
-        An interrupted `Thread.start` doesn't say whether there will be a thread: the thread does, by having begun.
+        An interrupted `Thread.start` may or may not have started the thread, so the thread records its own start.
         """
         with self._lock:
             self.stopped, begun = True, self._begun
@@ -156,12 +156,12 @@ class _Execution:
     def _execute(self) -> None:
         with self._lock:
             self._begun = not self.stopped
-        if not self._begun:  # by now nobody waits for a kernel, and nobody would end it
+        if not self._begun:  # nothing waits for a kernel any more, and nothing would end it
             return
         try:
             with tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder:
                 manager = self._client.create_kernel_manager()
-                if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # such addresses are short
+                if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # the length of Unix socket paths is limited
                     manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
                 self._client.execute(env=self._environment, cleanup_kc=True)
         except BaseException as e:
@@ -170,7 +170,7 @@ class _Execution:
 
     def _stop(self) -> None:
         again, self.stopped = self.stopped, True
-        if self._loop is None:  # the kernel is only starting: the first cell will not begin
+        if self._loop is None:  # the kernel is still starting: the first cell will not be run
             return
         manager: Any = self._client.km
         with contextlib.suppress(RuntimeError):  # the loop has just ended
@@ -194,7 +194,7 @@ class _Execution:
 
 
 def _with_alt_text(page: str, notebook: Any) -> str:
-    """Puts each picture's own description where nbconvert's template writes that there is none."""
+    """Inserts each picture's description where nbconvert's template says that there is none."""
     outputs = (output for cell in notebook.cells for output in cell.get("outputs", ()))
     for output in outputs:
         if "image/png" in output.get("data", {}):
@@ -203,11 +203,11 @@ def _with_alt_text(page: str, notebook: Any) -> str:
     return page
 
 
-_FROM_ELSEWHERE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')  # MathJax, and what loads widgets
+_FROM_ELSEWHERE = re.compile(r'<script[^>]*\bsrc="https?://[^"]*"[^>]*>\s*</script>')  # MathJax and the widget loader
 
 
 def _for_offline(page: str, notebook: Any) -> str:
-    """Leaves out scripts from other servers, unless the notebook has a formula or a script of its own."""
+    """Removes scripts from other servers, unless the notebook has a formula or a script of its own."""
     outputs = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", ())]
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     texts += [str(data.get("text/markdown", "")) for data in outputs]
@@ -237,7 +237,7 @@ def _show_headings(cell: Any) -> None:
 
 
 def _show(cell: Any) -> None:
-    """Prints a cell's outputs. Errors that the cell is meant to show, and did not fail with, are marked as such."""
+    """Prints a cell's outputs. Marks errors that the cell is meant to show, unless the cell failed."""
     outputs = cell.get("outputs", ())
     meant = "raises-exception" in cell.metadata.get("tags", ())
     failed = not meant and any(output.output_type == "error" for output in outputs)
@@ -259,11 +259,11 @@ def _show(cell: Any) -> None:
 
 
 def _as_shown(text: str) -> str:
-    """A stream's text without colours; of a line that was written over, such as a progress bar, the last state."""
+    """A stream's text without colours. Of an overwritten line, such as a progress bar, only the last state."""
     lines = COLOURS.sub("", text).replace("\r\n", "\n").split("\n")
     return visible("\n".join(line.rstrip("\r").rpartition("\r")[2] for line in lines))
 
 
 def _line_ended(text: str) -> str:
-    """The text, with its last line ended: a status line may be written next."""
+    """The text with its last line ended, because a status line may be written next."""
     return text if text.endswith("\n") or not text else f"{text}\n"

@@ -1,6 +1,6 @@
-"""`teachllama session FILE`: what is inside a session file, or a file of prefixes, without a model.
+"""`teachllama session FILE`: prints the contents of a session file, or of a file of prefixes, without a model.
 
-The file may be anybody's, so its texts are escaped before they reach a terminal.
+The file is untrusted, so its texts are escaped before they reach a terminal.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from teachllama.fingerprint import TEXTS, Fingerprint
 from teachllama.prefix_file import PrefixesInfo, inspect_prefixes
 from teachllama.session_file import SessionInfo, inspect_session
 
-FIRST = 12  # token ids that are shown
-ENDS = 10  # prefixes that are shown
+FIRST = 12  # number of token ids shown
+ENDS = 10  # number of prefixes shown
 EPILOG = """\
 A damaged file, or one of a newer version, ends with status 1. Anybody who can read the file can read the conversation:
 its token ids are the text.
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints what is inside `args.file`."""
+    """Prints the contents of `args.file`."""
     path, verified = path_of(args.file), not args.no_verify
     info: SessionInfo | PrefixesInfo
     try:
@@ -95,7 +95,7 @@ def _prefixes_report(info: PrefixesInfo, verified: bool) -> list[str]:
     lines = [f"{printable(info.path)}: prefixes, {info.nbytes:,} bytes", "", *_lines(rows)]
     for i, end in enumerate(ends[:ENDS]):
         tokens = info.prefix(end)
-        last = ", ".join(map(str, tokens[-FIRST:].tolist()))  # the first ones are those that prefixes share
+        last = ", ".join(map(str, tokens[-FIRST:].tolist()))  # the last tokens, because prefixes share the first ones
         lines.append(cut(f"  {i}: {len(tokens):,} positions, the last: ..., {last}", columns()))
     return lines + ([f"  and {len(ends) - ENDS:,} more"] if len(ends) > ENDS else [])
 

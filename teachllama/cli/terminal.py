@@ -1,7 +1,7 @@
-"""What reaches a terminal: nothing that comes from a file, a model or a history may steer it, or fail to be written.
+"""Terminal output. Text from a file, a model or a history can neither control the terminal nor fail to be printed.
 
-Text of others goes through `visible` (several lines) or `printable` (one line). `Wrapped` breaks a growing text between
-words, `Status` says how long something has been going on, and `guarded` prepares the streams for a command.
+Untrusted text goes through `visible` (several lines) or `printable` (one line). `Wrapped` wraps streamed text between
+words, `Status` shows how long an operation has been running, and `guarded` prepares the streams for a command.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from typing import Any
 
 from teachllama.errors import ParameterError
 
-# C0 and C1 controls (escape sequences begin with one) except tab and newline, DEL, line and paragraph separators,
-# bidirectional embeddings, overrides and isolates, and lone surrogates. Joiners stay: emoji and many scripts need them.
+# C0 and C1 controls (escape sequences begin with one) except tab and newline; DEL; line and paragraph separators;
+# bidirectional embeddings, overrides and isolates; lone surrogates. Joiners are kept: emoji and many scripts need them.
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u206f\ud800-\udfff]")
 COLOURS = re.compile("\x1b\\[[0-9;:]*m")
 
 
 def visible(text: str) -> str:
-    r"""A text of several lines with what could steer a terminal written as escapes, such as \x1b."""
+    r"""A text of several lines in which characters that could control a terminal are escaped, such as \x1b."""
     return STEERING.sub(lambda match: _escape(match[0]), text.replace("\r\n", "\n"))
 
 
 def printable(text: str) -> str:
-    r"""`text` as one line: newlines, tabs and every other character without a shape of its own are escapes."""
+    r"""`text` as one line: newlines, tabs and all other non-printable characters are escaped."""
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
@@ -42,7 +42,7 @@ def _escape(character: str) -> str:
 
 
 def width_of(text: str) -> int:
-    """Columns that `text` takes in a terminal: wide East Asian characters take two, combining ones none."""
+    """Number of terminal columns that `text` takes. Wide East Asian characters take two, combining ones none."""
     if text.isascii():
         return len(text)
     kinds = ("Mn", "Me", "Cf")  # marks above and below, joiners, variation selectors
@@ -52,15 +52,15 @@ def width_of(text: str) -> int:
 
 
 def columns() -> int:
-    """How many characters a line may take: the terminal's width, or 120 when the output is no terminal."""
+    """Maximum length of a line: the terminal's width, at least 60, or 120 if the output is not a terminal."""
     return max(60, shutil.get_terminal_size((120, 24)).columns)
 
 
 def path_of(text: str) -> Path:
-    """The path that a user wrote, `~` expanded, as the shell does only where it isn't quoted.
+    """The path that a user typed, with `~` expanded, which the shell does only for unquoted paths.
 
     Raises:
-        ParameterError: it holds a NUL character, which no path can.
+        ParameterError: `text` contains a NUL character, which is not allowed in a path.
     """
     if "\0" in text:
         raise ParameterError(f"{printable(text)!r} is not a path: it contains a NUL character")
@@ -69,7 +69,7 @@ def path_of(text: str) -> Path:
 
 @contextlib.contextmanager
 def guarded(command: str) -> Iterator[None]:
-    """For the time of a command: what an encoding cannot hold is escaped, and a warning is one line."""
+    """While a command runs, escapes characters that an encoding lacks, and prints each warning as one line."""
     changed: list[tuple[Any, str]] = []
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure") and getattr(stream, "errors", None):
@@ -86,14 +86,14 @@ def guarded(command: str) -> Iterator[None]:
             yield
     finally:
         for stream, errors in changed:
-            with contextlib.suppress(ValueError):  # closed meanwhile
+            with contextlib.suppress(ValueError):  # the stream was closed meanwhile
                 stream.reconfigure(errors=errors)
 
 
 OPTIONS = "temperature|top_k|top_p|min_p|repeat_penalty|seq_len|kv_dtype|seed|max_new_tokens|template"
 
 
-# Advice to callers in Python, in messages of the engine, and what to say of it in a shell.
+# Advice to Python callers in the engine's messages -> its replacement for shell users.
 FOR_CALLERS = {
     ", or pass accept_licence=True": "",
     ", or pass replace=True": ", or use --force",
@@ -105,7 +105,7 @@ FOR_CALLERS = {
 
 
 def named_as_options(message: str) -> str:
-    """A message of the engine with options' names for parameters': at its beginning, and for seq_len anywhere."""
+    """Replaces parameter names in a message of the engine by option names: at its start, and seq_len anywhere."""
     for advice, in_a_shell in FOR_CALLERS.items():
         message = message.replace(advice, in_a_shell)
     option = rf"^(?:{OPTIONS})(?= )|(?<![\w/\\.='\"-])seq_len(?![\w/\\.='\"-])"
@@ -113,17 +113,17 @@ def named_as_options(message: str) -> str:
 
 
 class Wrapped:
-    """Breaks a text that grows piece by piece between words. A word is held back until its end is known.
+    """Wraps streamed text between words. A word is held back until its end is known.
 
     Args:
-        width: gives the width of a line in columns, or None where lines are to stay as they are.
+        width: returns the width of a line in columns, or None to leave lines unwrapped.
     """
 
     def __init__(self, width: Callable[[], int | None]):
         self._width, self._column, self._gap, self._word = width, 0, "", ""
 
     def feed(self, text: str) -> str:
-        """As much of the text as can be written now."""
+        """Adds text, and returns as much as can be written now."""
         width = self._width()
         if width is None:
             return self.flush() + text
@@ -142,12 +142,12 @@ class Wrapped:
                 if self._word and width_of(self._word[-1]) == 2 and width_of(c):
                     ready.append(self._placed(width))
                 self._word += c
-                if width_of(self._word) >= width:  # longer than a line: the terminal breaks it
+                if width_of(self._word) >= width:  # longer than a line: the terminal wraps it
                     ready.append(self._placed(width))
         return "".join(ready)
 
     def flush(self) -> str:
-        """What was held back."""
+        """Returns the text held back."""
         text = self._placed(self._width() or 1 << 30) + self._gap
         self._gap = ""
         return text
@@ -166,26 +166,26 @@ class Wrapped:
 
 
 def output_width() -> int | None:
-    """The width to wrap at: the terminal's, or None where standard output is no terminal."""
+    """The width to wrap at: the terminal's, or None if standard output is not a terminal."""
     if not is_terminal(sys.stdout):
         return None
     return max(20, shutil.get_terminal_size((80, 24)).columns)
 
 
 def is_terminal(stream: Any) -> bool:
-    """Whether somebody is looking at this stream."""
+    """Whether this stream is a terminal."""
     try:
         return bool(stream.isatty())
-    except (AttributeError, ValueError):  # no stream at all, as under pythonw; a closed one
+    except (AttributeError, ValueError):  # no stream at all, as under pythonw, or a closed one
         return False
 
 
 class Status:
-    """A line on stderr that says what is going on and for how long. At a terminal only; erased at the end.
+    """A status line on stderr with the time elapsed. Shown only on a terminal, and erased at the end.
 
     Args:
-        text: gives what is going on, now.
-        delay_s: shown only if it takes longer than this.
+        text: returns the current status.
+        delay_s: the line is shown only after this time.
     """
 
     def __init__(self, text: Callable[[], str], delay_s: float = 1.0):
@@ -200,7 +200,7 @@ class Status:
         return self
 
     def restart(self) -> None:
-        """Counts from now; the line is erased until it has taken long again."""
+        """Restarts the clock. Erases the line until the delay has passed again."""
         with self._lock:
             self._erase()
             self._since = time.monotonic()
@@ -221,7 +221,7 @@ class Status:
             self._shown = ""
 
     def end(self) -> None:
-        """Erases the line and stops. May be called again."""
+        """Erases the line and stops. May be called more than once."""
         self._done.set()
         with self._lock:
             self._erase()

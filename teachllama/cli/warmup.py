@@ -1,4 +1,4 @@
-"""`teachllama warmup`: precompiles the kernels, so that no first cell of a notebook has to wait for it."""
+"""`teachllama warmup`: precompiles the kernels, so that the first cell of a notebook need not wait for them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from teachllama.cli.terminal import printable
 
-# In a process of its own: a compiler that runs for half a minute does not always notice Ctrl-C; a process can be ended.
+# Run in a separate process, which Ctrl-C can kill. The compiler runs for half a minute and may not react to Ctrl-C.
 COMPILE = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -22,11 +22,11 @@ machine_code.serve()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Takes none."""
+    """Adds no arguments."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compiles the kernels if that was not done before."""
+    """Compiles the kernels unless they are compiled already."""
     from teachllama.kernels import machine_code
     from teachllama.kernels.shapes import shape_for
 
@@ -43,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def compile_ahead() -> None:
-    """Compiles the kernels in a process that Ctrl-C ends at once, if they are not compiled yet.
+    """Compiles the kernels, unless they are compiled already, in a process that Ctrl-C ends at once.
 
-    Does nothing without Numba, or where compiled kernels cannot be kept: then loading a model compiles them.
+    Does nothing without Numba, or if compiled kernels cannot be stored. Then loading a model compiles them.
     """
     try:
         from teachllama.kernels import machine_code
@@ -57,7 +57,7 @@ def compile_ahead() -> None:
     sys.stdout.flush()
     environment = {**os.environ, "TEACHLLAMA_KERNEL_CACHE": str(folder)}
     command = [sys.executable, "-c", COMPILE, json.dumps(sys.path)]
-    # Apart from this process's group, so that Ctrl-C reaches this process alone, which then ends the other.
+    # In a separate process group, so that Ctrl-C reaches only this process, which then ends the other.
     apart = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
     subprocess.run(
         command,

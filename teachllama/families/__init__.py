@@ -1,4 +1,4 @@
-"""The families of models that this engine runs, as data: what each changes in the one forward pass."""
+"""The model families that this engine runs, as data: how each one changes the common forward pass."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def register_family(family: Family, *, replace: bool = False) -> Family:
     """Adds a family, so that `load_model` runs its files.
 
     Args:
-        family: what makes it different from a plain Llama; its name is the file's `general.architecture`.
-        replace: allow a name that is taken.
+        family: the differences from a plain Llama. Its name is the file's `general.architecture`.
+        replace: allow replacing a family of the same name.
 
     Raises:
-        ParameterError: it isn't a `Family`, or its name is taken.
+        ParameterError: `family` isn't a `Family`, or its name is taken.
     """
     if not isinstance(family, Family):
         raise ParameterError(f"expected a Family, found {type(family).__name__}")
@@ -46,7 +46,7 @@ def family_named(name: object) -> Family:
     """The family of `general.architecture`.
 
     Raises:
-        UnsupportedModelError: this engine does not run it; the message lists those it does.
+        UnsupportedModelError: this engine does not run that architecture; the message lists those it runs.
     """
     if not isinstance(name, str) or name not in FAMILIES:
         raise UnsupportedModelError(

@@ -1,8 +1,8 @@
-"""What families share: how a file's metadata becomes a `ModelSpec`, and which tensors a layer is made of.
+"""Code shared by all families: builds a `ModelSpec` from a file's metadata, and lists the tensors of a layer.
 
-A family is data: a `Family` names the differences from a plain Llama, and `build_spec` reads everything else from the
+A family is data: a `Family` lists the differences from a plain Llama, and `build_spec` reads everything else from the
 metadata, with llama.cpp's key names and defaults (`load_hparams` in its src/llama-model.cpp, as vendored in
-llama-cpp-python 0.3.36). Knows nothing of arrays.
+llama-cpp-python 0.3.36). Independent of arrays.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ QK_NORMS = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 
 NORM_FIELDS = frozenset(NORMS | POST_NORMS | QK_NORMS)
 
-# Keys that say nothing about the arithmetic: descriptions, and those that the KV formula has read (`layout`).
+# Keys that do not affect the arithmetic: descriptions, and keys that the KV formula has read (`layout`).
 HARMLESS = frozenset((
     "vocab_size", "rope.scaling.finetuned", "tensor_data_layout", "pooling_type", "attention.layer_norm_epsilon",
     "attention.head_count_kv", "attention.key_length", "attention.value_length", "attention.key_length_swa",
     "attention.value_length_swa", "attention.sliding_window", "attention.sliding_window_pattern",
 ))  # fmt: skip
-# Keys that change nothing with one of these values, which converters write too; with another the file is refused.
+# Keys that change nothing with one of these values, which some converters write. Files with other values are refused.
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "attention.causal": (True,), "use_parallel_residual": (False,),
     "attention.clamp_kqv": (0.0,), "attention.max_alibi_bias": (0.0,), "attention.temperature_scale": (0.0,),
@@ -53,16 +53,16 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "rope.scaling.yarn_log_multiplier": (0.0,), "expert_shared_count": (0,), "expert_shared_feed_forward_length": (0,),
     "attention.q_lora_rank": (0,), "attention.kv_lora_rank": (0,),
 }  # fmt: skip
-EXPERT_KEYS = (  # which mean nothing in a dense model
+EXPERT_KEYS = (  # have no meaning in a dense model
     "expert_feed_forward_length", "expert_shared_feed_forward_length", "expert_shared_count", "expert_group_used_count",
     "expert_weights_scale", "expert_weights_norm", "expert_gating_func",
 )  # fmt: skip
-ACTIVATION_NAMES = {  # what files call them
+ACTIVATION_NAMES = {  # their names in files
     Activation.SILU: ("silu", "swish"),
     Activation.GELU: ("gelu", "gelu_pytorch_tanh"),
     Activation.SWIGLU_OAI: ("silu", "swiglu_oai"),
 }
-MAX_ROTATING = 2**16  # numbers of a head; a hostile file could ask for a table of millions
+MAX_ROTATING = 2**16  # rotating dimensions of a head; a hostile file could otherwise ask for a table of millions
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,24 +70,24 @@ class Family:
     """One family of models, as the differences from a plain Llama."""
 
     name: str  # general.architecture
-    about: str  # what makes it different, in a line
+    about: str  # its differences, in one line
     paper: str = ""
     pairs: RopePairs = RopePairs.INTERLEAVED
     activation: Activation = Activation.SILU
     norms: Mapping[str, str] = field(default_factory=lambda: dict(NORMS))  # LayerWeights' field -> GGUF's tensor
-    required: tuple[str, ...] = ()  # of the optional tensors of a layer, those that every file of the family has
-    scores: Scores = Scores.SOFTMAX  # of a router
+    required: tuple[str, ...] = ()  # a layer's optional tensors that every file of the family has
+    scores: Scores = Scores.SOFTMAX  # the router's score function
     normalize_experts: bool = True  # the weights of the chosen experts are divided by their sum
-    routing_keys: bool = False  # a file may choose other scores, weights and normalization for its router
-    experts_share: bool = False  # without expert_feed_forward_length, the experts used share feed_forward_length
+    routing_keys: bool = False  # metadata may set the router's scores, weights and normalization
+    experts_share: bool = False  # without expert_feed_forward_length, feed_forward_length is divided by experts used
     slides: bool = False  # layers may have a sliding window
-    local_rope_base: float | None = None  # of layers with a sliding window; None: that of the others
+    local_rope_base: float | None = None  # RoPE base of sliding-window layers; None: the same as in other layers
     local_unscaled: bool = False  # layers with a sliding window rotate without scaling
     change: Callable[[Metadata, ModelSpec], ModelSpec] = lambda metadata, spec: spec
-    harmless: tuple[str, ...] = ()  # keys that this family's files carry and that change nothing
+    harmless: tuple[str, ...] = ()  # keys in this family's files that change nothing
 
     def __post_init__(self) -> None:
-        """Raises ParameterError for a field that the engine would not know what to do with."""
+        """Raises ParameterError if a field has a value that the engine does not support."""
         kinds: dict[str, type[Enum]] = {"pairs": RopePairs, "activation": Activation, "scores": Scores}
         for name, kind in kinds.items():
             if not isinstance(value := getattr(self, name), kind):
@@ -104,20 +104,20 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
 
     Args:
         layout: what each layer caches, from the same metadata.
-        factors: the RoPE factor tensors that the file has.
+        factors: the file's RoPE factor tensors.
 
     Raises:
-        GGUFError: a key is missing, of the wrong type, or contradicts another; the message names it.
-        UnsupportedModelError: a key asks for something that this engine doesn't do.
+        GGUFError: a key is missing, has the wrong type, or contradicts another; the message names it.
+        UnsupportedModelError: a key requires something that this engine doesn't support.
         ParameterError: a registered family's `change` doesn't return a spec.
     """
     m.n_layers = n = m.number("block_count", most=MAX_LAYERS)
-    m.n_trunk = n - m.number("nextn_predict_layers", 0, least=0, most=n - 1)  # layers that only draft ahead come last
+    m.n_trunk = n - m.number("nextn_predict_layers", 0, least=0, most=n - 1)  # draft-only layers are last
     dim = m.number("embedding_length")
     heads = m.per_layer("attention.head_count", ())
     if not heads:
         raise m.fail("attention.head_count", None, "a number of heads")
-    for name in ("attention.shared_kv_layers", "attention.recurrent_layers"):  # which the KV formula knows
+    for name in ("attention.shared_kv_layers", "attention.recurrent_layers"):  # supported by the KV formula only
         if (value := m.raw(name)) is not None and not (isinstance(value, int) and value == 0):
             raise _fixed(m, name, value, "no such key")
     _check_windows(family, m, layout)
@@ -154,10 +154,10 @@ def build_spec(family: Family, m: Metadata, layout: KVLayout, vocab_size: int, f
 
 
 def cache_layout(spec: ModelSpec, layout: KVLayout) -> KVLayout:
-    """What the layers of `spec` cache. The KV formula must have come to the same, unless the family is new to it.
+    """What the layers of `spec` cache. For families that the KV formula covers, both must agree.
 
     Raises:
-        GGUFError: it has not; the message names the layer.
+        GGUFError: they do not agree; the message names the layer.
     """
     attentions = [layer.attention for layer in spec.layers]
     layers = tuple(LayerKV(a.n_kv_heads, a.head_dim, 0 if a.latent else a.value_dim, a.window) for a in attentions)
@@ -171,7 +171,7 @@ def cache_layout(spec: ModelSpec, layout: KVLayout) -> KVLayout:
 
 
 def _fixed(m: Metadata, key: str, found: object, usual: object) -> UnsupportedModelError:
-    """The error for a key that asks for something else than a family does, here and in llama.cpp."""
+    """The error for a key whose value differs from what the family does, here and in llama.cpp."""
     return UnsupportedModelError(
         f"metadata '{m.arch}.{key}' is {reprlib.repr(found)}; supported for {m.arch}: {usual}. Another value changes "
         "the arithmetic, so the file is refused rather than run with wrong results"
@@ -179,7 +179,7 @@ def _fixed(m: Metadata, key: str, found: object, usual: object) -> UnsupportedMo
 
 
 def _check_windows(family: Family, m: Metadata, layout: KVLayout) -> None:
-    """A sliding window that the family applies, or that llama.cpp is known not to apply to it."""
+    """Checks that the family applies a sliding window, or is known to ignore it, as llama.cpp does."""
     window, slide = m.raw("attention.sliding_window"), any(layer.window for layer in layout.layers)
     if family.slides and window == 0:
         raise m.fail("attention.sliding_window", 0, "a window of 1 position or more, or no such key")
@@ -195,7 +195,7 @@ def _check_windows(family: Family, m: Metadata, layout: KVLayout) -> None:
 def feed_forward_of(
     family: Family, m: Metadata, i: int, lengths: tuple[Sequence[int], Sequence[int]], routing: Routing | None
 ) -> FeedForwardSpec:
-    """Layer i's feed-forward network; `lengths` are feed_forward_length and expert_feed_forward_length, or empty."""
+    """Layer i's feed-forward network. `lengths`: feed_forward_length and expert_feed_forward_length, or empty."""
     dense, expert = (of_layer[i] if of_layer else 0 for of_layer in lengths)
     if routing is None:
         if dense < 1:
@@ -208,7 +208,7 @@ def feed_forward_of(
 
 
 def routing_of(family: Family, m: Metadata) -> Routing | None:
-    """How tokens choose experts; None for a dense model, which may say so with `expert_count` 0."""
+    """How tokens choose experts. None for a dense model, whose `expert_count` is missing or 0."""
     n = m.number("expert_count", 0, least=0, most=1024)
     used = m.number("expert_used_count", 0, least=0, most=1024)
     groups = m.number("expert_group_count", 1, least=0) or 1
@@ -255,7 +255,7 @@ def scaling_of(m: Metadata) -> tuple[str, float]:
     factor = (m.real("rope.scaling.factor") if m.has("rope.scaling.factor") else old) or 1.0
     factor = 1.0 if kind == "none" else factor
     usual = {"beta_fast": 32.0, "beta_slow": 1.0, "ext_factor": 1.0, "attn_factor": yarn_magnitude(factor)}
-    for name, value in usual.items():  # llama.cpp computes with these for all families here, whatever a file says
+    for name, value in usual.items():  # llama.cpp uses these for all families here, whatever the file says
         key = f"rope.scaling.yarn_{name}"
         if not math.isclose(found := m.real(key, value), value, rel_tol=1e-4) and kind == "yarn":
             raise _fixed(m, key, found, value)
@@ -266,7 +266,7 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
     """The rotation of layers with heads of `head_dim`.
 
     Args:
-        sliding: of layers with a sliding window, which some families rotate in their own way.
+        sliding: whether these layers have a sliding window. Some families rotate them differently.
     """
     dim = m.number("rope.dimension_count", head_dim)
     if dim % 2 or not dim <= min(head_dim, MAX_ROTATING):
@@ -301,7 +301,7 @@ def rope_of(family: Family, m: Metadata, head_dim: int, *, sliding: bool, factor
 
 
 def yarn(frequencies: Sequence[float], factor: float, base: float, original: int) -> tuple[float, ...]:
-    """Fast pairs turn as trained, slow ones are slowed down by the factor, with a ramp between.
+    """YaRN: fast pairs rotate as trained, slow ones are slowed by the factor, with a ramp between.
 
     https://arxiv.org/abs/2309.00071, section 3.2, with its beta of 32 and 1; the details are ggml's `rope_yarn`.
     """
@@ -320,7 +320,7 @@ def yarn(frequencies: Sequence[float], factor: float, base: float, original: int
 
 
 def yarn_magnitude(factor: float) -> float:
-    """How much longer YaRN makes queries and keys, so that attention is as sharp over a longer context."""
+    """The factor by which YaRN scales queries and keys, to keep attention as sharp over a longer context."""
     return 1.0 if factor <= 1 else 1.0 + 0.1 * math.log(factor)
 
 

@@ -1,7 +1,7 @@
-"""DeepSeek V2 and V3: latent attention, experts in groups, and one more that every token visits.
+"""DeepSeek V2 and V3: latent attention, experts in groups, and a shared expert for every token.
 
-What is cached of a position is one compressed key, of which the first numbers are also the value; queries are brought
-into the same terms (`k_b`), and what attention gives is taken out of them (`v_b`). https://arxiv.org/abs/2405.04434
+One compressed key is cached per position; its first numbers are also the value. Queries are projected into the
+compressed space (`k_b`), and the output of attention is projected back (`v_b`). https://arxiv.org/abs/2405.04434
 """
 
 import math
@@ -14,7 +14,7 @@ from teachllama.spec import LayerSpec, ModelSpec, Rope, Scores
 
 
 def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """Latent attention, shared experts, and YaRN's second factor, which sharpens scores."""
+    """Adds latent attention, shared experts, and YaRN's second factor, which sharpens scores."""
     if not m.has("attention.key_length_mla"):
         raise UnsupportedModelError(
             "metadata has no 'deepseek2.attention.key_length_mla': an older file whose latent attention was not split "
@@ -35,7 +35,7 @@ def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
         raise m.fail("attention.head_count_kv", max(heads), "1: all heads share one compressed key")
     rope, sharper = turned(m, replace(rope, first=rank))
     n_shared = m.number("expert_shared_count", 0, least=0)
-    # llama.cpp knows GLM 4.7 Lite, whose first files don't name their scores, by its size.
+    # The first files of GLM 4.7 Lite don't name their score function. llama.cpp recognizes that model by its size.
     glm = not m.has("expert_gating_func") and len(spec.layers) in (47, 48) and spec.vocab_size == 154_880
 
     def change(layer: LayerSpec) -> LayerSpec:
@@ -51,7 +51,7 @@ def latent(m: Metadata, spec: ModelSpec) -> ModelSpec:
 
 
 def turned(m: Metadata, rope: Rope) -> tuple[Rope, float]:
-    """The rotation, and what scores are multiplied with, as llama.cpp's deepseek2.cpp and llama-context.cpp have it."""
+    """The rotation and the factor for scores, as computed by llama.cpp's deepseek2.cpp and llama-context.cpp."""
     kind, factor = scaling_of(m)
     by_log = m.real("rope.scaling.yarn_log_multiplier", 0.0) * math.log(factor)
     if kind != "yarn":

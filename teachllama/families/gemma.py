@@ -1,4 +1,4 @@
-"""Gemma 2 and 3: four norms a layer, GELU, embeddings times sqrt(dim), layers that slide and layers that don't."""
+"""Gemma 2 and 3: four norms per layer, GELU, embeddings times sqrt(dim), layers with and without a sliding window."""
 
 import math
 from dataclasses import replace
@@ -9,7 +9,10 @@ from teachllama.spec import Activation, ModelSpec, RopePairs
 
 
 def scaled(m: Metadata, spec: ModelSpec, wide_layers: int) -> ModelSpec:
-    """Embeddings times sqrt(dim); the 27B model alone, known by its layers, divides scores by dim / n_heads."""
+    """Scales embeddings by sqrt(dim) and scores by 1 / sqrt(head_dim), and sets the soft cap of logits.
+
+    The 27B model, recognized by its number of layers (`wide_layers`), scales scores by 1 / sqrt(dim / n_heads).
+    """
     spec = replace(
         spec,
         embedding_scale=math.sqrt(spec.dim),
@@ -21,7 +24,7 @@ def scaled(m: Metadata, spec: ModelSpec, wide_layers: int) -> ModelSpec:
 
 
 def gemma2(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """Attention scores and logits go through soft caps."""
+    """Applies soft caps to attention scores and logits."""
     return with_attention(scaled(m, spec, 46), softcap=m.real("attn_logit_softcapping", 50.0))
 
 

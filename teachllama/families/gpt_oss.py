@@ -1,4 +1,4 @@
-"""gpt-oss: a learned sink in every head, biases everywhere, clamped experts, and every other layer slides."""
+"""gpt-oss: a learned sink in every head, biases everywhere, clamped experts, a sliding window in every other layer."""
 
 from teachllama.families.common import Family
 from teachllama.metadata import Metadata
@@ -6,7 +6,7 @@ from teachllama.spec import Activation, ModelSpec, RopePairs, Scores
 
 
 def windowed(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """A file without a window would attend to everything, silently."""
+    """Requires a window: without one, every layer would silently attend to everything."""
     m.number("attention.sliding_window")
     return spec
 
@@ -17,7 +17,7 @@ GPT_OSS = Family(
     "https://arxiv.org/abs/2508.10925",
     pairs=RopePairs.NEOX,
     activation=Activation.SWIGLU_OAI,
-    norms={"attn_norm": "attn_norm", "ffn_norm": "post_attention_norm"},  # its name notwithstanding, before the FFN
+    norms={"attn_norm": "attn_norm", "ffn_norm": "post_attention_norm"},  # despite its name, applied before the FFN
     required=(
         "attn_sinks.weight",
         "attn_q.bias",

@@ -1,4 +1,4 @@
-"""Granite 3: four multipliers, for embeddings, scores, what layers add, and logits."""
+"""Granite 3: four multipliers, for embeddings, attention scores, residual branches, and logits."""
 
 from dataclasses import replace
 
@@ -8,7 +8,10 @@ from teachllama.spec import ModelSpec
 
 
 def multipliers(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """Granite's four; 0 or a missing one means none. Without `rope.scaling.finetuned` false, heads rotate."""
+    """Applies Granite's four multipliers; 0 or a missing one means none.
+
+    Heads rotate unless `rope.scaling.finetuned` is false.
+    """
     spec = replace(
         spec,
         embedding_scale=m.real("embedding_scale", 0.0) or 1.0,

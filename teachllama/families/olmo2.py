@@ -1,4 +1,4 @@
-"""OLMo 2 and 3: norms after the branches and none before, and queries and keys normalized over all heads at once."""
+"""OLMo 2 and 3: norms after the branches and none before; queries and keys normalized over all heads at once."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from teachllama.spec import LayerSpec, ModelSpec, RopePairs
 
 
 def plain_windows(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """Layers with a sliding window rotate without any scaling, that of magnitude included."""
+    """Rotates layers with a sliding window without any scaling, including that of magnitude."""
 
     def change(layer: LayerSpec) -> LayerSpec:
         a = layer.attention

@@ -1,7 +1,7 @@
 """Phi 3 and 4: q, k and v in one matrix, gate and up in another, and LongRoPE's two sets of factors.
 
-The files name a sliding window. It is not used, as in llama.cpp, which says that the converter's figure can't be
-trusted.
+Files specify a sliding window, but it is not used here. Nor is it in llama.cpp, which notes that the converter's value
+can't be trusted.
 """
 
 from teachllama.families.common import Family

@@ -1,4 +1,4 @@
-"""Qwen 2 and 2.5: biases on queries, keys and values; and its mixture of experts, with one that every token visits."""
+"""Qwen 2 and 2.5: biases on queries, keys and values. Also the mixture of experts, with one shared by all tokens."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ QWEN2 = Family(
 
 
 def one_shared_expert(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """The shared expert's length: its own key, or that of a dense network."""
+    """Sets the shared expert's length, from its own key or else from that of a dense network."""
     shared = m.number("expert_shared_feed_forward_length", 0, least=0) or m.number("feed_forward_length")
     return all_layers(spec, lambda l: replace(l, ffn=replace(l.ffn, shared_hidden_dim=shared if l.ffn.experts else 0)))
 

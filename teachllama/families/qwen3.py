@@ -1,4 +1,4 @@
-"""Qwen 3: every head's query and key is normalized before it turns; and its mixture of experts."""
+"""Qwen 3: each head's query and key is normalized before rotation. Also the mixture of experts."""
 
 from teachllama.families.common import NORMS, QK_NORMS, Family
 from teachllama.spec import RopePairs

@@ -1,6 +1,6 @@
-"""Finds a model file, or downloads it: by a known name, by its path, or from the Hugging Face Hub. One is shipped.
+"""Finds or downloads a model file: by a known name, by its path, or from the Hugging Face Hub. One is shipped.
 
-Handles names, licences, checksums, the cache folder and its locks. Does not look inside a GGUF file.
+Handles names, licences, checksums, the cache folder and its locks. Independent of a GGUF file's contents.
 """
 
 from teachllama.hub.fetching import fetch

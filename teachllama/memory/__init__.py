@@ -1,6 +1,6 @@
-"""How much memory this process holds, how much of it is resident, and who still refers to an object.
+"""How much memory this process holds, how much of it is resident, and what still refers to an object.
 
-Knows nothing of models: a session is any object with `k_cache` and `v_cache`. Sizes are bytes; 1 MB is 1,000,000 bytes.
+Independent of models: a session is any object with `k_cache` and `v_cache`. Sizes are in bytes; 1 MB is 10^6 bytes.
 """
 
 from teachllama.memory.holders import KINDS, Holder, Report, Watch, forget_history, watch, who_refers_to

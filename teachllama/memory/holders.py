@@ -1,7 +1,7 @@
-"""Who still refers to an object, in words that a notebook's reader understands.
+"""Reports what still refers to an object, in words that a notebook's reader understands.
 
-Follows references backwards to the names people know: variables, outputs, tracebacks, generators, views. Knows nothing
-of models: a session is any object with `k_cache` and `v_cache`. `teachllama.memory` offers all of it.
+Follows references backwards to names that users know: variables, outputs, tracebacks, generators, views. Independent of
+models: a session is any object with `k_cache` and `v_cache`. `teachllama.memory` exports the public names.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ class Holder:
     """One thing that keeps an object, or its memory, alive."""
 
     kind: str  # one of KINDS
-    text: str  # what it is, in words
-    advice: str  # how to let go
+    text: str  # a description
+    advice: str  # how to release the object
 
 
 @dataclass(frozen=True, repr=False)
 class Report:
-    """What `who_refers_to` found, in words; it holds no objects. Empty and false when nothing refers to the object."""
+    """The result of `who_refers_to`, as text; it holds no objects. Empty and false if nothing refers to the object."""
 
     title: str
     holders: tuple[Holder, ...]
-    complete: bool = True  # False: the search met its limits, and there may be more
+    complete: bool = True  # False: the search reached its limits, and there may be more holders
     _SHOWN = 20
 
     def __len__(self) -> int:
@@ -59,7 +59,7 @@ class Report:
 
     @property
     def kinds(self) -> set[str]:
-        """The kinds of holders that were found, from `KINDS`."""
+        """The kinds of holders found, from `KINDS`."""
         return {holder.kind for holder in self.holders}
 
     def _tail(self) -> list[str]:
@@ -85,17 +85,17 @@ class Report:
 
 
 def who_refers_to(obj: Any, *, max_objects: int = 2000, seconds: float = 10.0) -> Report:
-    """Finds what keeps `obj` alive, and tells it in words, each with what to do about it.
+    """Finds what keeps `obj` alive, and describes each holder and how to release the object.
 
-    Follows references backwards from the object to the names that people know: notebook variables, outputs, attributes,
-    tracebacks, generators. A session's cache is looked for too, because an array that views it keeps its memory from
-    going; so are arrays that share an array's memory. Weak references do not count. A value that a running call or loop
-    has no name for cannot be seen.
+    Follows references backwards from the object to names that users know: notebook variables, outputs, attributes,
+    tracebacks, generators. For a session it also searches for arrays that view its cache, because these keep the
+    memory from being freed; for an array, for those that share its memory. Weak references do not count. A value that a
+    running call or loop holds without a name cannot be found.
 
     Args:
-        obj: any object; to ask later about one that may be gone by then, see `watch`.
-        max_objects: stop after following this many.
-        seconds: stop after about this long; each step backwards looks at every object of the process once.
+        obj: any object. To ask later about an object that may be gone by then, see `watch`.
+        max_objects: stop after following this many objects.
+        seconds: stop after about this time. Each step backwards examines every object of the process once.
 
     Raises:
         ParameterError: obj is None.
@@ -103,12 +103,12 @@ def who_refers_to(obj: Any, *, max_objects: int = 2000, seconds: float = 10.0) -
     if obj is None:
         raise ParameterError("found None, which everything refers to; expected an object such as a session")
     target, memory, name = _Node(obj), _Memory.of(obj), type(obj).__name__
-    del obj  # should the search be interrupted, its traceback must not become one more holder
+    del obj  # if the search is interrupted, its traceback must not become another holder
     return _report(target, memory, name, max_objects, seconds)
 
 
 class Watch:
-    """Remembers an object without keeping it alive, to tell later who does. Make one with `watch`; print it."""
+    """A weak reference to an object, to find out later what keeps it alive. Create one with `watch`, and print it."""
 
     def __init__(self, obj: Any):
         try:
@@ -121,11 +121,11 @@ class Watch:
 
     @property
     def alive(self) -> bool:
-        """Whether the object still exists. Its memory may outlive it: `holders` tells."""
+        """Whether the object still exists. Its memory may outlive it; see `holders`."""
         return self._ref() is not None
 
     def holders(self) -> Report:
-        """As `who_refers_to`; of an object that is gone, who still holds its memory."""
+        """As `who_refers_to`. If the object is gone, reports what still holds its memory."""
         return _report(_Node(self._ref()), self._memory, self._name)
 
     def __repr__(self) -> str:
@@ -136,30 +136,31 @@ class Watch:
 
 
 def watch(obj: Any) -> Watch:
-    """Remembers `obj` weakly: `.alive`, `.holders()` and `print(watch)` tell later whether it is gone or, if not, why.
+    """Keeps a weak reference to `obj`, to find out later whether it is gone and, if not, why.
 
-    Take it before `session.close()`: a closed session no longer tells where its cache was.
+    Use `.alive`, `.holders()` or `print(watch)` for that. Call this before `session.close()`, because the address of a
+    closed session's cache is unknown.
 
     Raises:
-        ParameterError: objects of this type take no weak references (numbers, text, lists).
+        ParameterError: objects of this type do not support weak references (numbers, text, lists).
     """
     return Watch(obj)
 
 
 def forget_history() -> None:
-    """Lets go of what Python and IPython keep by themselves: displayed results, and the last error with its traceback.
+    """Releases what Python and IPython keep by themselves: displayed results, and the last error with its traceback.
 
     Clears `Out`, `_`, `__`, `___`, `_1`, `_2` and so on, IPython's own copies of these, its record of the last cell,
-    and `sys.last_value` and the like; then collects garbage. The usual means do less: `del Out[5]` leaves `_5` and `_`;
+    and `sys.last_value` and the like, then collects garbage. The usual ways do less: `del Out[5]` leaves `_5` and `_`;
     `%reset -f out` leaves a hidden copy of `_` (IPython 9) and all tracebacks; `traceback.clear_frames` leaves the copy
-    of a call's variables that showing the error has made (Python 3.11 and 3.12).
+    of a call's variables that was made when the error was shown (Python 3.11 and 3.12).
     """
     import builtins
 
     for name in ("last_type", "last_value", "last_traceback", "last_exc"):
         if hasattr(sys, name):
             delattr(sys, name)
-    if not callable(getattr(builtins, "_", callable)):  # a plain Python prompt's; a callable one is gettext's
+    if not callable(getattr(builtins, "_", callable)):  # set by the plain Python prompt; a callable `_` is gettext's
         del builtins._  # type: ignore[attr-defined]
     shell = _ipython()
     if shell is None:
@@ -170,7 +171,7 @@ def forget_history() -> None:
             if name.strip("_"):
                 del namespace[name]
             else:
-                namespace[name] = ""  # IPython goes on updating `_` only while all its copies agree
+                namespace[name] = ""  # IPython keeps updating `_` only while all its copies agree
     if hasattr(shell.InteractiveTB, "tb"):
         shell.InteractiveTB.tb = None
     if (last := shell.last_execution_result) is not None:
@@ -182,7 +183,7 @@ _RESULT = re.compile(r"_{1,3}|_\d+")  # the names under which results are kept
 
 
 def _ipython() -> Any:
-    """The running IPython shell or None; never imports IPython."""
+    """The running IPython shell, or None. Never imports IPython."""
     get = getattr(sys.modules.get("IPython"), "get_ipython", None)
     return get() if get is not None else None
 
@@ -205,7 +206,7 @@ def _report(target: _Node, memory: _Memory, name: str, max_objects: int = 2000, 
 
 
 def _find(target: _Node, memory: _Memory, max_objects: int, seconds: float) -> tuple[tuple[Holder, ...], bool]:
-    """Holders of an object (None: it is gone) and of its memory, sorted; and whether the search was complete."""
+    """Holders of an object (None: it is gone) and of its memory, sorted, and whether the search was complete."""
     deadline = time.monotonic() + seconds
     places = _Places()
     scan = _Scan(target, memory, places)
@@ -224,22 +225,22 @@ def _natural(text: str) -> list[tuple[int, str]]:
 
 @dataclass(frozen=True)
 class _Memory:
-    """Where an object's array memory lies, without holding it."""
+    """The address ranges of an object's array memory, without a reference to it."""
 
-    ranges: tuple[tuple[int, int], ...] = ()  # addresses
-    owner: weakref.ref[Any] | None = None  # what must live for them to mean anything, where that can be known
+    ranges: tuple[tuple[int, int], ...] = ()  # (start, end) addresses
+    owner: weakref.ref[Any] | None = None  # the object whose memory this is, if it supports weak references
     noun: str = ""
 
     @classmethod
     def of(cls, obj: Any) -> _Memory:
-        """An array's or a buffer's memory, or that of a session's `k_cache` and `v_cache`."""
+        """The memory of an array or a buffer, or of a session's `k_cache` and `v_cache`."""
         arrays, noun = [obj], "a NumPy array that shares its memory"
         if not isinstance(obj, np.ndarray):
             arrays, noun = [], "a NumPy view of its cache"
             for name in ("k_cache", "v_cache"):
                 try:
                     arrays.append(getattr(obj, name, None))
-                except Exception:  # a closed session has no cache to look at
+                except Exception:  # a closed session has no cache
                     continue
             if isinstance(obj, (mmap.mmap, bytearray, memoryview)):
                 try:
@@ -271,20 +272,20 @@ def _span(array: np.ndarray) -> tuple[int, int]:
 
 
 class _Node:
-    """An object on the way. Of all that is made here only nodes hold objects, so that a search can leave itself out."""
+    """An object on the search path. Only nodes hold references to objects, so that a search can ignore its own."""
 
     __slots__ = ("child", "obj", "refers_to", "up")
 
     def __init__(self, obj: Any, child: int = -1):
-        self.obj, self.child = obj, child  # child: index of the node through which it was found; -1 for a start
-        self.refers_to: list[int] = []  # indices of all nodes it refers to,
-        self.up: list[int] = []  # and of all that refer to it
+        self.obj, self.child = obj, child  # child: index of the node through which it was found; -1 for a start node
+        self.refers_to: list[int] = []  # indices of all nodes it refers to
+        self.up: list[int] = []  # indices of all nodes that refer to it
 
 
 class _Root(NamedTuple):
-    """A place that people know by name."""
+    """A place that users know by name."""
 
-    name: str  # as in code: session, Out[5]
+    name: str  # as written in code: session, Out[5]
     role: str  # "notebook variable"
     kind: str = "variable"
     of: str = ""  # " of the running function `f`"
@@ -294,13 +295,13 @@ class _Root(NamedTuple):
 
 
 class _Places:
-    """The places people know: namespaces of modules and of the notebook, variables of running calls, kept errors."""
+    """The places users know: namespaces of modules and of the notebook, variables of running calls, saved errors."""
 
     def __init__(self) -> None:
-        self.namespaces: dict[int, Callable[[str], _Root | None]] = {}  # id of a dictionary: what a name in it is
+        self.namespaces: dict[int, Callable[[str], _Root | None]] = {}  # id of a dictionary: describes a name in it
         self.roots: dict[int, list[_Root]] = {}  # id of an object: the places that hold it
-        self.ends: set[int] = set()  # ids of kept errors: not followed further
-        self.errors: dict[int, str] = {}  # id of a frame in a kept error's traceback: the error's type
+        self.ends: set[int] = set()  # ids of saved errors, which are not followed further
+        self.errors: dict[int, str] = {}  # id of a frame in a saved error's traceback: the error's type
         shell = _ipython()
         if shell is not None:
             self._add_notebook(shell)
@@ -344,7 +345,7 @@ class _Places:
                     self.errors[id(item)] = error
 
     def _add_running(self) -> None:
-        # A running call's variables are not yet in its frame object (Python 3.11 on): the collector does not see them.
+        # From Python 3.11 on, a running call's variables are not in its frame object, so the collector can't see them.
         for frame, where in _running():
             of = f" of the running function `{frame.f_code.co_qualname}`{where}"
             if not is_function(frame):
@@ -352,22 +353,22 @@ class _Places:
                 continue
             for name, value in locals_of(frame).items():
                 self.roots.setdefault(id(value), []).append(_Root(name, "local variable", "local", of))
-            if sys.version_info < (3, 13):  # where locals() was called, its result stays until the call ends
+            if sys.version_info < (3, 13):  # if locals() was called, its result lives until the call ends
                 self.roots[id(frame.f_locals)] = [_Root("locals()", "result", "local", of)]
                 locals_of(frame)
 
 
 def _global_of(module: str) -> Callable[[str], _Root | None]:
-    if module in ("builtins", "threading"):  # a plain Python prompt's `_`; running threads, which _running tells of
+    if module in ("builtins", "threading"):  # the plain Python prompt's `_`; running threads, which `_running` covers
         return lambda name: _Root(name, "last result", "output") if name == "_" else None
     return lambda name: _Root(name if module == "__main__" else f"{module}.{name}", "global variable")
 
 
 def _running() -> Iterator[tuple[types.FrameType, str]]:
-    """Every running call of Python code outside this folder, and in which thread, if that is another.
+    """Every running call of Python code outside this folder, with the name of its thread unless it is this one.
 
-    Keeps no frame of this folder, not even its own: when it returned, such a frame would live on, in a cycle with its
-    own variables, and hold what they hold.
+    Keeps no frame of this folder, not even its own. After its call returned, such a frame would stay alive in a
+    reference cycle with its own variables, and keep their values alive.
     """
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     tops = sys._current_frames()
@@ -382,19 +383,19 @@ def _running() -> Iterator[tuple[types.FrameType, str]]:
 
 
 class _Scan:
-    """Looks once at all that the process's containers refer to, for what the garbage collector does not tell.
+    """Examines once everything that the process's containers refer to, to find what the garbage collector misses.
 
-    NumPy arrays are not containers to it: it cannot say whose memory an array views, nor what is in an array of
-    objects. Nor does it track dictionaries and tuples of nothing but such things.
+    For the collector, NumPy arrays are not containers: it does not know whose memory an array views, nor what an object
+    array contains. Nor does it track dictionaries and tuples that contain only such objects.
     """
 
     def __init__(self, target: _Node, memory: _Memory, places: _Places):
         self.target = target
         self.over: dict[int, _Node] = {}  # arrays over that memory, and the mapping under them, by id
-        self.parents: dict[int, list[_Node]] = {}  # referrers that the collector does not tell, by the object's id
+        self.parents: dict[int, list[_Node]] = {}  # referrers that the collector misses, by the object's id
         owner = memory.owner() if memory.owner is not None else None
         if memory.owner is not None and owner is None:
-            memory = _Memory()  # unmapped: something else may lie at those addresses now
+            memory = _Memory()  # unmapped: something else may be at those addresses now
         self.memory = memory
         if owner is not None and owner is not target.obj and not isinstance(owner, np.ndarray):
             self.over[id(owner)] = _Node(owner)
@@ -407,10 +408,10 @@ class _Scan:
             for i in range(0, len(everything), 4096):
                 self._sweep(everything[i : i + 4096], 0)
         finally:
-            everything.clear()  # it holds this call's frame, and the frame holds it: a cycle
+            everything.clear()  # the list and this call's frame refer to each other: a cycle
 
     def _sweep(self, group: Sequence[Any], depth: int) -> set[int]:
-        """Ids of what leads to an array that matters, in a group of containers and the untracked ones in them."""
+        """Ids of the containers that lead to a relevant array, from a group and the untracked containers in it."""
         below = gc.get_referents(*group)
         self.wanted.update(t for t in set(map(type, below)) if issubclass(t, np.ndarray))
         below = [x for x in below if type(x) in self.wanted]
@@ -418,7 +419,7 @@ class _Scan:
         inner = [x for x in below if type(x) in (dict, tuple) and not gc.is_tracked(x)]
         if inner and depth < 4:
             hits |= self._sweep(inner, depth + 1)
-        if not hits or not depth:  # of tracked containers the collector tells later
+        if not hits or not depth:  # the collector reports tracked containers later
             return hits
         holding = [(x, c) for c in group for x in gc.get_referents(c) if id(x) in hits]
         for x, container in holding:
@@ -445,16 +446,16 @@ class _Scan:
 
 
 class _Search:
-    """Follows references backwards, breadth first, from some objects to the places people know."""
+    """Follows references backwards, breadth first, from some objects to the places users know."""
 
     def __init__(self, start: list[_Node], places: _Places, scan: _Scan, wall: int = 0, noun: str = ""):
         self.nodes, self.n_starts = start, len(start)
         self.places, self.scan = places, scan
-        self.wall = wall  # id of the session whose memory this is about: what that holds goes when it goes
-        self.noun = noun  # what the starts are to it; empty where the start is the object itself
+        self.wall = wall  # id of the session whose memory is searched for; its own references end with it
+        self.noun = noun  # what the start nodes are to the object; empty if the start is the object itself
         self.complete = True
         self.roots: dict[int, list[_Root]] = {}  # by node
-        self.held: set[int] = set()  # nodes that a known place holds, if under no name that people know
+        self.held: set[int] = set()  # nodes that a known place holds, even under a name that users don't know
         self.cycles: list[int] = []  # nodes that the start refers to
 
     def run(self, max_objects: int, deadline: float) -> list[Holder]:
@@ -465,7 +466,7 @@ class _Search:
             if done > max_objects or time.monotonic() > deadline:
                 self.complete = False
                 break
-            group = range(done, min(done + 32, len(nodes)))  # the collector compares every reference with each of these
+            group = range(done, min(done + 32, len(nodes)))  # the collector compares every reference with each node
             done = group.stop
             for i in group:
                 for root in self.places.roots.get(id(nodes[i].obj), ()):
@@ -483,7 +484,7 @@ class _Search:
                     continue
                 j = seen.get(id(referrer), len(nodes))
                 if j == len(nodes):
-                    if j - done > 500:  # as of a million tuples in a list: follow some of them
+                    if j - done > 500:  # for example a million tuples in a list: follow only some of them
                         self.complete = False
                         continue
                     seen[id(referrer)] = j
@@ -497,11 +498,11 @@ class _Search:
         return self._holders()
 
     def _is_noise(self, referrer: Any) -> bool:
-        """This search itself; and a generator that runs now, whose variables are known already."""
+        """Whether the referrer belongs to this search, or is a running generator, whose variables are known already."""
         kind = type(referrer)
         if kind in GENERATORS:
             return bool(getattr(referrer, f"{GENERATORS[kind]}_running"))
-        # a session's finalizer refers to its mapping, as the session does, and goes with it
+        # a session's finalizer refers to its mapping, as the session does, and is freed with the session
         return kind in (_Node, types.ModuleType) or (bool(self.noun) and kind.__qualname__ == "finalize._Info")
 
     def _add_root(self, i: int, root: _Root | None) -> None:
@@ -510,7 +511,7 @@ class _Search:
             self.roots.setdefault(i, []).append(root)
 
     def _is_namespace(self, referrer: Any, below: list[int]) -> bool:
-        """If so, notes under which names it holds these nodes."""
+        """Whether the referrer is a namespace. If so, records the names under which it holds these nodes."""
         words = self.places.namespaces.get(id(referrer))
         if words is None and type(referrer) is dict and "__builtins__" in referrer:
             words = _global_of("__main__")  # code that exec ran, or a module that is no longer listed
@@ -538,7 +539,7 @@ class _Search:
             others = [root for root in roots if root.kind != "output"]
             groups = [others + outputs] if steps else [*([root] for root in others), outputs]
             found += [self._holder(i, steps, group) for group in groups if group]
-        # What a known place holds is explained, and so is what only leads back to the object itself.
+        # Nodes that a known place holds are explained, and so are those that only lead back to the object itself.
         explained = set(self.held)
         todo = list(explained)
         while todo:
@@ -557,7 +558,7 @@ class _Search:
         return found
 
     def _path(self, i: int) -> list[int]:
-        """From a start up to node i."""
+        """The path from a start node up to node i."""
         path = [i]
         while (i := self.nodes[i].child) >= 0:
             path.append(i)
@@ -584,7 +585,7 @@ class _Search:
         return Holder("view" if self.noun else kind, text + self._what(i), self._advice(i, steps, roots))
 
     def _what(self, i: int) -> str:
-        """What this start is, if not the object itself."""
+        """Describes the start of the path to node i, if it is not the object itself."""
         array = self.nodes[self._path(i)[0]].obj
         if not self.noun:
             return ""
@@ -609,7 +610,7 @@ class _Search:
         return ", or ".join(ways + ["let the function return"] * ("local" in kinds))
 
     def _unnamed(self, i: int) -> list[Holder]:
-        """Of a direct referrer that no known place holds: a cycle has it, or only running code or an extension does."""
+        """Holders for a direct referrer that no known place holds: a cycle, running code, or an extension module."""
         came = {i: self.nodes[i].child}
         todo = deque([i])
         while todo:
@@ -630,7 +631,7 @@ class _Search:
                     came[k] = j
                     todo.append(k)
         path = self._path(i)
-        while len(path) < 4:  # as far as one step's words may reach
+        while len(path) < 4:  # one step's description covers up to three links
             path.append(self.nodes[path[-1]].up[0])
         text = f"a reference cycle that nothing else refers to: it is {chain_words(self._steps(path)[:1])}"
         return [Holder("cycle", text + self._what(i), "`gc.collect()`")]

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and how much of it is resident. Sizes are bytes; 1 MB is 1,000,000 bytes."""
+"""Measures how much memory this process holds, and how much is resident. Sizes are in bytes; 1 MB is 10^6 bytes."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from teachllama.errors import ParameterError
 
 @dataclass(frozen=True)
 class Usage:
-    """Memory of this process at one moment, in bytes; None where the system does not tell.
+    """Memory of this process at one moment, in bytes; None where the system does not report it.
 
-    `resident` is in RAM now. Where they are known it is `anonymous + file_backed + shared`. `private` cuts the same
-    bytes another way: what the system would get back if this process ended now.
+    `resident` is in RAM now. It equals `anonymous + file_backed + shared` where these are known. `private` divides the
+    same bytes another way: it is what the system would regain if this process ended now.
     """
 
     resident: int
-    private: int  # pages that this process alone maps, those of a file included ("unique set size")
+    private: int  # pages that only this process maps, including those of files ("unique set size")
     file_backed: int | None  # pages of mapped files: the system can drop them and read them again
-    anonymous: int | None  # pages that no file stands behind: arrays, Python objects, KV caches
+    anonymous: int | None  # pages not backed by a file: arrays, Python objects, KV caches
     shared: int | None  # shared memory (tmpfs, shared anonymous mappings)
-    peak_resident: int | None  # the highest `resident` since the process began
-    source: str  # where these come from, and what about them is exact
+    peak_resident: int | None  # the highest `resident` since the process started
+    source: str  # the source of these figures, and which of them are exact
 
 
 def usage() -> Usage:
-    """Measures this process now: on Linux exactly, from the page tables; elsewhere what psutil gives (see `source`)."""
+    """Measures this process now: on Linux exactly, from the page tables; elsewhere with psutil (see `source`)."""
     if _on_linux():
         try:
             return _linux_usage()
-        except (OSError, KeyError):  # no /proc, or a sandbox whose /proc is smaller than Linux's
+        except (OSError, KeyError):  # no /proc, or a sandbox with an incomplete /proc
             pass
     return _psutil_usage()
 
@@ -76,7 +76,7 @@ def _psutil_usage() -> Usage:
     basic = process.memory_info()
     peak = getattr(basic, "peak_wset", None)  # Windows
     if peak is None:
-        import resource  # which Windows lacks
+        import resource  # not available on Windows
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     source = f"psutil on {sys.platform}: resident and private as the system counts them; other fields unavailable"
@@ -94,11 +94,11 @@ def _psutil_usage() -> Usage:
 
 
 def settle() -> None:
-    """Frees what only waits to be freed, so that the next measurement is of what is held.
+    """Frees memory that is no longer in use, so that the next measurement shows only what is held.
 
-    Two things wait: reference cycles, for the garbage collector; and freed blocks, which the C library keeps for the
-    next `malloc` (glibc gives them back on `malloc_trim`; elsewhere there is no such call). Collecting also hides the
-    leak that a reference cycle is: to see that one, measure without settling.
+    Two things are freed: reference cycles, by the garbage collector; and freed blocks that the C library keeps for the
+    next `malloc` (glibc returns them on `malloc_trim`; elsewhere there is no such call). This also hides leaks caused
+    by reference cycles: to see those, measure without settling.
     """
     gc.collect()
     if (trim := _malloc_trim()) is not None:
@@ -114,17 +114,18 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def resident_of(buffer: Any) -> int | None:
-    """How many of an array's own bytes are in RAM now; None where the system does not tell (only Linux does).
+    """How many of an array's own bytes are in RAM now; None where the system does not report it (only Linux does).
 
-    A page counts with those of its bytes that belong to the array, so parts add up and nothing exceeds `nbytes`. Exact,
-    from /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst), but pages still shared with a child made
-    by `os.fork` do not count. Nor do pages that were read but never written: they are the system's one page of zeros.
+    Of each page, only the bytes that belong to the array count, so parts add up and the result never exceeds `nbytes`.
+    Exact, from /proc/self/pagemap (Linux, Documentation/admin-guide/mm/pagemap.rst), except that pages still shared
+    with a child of `os.fork` do not count. Nor do pages that were read but never written: all of them map the system's
+    page of zeros.
 
     Args:
-        buffer: a NumPy array of any strides, or what has a contiguous buffer (mmap, bytearray, memoryview).
+        buffer: a NumPy array of any strides, or an object with a contiguous buffer (mmap, bytearray, memoryview).
 
     Raises:
-        ParameterError: it is neither.
+        ParameterError: `buffer` is neither.
     """
     array = as_array(buffer)
     if not array.nbytes:
@@ -163,7 +164,7 @@ def _pages_in_ram(first: int, last: int) -> np.ndarray:
     """Which of this process's pages `first` to `last - 1` count as resident: booleans (last - first,).
 
     Raises:
-        OSError: the kernel does not tell.
+        OSError: the kernel does not report it.
     """
     with open("/proc/self/pagemap", "rb", buffering=0) as f:
         f.seek(first * 8)
@@ -171,8 +172,8 @@ def _pages_in_ram(first: int, last: int) -> np.ndarray:
     if entries.size != last - first:
         raise OSError("/proc/self/pagemap ended early")
     present, exclusive = (entries >> np.uint64(bit) & np.uint64(1) == 1 for bit in (63, 56))
-    # In private anonymous memory a page that is present but not this process's own is the page of zeros; in a mapped
-    # file it is one that another process maps too, and counts.
+    # In private anonymous memory, a page that is present but not exclusive to this process is the page of zeros. In a
+    # mapped file, another process maps it too, and it counts.
     for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
         span, flags, _, _, inode = line.split(maxsplit=5)[:5]
         low, high = (int(x, 16) // mmap.PAGESIZE for x in span.split("-"))
@@ -183,10 +184,12 @@ def _pages_in_ram(first: int, last: int) -> np.ndarray:
 
 
 def machine_memory(root: Path = Path("/")) -> int:
-    """Bytes this process may use at most: the machine's RAM or, in a container (Binder), its cgroup limit if smaller.
+    """The most bytes this process may use: the machine's RAM or, in a container (Binder), its cgroup limit if smaller.
+
+    Reads cgroup v2 memory.max and v1 memory.limit_in_bytes.
 
     Args:
-        root: where /proc and /sys are; only tests change it. Reads cgroup v2 memory.max and v1 memory.limit_in_bytes.
+        root: the parent folder of /proc and /sys; only tests change it.
     """
     return min([psutil.virtual_memory().total, *_cgroup_limits(root)])
 
@@ -204,8 +207,8 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
             bases, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
         else:
             continue
-        # A limit on any ancestor binds. In a container the listed path is often the host's and is missing here; the
-        # mount point itself is then the container's own group, and this walk begins there.
+        # A limit of any ancestor applies. In a container, the listed path is often the host's and does not exist here.
+        # Then the mount point itself is the container's own group, and the walk starts there.
         parts = [part for part in group.split("/") if part not in ("", "..")]
         for base in bases:
             for depth in range(len(parts) + 1):
@@ -218,7 +221,7 @@ def _cgroup_limits(root: Path) -> Iterator[int]:
 
 
 def as_array(buffer: Any) -> np.ndarray:
-    """An array of a buffer's bytes, or the array itself; ParameterError for what has no contiguous memory."""
+    """An array of a buffer's bytes, or the array itself. Raises ParameterError for other objects."""
     if isinstance(buffer, np.ndarray):
         return buffer
     try:

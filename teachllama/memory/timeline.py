@@ -1,4 +1,4 @@
-"""Named snapshots of this process's memory. Draws nothing: `Timeline.plot` hands over to `teachllama.show`."""
+"""Named snapshots of this process's memory. `Timeline.plot` uses `teachllama.show` to draw them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from teachllama.memory.measuring import Usage, settle, usage
 
 
 class Snapshot(NamedTuple):
-    """A name and what was measured under it."""
+    """A measurement and its name."""
 
     name: str
     usage: Usage
@@ -19,17 +19,17 @@ class Snapshot(NamedTuple):
 
 @dataclass(repr=False)
 class Timeline:
-    """Named snapshots of this process's memory, oldest first; shows itself as a table and plots as a staircase."""
+    """Named snapshots of this process's memory, oldest first. Displays as a table, and plots as a staircase."""
 
     entries: list[Snapshot] = field(default_factory=list)
 
     def take(self, name: str, settled: bool = True) -> Usage:
-        """Measures now and keeps the result under `name`; prints nothing.
+        """Measures now and stores the result under `name`. Prints nothing.
 
         Args:
-            name: what has just happened: the label of the step.
-            settled: call `settle()` first, so that the step shows what is held. False shows memory as the program left
-                it: a reference cycle that waits for the collector is visible only so.
+            name: the step's label, which says what has just happened.
+            settled: call `settle()` first, so that the step shows only memory that is held. Use False to see memory as
+                the program left it, including reference cycles that the collector has not freed yet.
         """
         if settled:
             settle()
@@ -37,7 +37,7 @@ class Timeline:
         return self.entries[-1].usage
 
     def __getitem__(self, name: str) -> Usage:
-        """The last snapshot of that name; ParameterError if there is none."""
+        """The last snapshot of that name. Raises ParameterError if there is none."""
         for entry in reversed(self.entries):
             if entry.name == name:
                 return entry.usage
@@ -47,11 +47,11 @@ class Timeline:
         return len(self.entries)
 
     def since_first(self) -> dict[str, int]:
-        """Each snapshot's resident bytes less the first one's, by name (of equal names, the last)."""
+        """Each snapshot's resident bytes minus the first one's, by name (the last, if names repeat)."""
         return {name: now.resident - self.entries[0].usage.resident for name, now in self.entries}
 
     def plot(self, ax: Any = None) -> Any:
-        """Draws the staircase with matplotlib (the `lab` extra); returns the figure, which shows itself."""
+        """Draws the staircase with matplotlib (the `lab` extra). Returns the figure, which a notebook displays."""
         from teachllama.show.memory_plot import staircase
 
         return staircase(self, ax)

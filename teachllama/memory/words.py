@@ -1,4 +1,4 @@
-"""What an object is of the object that refers to it, in words: "item 0 of a list, which is attribute `.x` of ..."."""
+"""Describes references between objects in words: "item 0 of a list, which is attribute `.x` of ..."."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ CACHED_FUNCTION: type = type(lru_cache(len))
 
 
 class Step(NamedTuple):
-    """One reference on the way from the object to a root: it is `phrase` of a `noun`."""
+    """One reference on the path from the object to a root: the object is `phrase` of a `noun`."""
 
     phrase: str  # "item 2"
     noun: str  # "list"
-    access: str = ""  # "[2]": how code gets from the noun to it, where that is one place
+    access: str = ""  # "[2]": the code that gets the object from the noun, if there is exactly one place
     kind: str = "attribute"
-    release: str = ""  # ".close()": how the noun lets go of it
+    release: str = ""  # ".close()": the call that makes the noun release it
 
 
 def is_function(frame: types.FrameType) -> bool:
-    """Else it runs a module or a class body, whose f_locals is a real dictionary."""
+    """Whether a frame runs a function. If not, it runs a module or class body, and f_locals is a real dictionary."""
     return bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED)
 
 
 def locals_of(frame: types.FrameType) -> dict[str, Any]:
-    """A frame's variables, without leaving in the frame the copy that before Python 3.13 would keep them alive."""
+    """A frame's variables. Before Python 3.13, also clears the copy in the frame that would keep them alive."""
     values = frame.f_locals
     copy = dict(values)
-    # 3 references: the frame's, `values`, and getrefcount's argument. More: somebody called locals(). A traced frame's
-    # copy is written back after the trace function, so it must stay.
+    # 3 references: the frame's, `values`, and getrefcount's argument. With more, some code has called locals(). A
+    # traced frame's copy is written back after the trace function, so it must stay.
     if sys.version_info < (3, 13) and is_function(frame) and frame.f_trace is None and sys.getrefcount(values) <= 3:
         values.clear()
     return copy
@@ -55,7 +55,7 @@ def dict_of(x: Any) -> Any:
 
 
 def names_of(x: Any, child: Any) -> list[str]:
-    """The keys or attributes under which x holds the child. Runs no property and no other code of x."""
+    """The keys or attributes under which x holds the child. Runs no code of x, such as properties."""
     pairs = x if isinstance(x, dict) else dict_of(x)
     names = [str(key) for key, value in list(dict.items(pairs)) if value is child] if isinstance(pairs, dict) else []
     for cls in type(x).__mro__:
@@ -69,13 +69,13 @@ def names_of(x: Any, child: Any) -> list[str]:
 
 
 def describe(chain: list[Any], errors: Mapping[int, str]) -> list[Step]:
-    """Words for a chain of objects, each referred to by the next."""
+    """Describes a chain of objects, each referred to by the next."""
     steps = []
     i = 0
     while i + 1 < len(chain):
         step, used = _step(chain[i], chain[i + 1], chain[i + 2 : i + 4])
         i += used
-        if type(chain[i]) is types.FrameType:  # up its traceback to the error, as one step
+        if type(chain[i]) is types.FrameType:  # from the frame up its traceback to the error counts as one step
             while i + 1 < len(chain) and type(chain[i + 1]) in (types.FrameType, types.TracebackType):
                 i += 1
             error = errors.get(id(chain[i]))
@@ -89,11 +89,11 @@ def describe(chain: list[Any], errors: Mapping[int, str]) -> list[Step]:
 
 
 def _step(child: Any, parent: Any, above: list[Any]) -> tuple[Step, int]:
-    """Words for "the child is ... of the parent", and how many links of the chain they cover."""
+    """Describes what the child is of the parent; also returns how many links of the chain that covers."""
     kind, up = type(parent), above[0] if above else None
     name = kind.__name__
     if kind in (dict, types.CellType) and type(up) in (types.FrameType, CACHED_FUNCTION, *GENERATORS):
-        return _step(child, up, above[1:])[0], 2  # the frame's copy of its variables; a variable that it shares
+        return _step(child, up, above[1:])[0], 2  # the frame's copy of its variables, or a shared variable
     if kind is types.CellType and len(above) == 2 and type(above[1]) is types.FunctionType:  # cell <- tuple <- function
         code = above[1].__code__
         names = [n for n, cell in zip(code.co_freevars, above[1].__closure__ or (), strict=False) if cell is parent]
@@ -115,7 +115,7 @@ def _step(child: Any, parent: Any, above: list[Any]) -> tuple[Step, int]:
     if kind is CACHED_FUNCTION:
         noun = f"cached function `{parent.__wrapped__.__qualname__}`"
         return Step("a remembered call", noun, "", "item", ".cache_clear()"), 1
-    if name in ("managedbuffer", "traceback", "_lru_list_elem"):  # plumbing
+    if name in ("managedbuffer", "traceback", "_lru_list_elem"):  # implementation details
         return Step("", ""), 1
     if kind is memoryview:
         return Step("the memory", "memoryview", "", "view"), 1
@@ -142,7 +142,7 @@ def _attribute(x: Any, names: list[str]) -> Step:
 
 
 def _key(key: Any) -> str:
-    """A key as code; keys but of Python's plainest types by type only, because their repr is anybody's code."""
+    """A key as code. Keys of other than basic types show only their type, because their repr may run any code."""
     text = repr(key) if type(key) in (str, int, float, bool, bytes, type(None)) else f"<{type(key).__name__}>"
     return text if len(text) <= 40 else f"<{type(key).__name__} {text[:30]}...>"
 
@@ -163,7 +163,7 @@ def _a(noun: str) -> str:
 
 
 def chain_words(steps: list[Step], article: str = "") -> str:
-    """ "item 0 of a list, which is attribute `.x` of a Story object"; the article is the last noun's."""
+    """ "item 0 of a list, which is attribute `.x` of a Story object". `article` is used for the last noun."""
     if not steps:
         return "a part of the interpreter's own objects"
     parts = [f"{step.phrase} of {'the' if '`' in step.noun else _a(step.noun)} {step.noun}" for step in steps[:-1]]

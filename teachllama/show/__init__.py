@@ -1,7 +1,7 @@
 """Pictures and widgets for notebooks. Importing this is cheap: matplotlib and ipywidgets load when a name is used.
 
-The pictures of a lesson live in its room in `teachllama.lessons`. Imports the engine's public names and is imported by
-none of them. Needs the `lab` extra. What is here: `dir(show)`.
+A lesson's pictures are defined in its folder in `teachllama.lessons`. Uses the engine's public names; importing the
+engine does not import this. Needs the `lab` extra. `dir(show)` lists the names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE:
         raise AttributeError(f"teachllama.show has no {name!r}; it has {', '.join(sorted(_MODULE))}")
     value = getattr(import_module(f"teachllama.{_MODULE[name]}"), name)
-    globals()[name] = value  # found directly from now on
+    globals()[name] = value  # found directly the next time
     return value
 
 

@@ -1,7 +1,8 @@
 """The picture of `teachllama kv --plot`: KV-cache bytes against context, on logarithmic axes.
 
-Needs matplotlib (the `lab` extra), imported only when something is drawn. Colours are Okabe and Ito's, which survive
-colour blindness; line styles survive a grey printer. Knows nothing of files or the engine.
+Needs matplotlib (the `lab` extra), imported only when something is drawn. Colours are Okabe and Ito's, which
+colour-blind readers can distinguish; line styles differ in black and white too. Independent of model files and the
+engine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WIDTH, HEIGHT = 8.0, 5.0  # inches
 def save_kv_plot(
     path: str, layout: KVLayout, name: str, *, weights: int = 0, memory: int | None = None, sessions: int = 1
 ) -> None:
-    """Draws `plot_kv` into a file; its suffix says which format.
+    """Draws `plot_kv` into a file, in the format of its suffix.
 
     Raises:
         TeachLlamaError: matplotlib is missing, or the file cannot be written.
@@ -41,11 +42,11 @@ def plot_kv(layout: KVLayout, name: str, *, weights: int = 0, memory: int | None
     """KV-cache bytes of `sessions` sessions against tokens of context, in f32 and f16.
 
     Args:
-        layout: the model's.
-        name: goes into the title.
-        weights: bytes of the weights, drawn as a level; 0 for none.
-        memory: bytes of memory, drawn as the room that the weights (and recurrent state) leave in it.
-        sessions: sessions at once, each with a cache of its own.
+        layout: the model's KV layout.
+        name: the model's name, for the title.
+        weights: bytes of the weights, drawn as a horizontal line; 0 for none.
+        memory: bytes of memory, drawn as the part of it that the weights (and recurrent state) leave free.
+        sessions: number of concurrent sessions, each with its own cache.
 
     Raises:
         TeachLlamaError: matplotlib is missing.
@@ -72,7 +73,7 @@ def plot_kv(layout: KVLayout, name: str, *, weights: int = 0, memory: int | None
     contexts = sorted({round(low * (high / low) ** (i / 200)) for i in range(201)} | {window or low})
     room = None if memory is None else memory - weights - sessions * layout.state_nbytes
     holds: list[str] = []
-    ends: list[tuple[float, str, str]] = []  # (bytes, text, colour) of what leaves the axes at the right
+    ends: list[tuple[float, str, str]] = []  # (bytes, text, colour) of the lines that leave the axes at the right
     for dtype, (colour, dashes) in STYLES.items():
 
         def nbytes(n: int, swa_full: bool = False, dtype: str = dtype) -> int:
@@ -84,7 +85,7 @@ def plot_kv(layout: KVLayout, name: str, *, weights: int = 0, memory: int | None
             beyond = [n for n in contexts if n >= window]
             ax.plot(beyond, [nbytes(n, True) for n in beyond], color=colour, linestyle=":", linewidth=1.5, zorder=3)
             ends.append((nbytes(high, True), f"{dtype}, no windows", colour))
-        upper = dtype == "f32"  # its figures go above and to the left of the line, those of f16 below and to the right
+        upper = dtype == "f32"  # figures of f32 go above and to the left of the line, of f16 below and to the right
         place: dict[str, Any] = {"xytext": (-7, 4), "ha": "right", "va": "bottom"}
         if not upper:
             place = {"xytext": (7, -4), "ha": "left", "va": "top"}
@@ -121,7 +122,7 @@ def plot_kv(layout: KVLayout, name: str, *, weights: int = 0, memory: int | None
 
 
 def _dress(ax: Axes, low: int, high: int) -> None:
-    """Logarithmic axes with ticks in tokens (a factor of four apart) and in bytes; a faint grid; no box."""
+    """Sets logarithmic axes with ticks in tokens (a factor of four apart) and in bytes, a faint grid, and no box."""
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set_xlim(low, high)
@@ -139,7 +140,7 @@ def _dress(ax: Axes, low: int, high: int) -> None:
 
 
 def _name_lines(ax: Axes, ends: list[tuple[float, str, str]]) -> None:
-    """Writes each line's name where it leaves the axes; names too close to each other move apart."""
+    """Writes each line's name where it leaves the axes, and moves names apart that are too close."""
     bottom, top = ax.get_ylim()
     ends = sorted(ends)
     heights = [log(nbytes / bottom) / log(top / bottom) for nbytes, _, _ in ends]  # as fractions of the axes

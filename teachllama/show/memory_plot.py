@@ -1,4 +1,4 @@
-"""The staircase: measured memory, step by step. Knows `teachllama.memory.Timeline` and the house style."""
+"""The staircase: measured memory, step by step, from a `teachllama.memory.Timeline`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
     from teachllama.memory import Timeline
 
-ROOM = 0.08  # a line of text takes about this part of the tallest tread
+ROOM = 0.08  # height of a line of text, about, as a fraction of the tallest tread
 
 
 @drawn
 def staircase(timeline: Timeline, ax: Axes | None = None) -> Figure:
-    """Draws resident memory against named snapshots: a tread each, its height and its change in MB written on it.
+    """Draws resident memory as one tread per named snapshot, labelled with its height and its change in MB.
 
-    Where the system tells what stands behind the pages (Linux), a tread is stacked: below, pages of mapped files and
-    shared memory; above, anonymous memory (arrays, Python objects, KV caches). The dashed line is the first snapshot.
+    Where the system reports what backs the pages (Linux), treads are stacked: pages of mapped files and shared memory
+    below, anonymous memory (arrays, Python objects, KV caches) above. The dashed line is the first snapshot.
 
     Args:
-        timeline: at least one snapshot.
-        ax: where to draw; by default a new `Picture`.
+        timeline: the snapshots, at least one.
+        ax: the axes to draw on (default: those of a new `Picture`).
 
     Returns:
         The figure drawn on.
@@ -56,7 +56,7 @@ def staircase(timeline: Timeline, ax: Axes | None = None) -> Figure:
             (files, [0.0] * n, "white", "mapped files"),
         ):
             heights = [round((h - l) / (ROOM * max(total)), 1) for h, l in zip(high, low, strict=True)]
-            # The tallest; of equals the middle one, since a label at the edge would be cut.
+            # Label the tallest tread; among equals the middle one, because a label at the edge would be cut off.
             at = max(range(n), key=lambda i: (heights[i], -abs(i - n // 2)))
             if high[at] - low[at] > ROOM * max(total) * (text.count("\n") + 1):
                 middle = (at + 0.5, (high[at] + low[at]) / 2)

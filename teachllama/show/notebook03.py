@@ -1,3 +1,3 @@
-"""The pictures of notebook 03; they live in `teachllama.lessons.n03_sampling`."""
+"""The pictures of notebook 03, defined in `teachllama.lessons.n03_sampling`."""
 
 from teachllama.lessons.n03_sampling.pictures import *  # noqa: F403

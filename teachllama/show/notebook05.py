@@ -1,3 +1,3 @@
-"""The pictures of notebook 05; they live in `teachllama.lessons.n05_performance`."""
+"""The pictures of notebook 05, defined in `teachllama.lessons.n05_performance`."""
 
 from teachllama.lessons.n05_performance.pictures import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The pictures of notebook 09; they live in `teachllama.lessons.n09_prefixes`."""
+"""The pictures of notebook 09, defined in `teachllama.lessons.n09_prefixes`."""
 
 from teachllama.lessons.n09_prefixes.pictures import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""The pictures of notebook 11; they live in `teachllama.lessons.n11_bits`."""
+"""The pictures of notebook 11, defined in `teachllama.lessons.n11_bits`."""
 
 from teachllama.lessons.n11_bits.pictures import *  # noqa: F403

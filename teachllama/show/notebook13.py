@@ -1,3 +1,3 @@
-"""The pictures of notebook 13; they live in `teachllama.lessons.n13_guess`."""
+"""The pictures of notebook 13, defined in `teachllama.lessons.n13_guess`."""
 
 from teachllama.lessons.n13_guess.pictures import *  # noqa: F403

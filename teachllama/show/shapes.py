@@ -1,3 +1,3 @@
-"""Published models to compute with; they live in `teachllama.lessons.n04_sessions`."""
+"""Published models for calculations, defined in `teachllama.lessons.n04_sessions`."""
 
 from teachllama.lessons.n04_sessions.shapes import *  # noqa: F403

@@ -1,3 +1,3 @@
-"""How every picture looks; it lives in `teachllama.lessons.common`."""
+"""The style of every picture, defined in `teachllama.lessons.common`."""
 
 from teachllama.lessons.common.style import *  # noqa: F403

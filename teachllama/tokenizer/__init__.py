@@ -1,18 +1,18 @@
 """Text to token ids and back: byte-level BPE and SentencePiece, from a GGUF file's metadata.
 
-Knows the `tokenizer.ggml.*` keys, text and ids; knows nothing of models, files, or chat templates.
+Handles the `tokenizer.ggml.*` keys, text and ids. Independent of models, files and chat templates.
 
-Both kinds do the same thing (`merge`): begin with single symbols, and join the neighbours that rank best, again and
-again, until no neighbours are left that may be joined. They differ in three ways:
+Both kinds use the same algorithm (`merge`): start with single symbols and repeatedly join the best-ranked neighbours
+until no pair can be joined. They differ in three ways:
 
                             byte-level BPE ("gpt2")          SentencePiece ("llama")
-    is given                a word, cut out by a regex       a text, cut only where no token can reach across
-    begins with             the bytes of its UTF-8           its characters; one that is no token becomes byte tokens
+    input                   a word, found by a regex         a text, split only where no token can span the split
+    starts with             the bytes of its UTF-8           its characters; one that is no token becomes byte tokens
     ranks neighbours by     their line in the merges list    the score of the token that they would make
 
-Two promises: the ids are llama.cpp's (rules from its src/llama-vocab.cpp and src/unicode.cpp), and
-`decode(encode(text)) == text` for every text that can be encoded; only that a SentencePiece vocabulary has one token
-for a space and U+2581, and gives back a space. Where we differ from llama.cpp, a NOTE says so.
+Two guarantees: the ids are llama.cpp's (rules from its src/llama-vocab.cpp and src/unicode.cpp), and
+`decode(encode(text)) == text` for every text that can be encoded. One exception: a SentencePiece vocabulary has the
+same token for a space and for U+2581, and decodes it to a space. A NOTE marks each difference from llama.cpp.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def tokenizer_from_metadata(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer that a GGUF file's metadata (`GGUFFile.metadata`) describes.
 
     Raises:
-        GGUFError: tokenizer data that is missing, of the wrong type, or inconsistent.
-        UnsupportedModelError: a kind of tokenizer, or a pre-tokenizer, that this package lacks; the message names it.
+        GGUFError: tokenizer data is missing, of the wrong type, or inconsistent.
+        UnsupportedModelError: the kind of tokenizer or pre-tokenizer is not supported; the message names it.
     """
     model = metadata.get("tokenizer.ggml.model")
     if model == "gpt2":

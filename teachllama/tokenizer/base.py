@@ -1,4 +1,4 @@
-"""What both tokenizers share: special tokens, encoding word by word, decoding. Knows nothing of how words are cut."""
+"""Code shared by both tokenizers: special tokens, encoding word by word, decoding. Subclasses split text into words."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from teachllama.whole_numbers import whole
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # tokenizer.ggml.token_type of special tokens; any other is ordinary
 MAX_STRINGS = 2**20  # tokens, or merges; the largest vocabularies have a quarter of that
 
-# Tokens that end a generation. Files rarely name them all, so llama.cpp goes by their texts, and so do we.
+# Tokens that end a generation. Files rarely list them all, so they are recognized by their texts, as in llama.cpp.
 END_TEXTS = """<|eot_id|> <|im_end|> <|end|> <|endoftext|> <|end_of_text|> <|eom_id|> <end_of_turn> <end_of_utterance>
     <eos> </s> <EOT> _<EOT> [EOT] [EOS] <｜end▁of▁sentence｜>"""
-# Likewise the tokens of fill-in-the-middle, where the file does not. The last three end a generation.
+# The same for fill-in-the-middle tokens, if the file does not name them. The last three end a generation.
 FIM_TEXTS = {
     "fim_pre": "<|fim_prefix|> <fim-prefix> <fim_prefix> <｜fim▁begin｜> <PRE> ▁<PRE> <|code_prefix|> <|prefix|>",
     "fim_suf": "<|fim_suffix|> <fim-suffix> <fim_suffix> <｜fim▁hole｜> <SUF> ▁<SUF> <|code_suffix|> <|suffix|>",
@@ -32,30 +32,30 @@ FIM_TEXTS = {
     "fim_sep": "<|file_sep|>",
 }
 
-LONG = 40  # symbols from which the heap is faster than the plain loop
-CACHE_WORDS, CACHE_CHARS = 50_000, 64  # how many words are remembered with their ids, and how long each may be
+LONG = 40  # number of symbols from which the heap is faster than the plain loop
+CACHE_WORDS, CACHE_CHARS = 50_000, 64  # maximum number of words cached with their ids, and the length of each
 
 
 class Tokenizer(ABC):
-    """What both kinds share: special tokens, the table of texts, decoding. `tokenizer_from_metadata` makes one.
+    """Base class of both kinds: special tokens, the table of texts, decoding. `tokenizer_from_metadata` creates one.
 
     Attributes:
-        vocab_size: how many tokens; ids are 0 to vocab_size - 1.
+        vocab_size: number of tokens; ids are 0 to vocab_size - 1.
         bos_id: the token that begins a text, or None.
         eos_id: the token that ends a text, or None.
         add_bos: whether `encode(..., add_special=True)` begins with bos.
-        add_eos: whether it ends with eos.
-        eog_ids: the ids that end a generation: eos, end of turn, end of message, as llama.cpp decides them.
+        add_eos: whether `encode(..., add_special=True)` ends with eos.
+        eog_ids: the ids that end a generation: eos, end of turn, end of message, determined as in llama.cpp.
     """
 
     add_space_prefix = _add_bos_default = _whole_words = False
     _default_ids: Mapping[str, int] = {}
     _rank: Rank
-    _split: Callable[[str], Iterable[str]]  # cuts a text into words that merge each by itself
+    _split: Callable[[str], Iterable[str]]  # splits a text into words that are merged separately
 
     def __init__(self, metadata: Mapping[str, Any]):
         tokens = strings_of(metadata, "tokens")
-        # All texts and their ids. Special and byte tokens are taken out below: what is left, merging may make.
+        # All texts and their ids. Special and byte tokens are removed below, which leaves the tokens merging can make.
         self._ids = ids = {text or f"[EMPTY_{i}]": i for i, text in enumerate(tokens)}
         self.vocab_size = n = len(tokens)
         if not n or len(ids) != n:
@@ -87,8 +87,8 @@ class Tokenizer(ABC):
         self._raw: dict[int, bytes] = {}  # special or byte token -> what it decodes to; others decode to their text
         self._control = set(np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist())
         self._special = self._control | set(np.flatnonzero(types == USER_DEFINED).tolist())
-        # The special tokens to look for in a text, as (-length in bytes, id, text), by their first characters: most of
-        # Gemma's 6,414 begin with "<unuse", and one look for that spares looking for each.
+        # The special tokens to search a text for, as (-length in bytes, id, text), grouped by their first characters.
+        # Most of Gemma's 6,414 begin with "<unuse", so one search for that replaces a search for each.
         self._find: dict[str, list[tuple[int, int, str]]] = {}
         for i in self._special:
             text = self._texts[i]
@@ -99,11 +99,11 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _spell(self, word: str) -> str:
-        """A word in the characters that the vocabulary is written in."""
+        """Writes a word in the vocabulary's characters."""
 
     @abstractmethod
     def _unspell(self, symbols: str) -> bytes:
-        """The other way, as UTF-8: the exact bytes that a token's text stands for."""
+        """The inverse of `_spell`, as UTF-8: the exact bytes that a token's text stands for."""
 
     def encode(
         self, text: str, *, add_special: bool = False, parse_special: bool = False, errors: str = "strict"
@@ -112,19 +112,19 @@ class Tokenizer(ABC):
 
         Args:
             text: any text; the empty one has no tokens.
-            add_special: begin with bos and end with eos, each where the file asks for it (`add_bos`, `add_eos`) and the
-                text has none there already: `<s>` at its start, with `parse_special`, is the bos. (NOTE: llama.cpp
-                adds a second one and warns. No model was trained with two.) A text that spells two is encoded as it
-                is, with a warning.
-            parse_special: let `<|im_end|>` and the like in the text become the control tokens they spell. Leave it
-                False for text that others wrote. User-defined tokens are found either way.
-            errors: what to do with a byte that no token stands for (SmolLM2's vocabulary lacks eight, all rare).
-                "strict" raises `TokenError`, so that decoding gives back every text. "drop" leaves the byte out, as
-                llama.cpp does; `unwritable` lists the characters this touches.
+            add_special: begin with bos and end with eos, if the file requires them (`add_bos`, `add_eos`) and the text
+                does not have them already: with `parse_special`, `<s>` at its start counts as bos. (NOTE: llama.cpp
+                adds a second one and warns. No model was trained with two.) A text that spells two is encoded
+                unchanged, with a warning.
+            parse_special: turn `<|im_end|>` and the like in the text into the control tokens they spell. Keep it False
+                for untrusted text. User-defined tokens are found either way.
+            errors: what to do with a byte that has no token (SmolLM2's vocabulary lacks eight, all rare). "strict"
+                raises `TokenError`, so that decoding always restores the text. "drop" omits the byte, as llama.cpp
+                does; `unwritable` lists the characters affected.
 
         Raises:
-            TokenError: `text` is not a str; or holds a lone surrogate (U+D800 to U+DFFF: half a character, whatever
-                `errors` is); or holds a byte that no token stands for.
+            TokenError: `text` is not a str; contains a lone surrogate (U+D800 to U+DFFF: half a character), whatever
+                `errors` is; or contains a byte that has no token.
             ParameterError: `errors` is neither "strict" nor "drop".
         """
         ids = self._encode(text, parse_special, _dropped_bytes(errors))
@@ -136,19 +136,19 @@ class Tokenizer(ABC):
         return ids
 
     def unwritable(self, text: str) -> str:
-        """The characters of a text that hold a byte no token stands for, each once, in the order of the text.
+        """The characters of a text that contain a byte without a token, each once, in the order of the text.
 
-        `encode(text)` raises for them, and `encode(text, errors="drop")` loses that byte of each.
+        `encode(text)` raises for them, and `encode(text, errors="drop")` omits those bytes.
 
         Raises:
-            TokenError: `text` is not a str, or holds a lone surrogate.
+            TokenError: `text` is not a str, or contains a lone surrogate.
         """
         found: list[str] = []
         self._encode(text, False, found)
         return "".join(dict.fromkeys(found))
 
     def _encode(self, text: str, parse_special: bool, dropped: list[str] | None) -> list[int]:
-        """`encode` without bos and eos. dropped: collects characters of which a byte was left out; None: raise."""
+        """`encode` without bos and eos. `dropped` collects characters of which a byte was omitted; None: raise."""
         if not isinstance(text, str):
             raise TokenError(f"expected text to encode (str), found {type(text).__name__}")
         try:
@@ -169,10 +169,10 @@ class Tokenizer(ABC):
         return ids
 
     def encode_parts(self, parts: Iterable[tuple[str, bool]], *, errors: str = "strict") -> list[int]:
-        """The ids of a text put together from parts, each (text, parse_special).
+        """The ids of a text made of parts, each (text, parse_special).
 
-        The same as `encode` of the whole, but control tokens are read only where a part allows it, and never across the
-        border of two. Ordinary text merges across borders. For `errors` see `encode`.
+        Like `encode` of the whole text, but control tokens are recognized only within parts that allow it, never across
+        a boundary. Ordinary text merges across boundaries. For `errors` see `encode`.
         """
         ids: list[int] = []
         run, dropped = "", _dropped_bytes(errors)  # run: ordinary text between two control tokens
@@ -196,7 +196,7 @@ class Tokenizer(ABC):
             )
 
     def _partition(self, text: str, skipped: set[int]) -> list[str | int]:
-        """The text cut at special tokens, each replaced by its id: the longest first, as llama.cpp does it."""
+        """The text split at special tokens, each replaced by its id. The longest are found first, as in llama.cpp."""
         groups = [group for start, group in self._find.items() if start in text]
         found = [entry for group in groups for entry in group if entry[1] not in skipped and entry[2] in text]
         parts: list[str | int] = [text] if text else []
@@ -212,7 +212,7 @@ class Tokenizer(ABC):
         return parts
 
     def _encode_part(self, text: str, dropped: list[str] | None) -> list[int]:
-        """The ids of a text between special tokens. Words repeat, so their ids are kept until the cache is full."""
+        """The ids of a text between special tokens. Words repeat, so their ids are cached until the cache is full."""
         ids: list[int] = []
         for word in self._split(text):
             known = self._cache.get(word)
@@ -226,7 +226,7 @@ class Tokenizer(ABC):
         return ids
 
     def _encode_word(self, word: str, dropped: list[str] | None) -> tuple[list[int], bool]:
-        """The ids of a word, and whether a byte of it was left out."""
+        """The ids of a word, and whether a byte of it was omitted."""
         spelled = self._spell(word)
         if self._whole_words and spelled in self._ids:
             return [self._ids[spelled]], False
@@ -252,7 +252,7 @@ class Tokenizer(ABC):
         return ids, lost
 
     def _missing(self, word: str, symbols: Iterable[str]) -> list[tuple[int, str]]:
-        """The bytes of a word, cut into symbols, that no token stands for, each with its character."""
+        """The bytes of a word, given as its symbols, that have no token, each with its character."""
         owners = iter([character for character in word for _ in character.encode()])
         return [
             (byte, owner)
@@ -268,30 +268,33 @@ class Tokenizer(ABC):
         """The exact bytes of one token; they may be part of a character.
 
         Raises:
-            TokenError: not an integer from 0 to vocab_size - 1 (NumPy integers will do, bool and float will not).
+            TokenError: `token_id` is not an integer from 0 to vocab_size - 1 (NumPy integers are accepted, bool and
+                float are not).
         """
         i = self._index(token_id)
         return self._unspell(self._texts[i]) if (raw := self._raw.get(i)) is None else raw
 
     def piece(self, token_id: int) -> str:
-        """The text of one token. Bytes that are not whole characters show as U+FFFD; `StreamDecoder` joins them."""
+        """The text of one token. Incomplete characters appear as U+FFFD; `StreamDecoder` joins them across tokens."""
         return self.piece_bytes(token_id).decode("utf-8", "replace")
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = False) -> str:
-        """The text of the ids. Special tokens appear as they are written; `skip_special` leaves control tokens out."""
+        """The text of the ids. Special tokens are included as text; `skip_special` omits control tokens."""
         return StreamDecoder(self, skip_special=skip_special).feed(token_ids, final=True)
 
 
 class StreamDecoder:
-    """Token ids to text as they come: text is given as soon as its characters are whole.
+    """Decodes token ids incrementally: text is returned as soon as its characters are complete.
 
-    What all calls of `feed` return, joined, is `tokenizer.decode` of all the ids, if the last call has `final=True`.
+    The results of all calls of `feed`, joined, equal `tokenizer.decode` of all the ids, if the last call has
+    `final=True`.
 
     Args:
-        tokenizer: whose ids these are.
-        skip_special: leave control tokens out.
-        after: the id before the first one, where the ids continue a text (say, a prompt's last). It matters only to
-            SentencePiece, which puts a space before a text; decoding takes it away, but only where a text begins.
+        tokenizer: the tokenizer of these ids.
+        skip_special: omit control tokens.
+        after: the id before the first one, if the ids continue a text (for example a prompt's last). It matters only
+            for SentencePiece, which puts a space before a text. Decoding removes that space, but only at the start of
+            a text.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False, after: int | None = None):
@@ -300,12 +303,12 @@ class StreamDecoder:
         self._at_start = after is None or tokenizer._index(after) in tokenizer._special
 
     def feed(self, token_ids: Iterable[int], final: bool = False) -> str:
-        """The text that these ids complete. `final`: nothing follows, so half a character becomes U+FFFD."""
+        """Returns the text that these ids complete. With `final`, an incomplete character becomes U+FFFD."""
         tokenizer, pieces = self._tokenizer, []
         for i in map(tokenizer._index, token_ids):
             piece, special = tokenizer.piece_bytes(i), i in tokenizer._special
-            # NOTE: llama.cpp takes the space only from the first token, though it adds one after every special token;
-            # so text after a user-defined token would come back longer.
+            # NOTE: llama.cpp removes the space only from the first token, though it adds one after every special token.
+            # So it would return text after a user-defined token with an extra space.
             if self._at_start and not special and tokenizer.add_space_prefix:
                 piece = piece.removeprefix(b" ")
             if not (self._skip_special and i in tokenizer._control):
@@ -315,7 +318,7 @@ class StreamDecoder:
 
 
 def _dropped_bytes(errors: str) -> list[str] | None:
-    """Where to collect characters that lose a byte; None where that is an error."""
+    """A list to collect characters that lose a byte, or None if that is an error."""
     if errors not in ("strict", "drop"):
         raise ParameterError(f"errors is {errors!r}; expected 'strict' or 'drop'")
     return [] if errors == "drop" else None

@@ -1,4 +1,4 @@
-"""Byte-level BPE: a regex cuts a text into words, and the bytes of each are merged. Lacks other families' regexes."""
+"""Byte-level BPE: a regex splits a text into words, and the bytes of each are merged."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from teachllama.tokenizer.base import Tokenizer, strings_of
 from teachllama.tokenizer.merging import NEVER
 
 _GPT2 = r"'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Each digit is a word, and what lies between is cut as in GPT-2, so a digit ends spaces as the end of the text would.
+# Each digit is a word. The text between digits is split as in GPT-2, so spaces before a digit are handled like spaces
+# at the end of the text.
 _SMOLLM = r"\p{N}|'(?:[stmd]|re|ve|ll)| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 _LLAMA3 = (
     r"'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL])|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# tokenizer.ggml.pre -> (regex that finds words; a word that is a token is that token, whatever merging would make of
-# it; bos is added by default). The names in a row are one rule to llama.cpp.
+# tokenizer.ggml.pre -> (regex that finds words; whether a word in the vocabulary becomes that token without merging;
+# whether bos is added by default). llama.cpp has one rule for the names in a row.
 PRE_TOKENIZERS = {
     name: rule
     for names, rule in {
@@ -32,14 +33,14 @@ PRE_TOKENIZERS = {
     }.items()
     for name in names.split()
 }
-# llama.cpp's "default", for files that name no pre-tokenizer: each regex in turn cuts the pieces that are left.
+# llama.cpp's "default", for files that name no pre-tokenizer. Each regex in turn splits the pieces of the previous one.
 DEFAULT = (
     r"[\p{P}$+<=>^~|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
     r"\p{N}+",
     r"[0-9][0-9][0-9]",
 )
-# GPT-2's alphabet, a letter for each byte: itself where it is printable, else the next of U+0100 on.
+# GPT-2's alphabet, one letter per byte: the byte itself if printable, otherwise the next letter from U+0100 on.
 _PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 BYTE_TO_LETTER = {b: chr(b) for b in _PRINTABLE}
 BYTE_TO_LETTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in BYTE_TO_LETTER)}
@@ -47,10 +48,10 @@ LETTER_TO_BYTE = {letter: bytes([b]) for b, letter in BYTE_TO_LETTER.items()}
 
 
 class BytePairTokenizer(Tokenizer):
-    """Byte-level BPE: GPT-2, Llama 3, Qwen 2, SmolLM, and those that share their regexes (`PRE_TOKENIZERS`).
+    """Byte-level BPE: GPT-2, Llama 3, Qwen 2, SmolLM, and others with the same regexes (`PRE_TOKENIZERS`).
 
-    NOTE: where the file names no bos or eos there is none; llama.cpp takes token 11, as in Falcon. And `regex` knows
-    characters that llama.cpp's tables, of about Unicode 15, do not.
+    NOTE: if the file names no bos or eos, there is none; llama.cpp uses token 11, as in Falcon. And `regex` covers
+    characters that are missing from llama.cpp's tables, which are from about Unicode 15.
     """
 
     def __init__(self, metadata: Mapping[str, Any]):
@@ -71,7 +72,7 @@ class BytePairTokenizer(Tokenizer):
                 "cut words otherwise than the model was trained for: convert the model again with a newer converter",
                 stacklevel=2,
             )
-        lines: dict[str, int] = {}  # "left right" -> line. No letter is a space, so the line itself can be the key.
+        lines: dict[str, int] = {}  # "left right" -> line number. No letter is a space, so the line can be the key.
         for i, line in enumerate(strings_of(metadata, "merges")):
             if line.count(" ") != 1 or line[0] == " " or line[-1] == " ":
                 raise GGUFError(f"tokenizer.ggml.merges[{i}] is {line!r}; expected two symbols with a space between")
@@ -86,7 +87,7 @@ class BytePairTokenizer(Tokenizer):
 
 
 def _in_turn(*patterns: str) -> Callable[[str], list[str]]:
-    """Cuts a text by each regex in turn; what a regex matches is a piece, and so is what lies between."""
+    """Splits a text by each regex in turn. Each match is a piece, and so is the text between matches."""
     compiled = [regex.compile(f"({pattern})") for pattern in patterns]
 
     def split(text: str) -> list[str]:

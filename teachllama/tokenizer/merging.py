@@ -1,4 +1,4 @@
-"""Byte-pair merging, the heart of both tokenizers. Knows symbols and ranks; knows nothing of bytes or vocabularies."""
+"""Byte-pair merging, the core of both tokenizers. Handles symbols and ranks. Independent of bytes and vocabularies."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import heapq
 from collections.abc import Callable
 from itertools import pairwise
 
-Rank = Callable[[str, str], float]  # of two neighbours: the lowest is joined first
+Rank = Callable[[str, str], float]  # rank of two neighbours; the pair with the lowest is joined first
 NEVER = float("inf")
 
 
 def merge(symbols: list[str], rank: Rank) -> list[str]:
-    """Byte-pair encoding: joins the best-ranked neighbours, the leftmost of equals, until none may be joined.
+    """Byte-pair encoding: joins the best-ranked neighbours, the leftmost among equals, until no pair can be joined.
 
-    It looks at every pair in every round, so n symbols take about n * n steps. `merge_long` does not.
+    It examines every pair in every round, so n symbols take about n * n steps. `merge_long` needs fewer.
     """
     while len(symbols) > 1:
         ranks = [rank(left, right) for left, right in pairwise(symbols)]
@@ -26,13 +26,13 @@ def merge(symbols: list[str], rank: Rank) -> list[str]:
 
 
 def merge_long(symbols: list[str], rank: Rank) -> list[str]:
-    """What `merge` returns, in about n * log(n) steps: a heap of (rank, index of the left neighbour), best on top.
+    """The same result as `merge`, in about n * log(n) steps, with a heap of (rank, index of the left neighbour).
 
-    Symbols stay in place, linked to the nearest ones left and right, and a symbol joined into another becomes "". An
-    entry whose neighbours have changed since it was pushed no longer has its rank, and is skipped.
+    Symbols stay in place, linked to the nearest ones left and right. A symbol joined into another becomes "". If the
+    neighbours of a heap entry have changed since it was pushed, its rank is out of date and it is skipped.
     """
     n = len(symbols)
-    left_of, right_of = list(range(-1, n - 1)), list(range(1, n + 1))  # -1 and n: there is none
+    left_of, right_of = list(range(-1, n - 1)), list(range(1, n + 1))  # -1 and n: no neighbour
     heap = [(r, i) for i, pair in enumerate(pairwise(symbols)) if (r := rank(*pair)) != NEVER]
     heapq.heapify(heap)
     while heap:
@@ -44,7 +44,7 @@ def merge_long(symbols: list[str], rank: Rank) -> list[str]:
         right_of[i] = right_of[j]
         if right_of[i] < n:
             left_of[right_of[i]] = i
-        for a, b in ((left_of[i], i), (i, right_of[i])):  # the two pairs that are new
+        for a, b in ((left_of[i], i), (i, right_of[i])):  # the two new pairs
             if a >= 0 and b < n and (r := rank(symbols[a], symbols[b])) != NEVER:
                 heapq.heappush(heap, (r, a))
     return [s for s in symbols if s]

@@ -1,4 +1,4 @@
-"""SentencePiece of the BPE kind, with byte fallback: characters are merged by score. Lacks the unigram kind."""
+"""SentencePiece of the BPE kind, with byte fallback: characters are merged by score. Unigram is not supported."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from teachllama.tokenizer.base import Tokenizer, flag_of, numbers_of
 from teachllama.tokenizer.merging import NEVER
 
 SPACE = "▁"  # U+2581, how SentencePiece writes a space
-BORDER = "\ud800"  # between the texts of two tokens: half a character, which none can hold
+BORDER = "\ud800"  # separates the texts of two tokens; a lone surrogate, so it is in none of them
 
 
 class SentencePieceTokenizer(Tokenizer):
-    """SentencePiece of the BPE kind with byte fallback: Llama 2, Mistral, TinyLlama, Gemma. It lacks the unigram kind.
+    """SentencePiece of the BPE kind with byte fallback: Llama 2, Mistral, TinyLlama, Gemma. Unigram is not supported.
 
-    A U+2581 in the text is read as a space, as SentencePiece and llama.cpp do: the two have the same tokens, so
-    decoding gives a space for either.
+    A U+2581 in the text is read as a space, as in SentencePiece and llama.cpp. Both characters have the same tokens, so
+    decoding returns a space for either.
     """
 
     _add_bos_default = True
@@ -38,9 +38,9 @@ class SentencePieceTokenizer(Tokenizer):
         if np.isnan(scores).any():
             raise GGUFError("tokenizer.ggml.scores holds NaN; expected numbers")
         ids = self._ids
-        costs = array("d", (-scores.astype(np.float64)).tobytes())  # a list would hold an object for each
+        costs = array("d", (-scores.astype(np.float64)).tobytes())  # a list would hold an object per score
         self._rank = lambda left, right: NEVER if (i := ids.get(left + right)) is None else costs[i]
-        # Before a space a new word begins, since no token reaches across; except after a character that some token has
+        # A new word begins before each space, since no token spans it. Exception: after a character that some token has
         # before a space (Gemma has ">▁</").
         glue = set(re.findall(f"([^{SPACE}{BORDER}]){SPACE}", BORDER.join(self._texts)))
         words = re.compile(f"(?<=[^ {re.escape(''.join(glue))}])(?= )").split

@@ -1,1 +1,1 @@
-"""What lessons share: style, checks, judging, exercises. Knows nothing of any lesson."""
+"""Code shared by the lessons: style, checks, judging, exercises. Independent of any lesson."""

@@ -1,6 +1,6 @@
-"""What every check is made of: its result, running a learner's code within limits, recognising a usual mistake.
+"""The parts of every check: its result, running a learner's code within limits, recognising a usual mistake.
 
-Knows nothing of any exercise. An answer is never trusted: whatever runs its code (calling it, converting it, even
+Independent of any exercise. An answer is never trusted: everything that runs its code (calling, converting, even
 comparing it) happens inside `run`.
 """
 
@@ -31,12 +31,12 @@ import numpy as np
 import psutil
 
 MOST_SECONDS = 1.0
-MOST_PATIENCE = 10  # times as long for code that hardly uses the processor
-MOST_GROWTH = 300_000_000  # bytes of resident memory that an answer may add; Binder gives a notebook 2 GB in all
-MOST_OUTPUT = 1_000  # characters it may print
+MOST_PATIENCE = 10  # factor on the time limit for code that hardly uses the processor
+MOST_GROWTH = 300_000_000  # bytes of resident memory that an answer may add; on Binder a notebook has 2 GB in total
+MOST_OUTPUT = 1_000  # characters that an answer may print
 WIDTH = 100
 
-# Frames from these folders are not lines that the learner wrote.
+# Frames from these folders are not the learner's own code.
 _LIBRARIES = (
     str(Path(__file__).resolve().parents[2]),
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
@@ -46,12 +46,12 @@ _LIBRARIES = (
 
 @dataclass(frozen=True, repr=False)
 class CheckResult:
-    """What a check says."""
+    """The result of a check."""
 
     ok: bool
     message: str  # for the learner
-    mistake: str | None = None  # the name of the mistake recognised; "a or b" where the answer cannot tell which
-    more: str = ""  # a second hint, for those who ask
+    mistake: str | None = None  # the name of the mistake recognised; "a or b" if the answer fits both
+    more: str = ""  # a second hint, shown on request
 
     def __repr__(self) -> str:
         _SHOWN.append(self)
@@ -61,11 +61,11 @@ class CheckResult:
         return "\n".join(textwrap.fill(line, WIDTH, break_long_words=False) for line in text.split("\n"))
 
 
-_SHOWN: deque[CheckResult] = deque(maxlen=1)  # what a notebook showed last
+_SHOWN: deque[CheckResult] = deque(maxlen=1)  # the last result shown in a notebook
 
 
 def hint() -> None:
-    """Prints the second hint of the check that was shown last."""
+    """Prints the second hint of the last check shown."""
     last = _SHOWN[-1] if _SHOWN else None
     if last is None or last.ok:
         print("Nothing is open: run a check first.")
@@ -73,18 +73,18 @@ def hint() -> None:
         print(textwrap.fill(last.more or "There is no further hint: read the message above once more.", WIDTH))
 
 
-# ---- running what a learner wrote ----
+# ---- running a learner's code ----
 
 
 class Outcome(NamedTuple):
-    """What a call came to: its value, or why there is none."""
+    """The outcome of a call: its value, or the reason why there is none."""
 
     value: Any
     failure: CheckResult | None = None
 
 
 class Refused(Exception):
-    """Raised in the place of a value, by a function that already has its verdict: one that runs in another process."""
+    """Raised instead of returning a value, by a function that already has a verdict, such as one in another process."""
 
     def __init__(self, result: CheckResult):
         super().__init__(result.message)
@@ -92,19 +92,19 @@ class Refused(Exception):
 
 
 class _Stop(SystemExit):
-    """Raised inside code that runs too long. A SystemExit: `except Exception` misses it, and a thread ends quietly."""
+    """Raised inside code that breaks a limit. A SystemExit: `except Exception` misses it, and a thread ends quietly."""
 
 
 def run(function: Callable[..., Any], *args: Any, seconds: float = MOST_SECONDS) -> Outcome:
-    """Calls `function(*args)` within limits of time, memory and output; never raises on its account.
+    """Calls `function(*args)` within limits of time, memory and output. Never raises because of the function.
 
-    It runs in a thread, and a limit ends it with an exception raised there: that works on every system, from a
-    notebook's main thread, and under Ctrl-C. One thing escapes every limit that Python has: a single call into C that
-    neither returns nor lets go of the interpreter's lock, such as `10**10**10`.
+    The function runs in a thread. If it breaks a limit, an exception raised in the thread ends it. This works on every
+    system, from a notebook's main thread, and with Ctrl-C. No limit can stop a single call into C that neither returns
+    nor releases the interpreter's lock, such as `10**10**10`.
 
     Args:
-        function: the learner's; whatever it raises becomes a failure that names the error and the learner's own line.
-        seconds: how long it may take.
+        function: the learner's function. An exception becomes a failure that gives the error and the learner's line.
+        seconds: the time limit.
     """
     done: list[Outcome] = []
     clocks: list[int] = []
@@ -119,7 +119,7 @@ def run(function: Callable[..., Any], *args: Any, seconds: float = MOST_SECONDS)
         except BaseException as error:
             done.append(Outcome(None, _raised(error)))
 
-    # A copy of the context, so that a notebook shows what is printed under the right cell.
+    # A copy of the context, so that a notebook shows printed text under the right cell.
     thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True)
     with contextlib.redirect_stdout(_FirstCharacters(sys.stdout)):
         thread.start()
@@ -139,9 +139,9 @@ def run(function: Callable[..., Any], *args: Any, seconds: float = MOST_SECONDS)
 
 
 def _worked(clocks: list[int], before: float) -> float:
-    """Seconds of processor time that the thread used, or this whole process where the system does not say.
+    """Seconds of processor time used by the thread, or by the whole process if the system has no thread clock.
 
-    Other threads do not count where it does: an answer that could not be ended may still run beside this one.
+    With a thread clock, other threads do not count: an earlier answer that could not be stopped may still be running.
     """
     try:
         return time.clock_gettime(clocks[0]) if clocks else time.process_time() - before
@@ -150,10 +150,11 @@ def _worked(clocks: list[int], before: float) -> float:
 
 
 def _wait(thread: threading.Thread, seconds: float, clocks: list[int]) -> str:
-    """Until the thread ends (""), or breaks a limit.
+    """Waits until the thread ends or breaks a limit. Returns "", "time" or "memory".
 
-    The time is up once both the clock and the thread's own have advanced by `seconds`: on a busy machine code that
-    waits for its turn is not endless. Code that sleeps uses no processor and is given `MOST_PATIENCE` times as long.
+    The time limit is reached when both elapsed time and the thread's processor time exceed `seconds`, because on a busy
+    machine code may only be waiting for a processor. Code that sleeps uses no processor time and gets `MOST_PATIENCE`
+    times as long.
     """
     process, started, before = psutil.Process(), time.monotonic(), time.process_time()
     most = process.memory_info().rss + MOST_GROWTH
@@ -169,7 +170,7 @@ def _wait(thread: threading.Thread, seconds: float, clocks: list[int]) -> str:
 
 
 def _end(thread: threading.Thread) -> bool:
-    """Ends the thread if it still runs; False if it does not react (it sleeps, or catches everything)."""
+    """Stops the thread if it still runs. Returns False if it does not react (it sleeps, or catches every exception)."""
     for _ in range(30):
         if not thread.is_alive():
             return True
@@ -179,7 +180,7 @@ def _end(thread: threading.Thread) -> bool:
 
 
 def _raised(error: BaseException) -> CheckResult:
-    """What an exception comes to, in words only: a traceback would keep the learner's variables alive."""
+    """The result for an exception. Contains only text, because a traceback would keep the learner's variables alive."""
     where = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         file = frame.f_code.co_filename
@@ -198,7 +199,7 @@ def _raised(error: BaseException) -> CheckResult:
 
 
 class _FirstCharacters(io.TextIOBase):
-    """Passes the first characters of what is printed on to where it would have gone, and drops the rest."""
+    """Passes the first characters printed on to the original stream, and drops the rest."""
 
     def __init__(self, target: TextIO):
         self._target, self._left = target, MOST_OUTPUT
@@ -218,22 +219,22 @@ class _FirstCharacters(io.TextIOBase):
         self._target.flush()
 
 
-# ---- what an answer is ----
+# ---- the type of an answer ----
 
 
 def type_name(x: object) -> str:
-    """The name of its type, without running code of that type."""
+    """The name of x's type, found without running code of that type."""
     return str(type.__dict__["__name__"].__get__(type(x)))
 
 
 def a_type(x: object) -> str:
-    """Its type in a sentence: "a str", "an ndarray"."""
+    """x's type with an article: "a str", "an ndarray"."""
     name = type_name(x)
     return f"{'an' if name[:1].lower() in 'aeio' or name.startswith('nd') else 'a'} {name}"
 
 
 def number(answer: object, subject: str = "The answer is") -> int | float | CheckResult:
-    """The answer as an int where it is whole, else as a float; a `CheckResult` that says what else it is."""
+    """The answer as an int if whole, else as a float. If it is not a number, a `CheckResult` that says what it is."""
     outcome = run(_number, answer)
     if outcome.value is not None:
         return outcome.value
@@ -263,7 +264,7 @@ def _number(x: Any) -> int | float | None:
     if isinstance(x, (bool, np.bool_)):
         return None
     if hasattr(x, "__index__"):
-        return int.__int__(operator.index(x))  # exactly an int, whatever a subclass does
+        return int.__int__(operator.index(x))  # a plain int, whatever a subclass does
     value = float(x) if isinstance(x, (numbers.Real, Decimal)) else math.nan
     return None if not math.isfinite(value) else int(value) if value.is_integer() else value
 
@@ -272,15 +273,15 @@ def _number(x: Any) -> int | float | None:
 
 
 class Slip(NamedTuple):
-    """A usual mistake, and what it makes of this exercise's numbers."""
+    """A usual mistake, and the value it gives with this exercise's numbers."""
 
     name: str
     value: Any
-    text: str  # what was misunderstood, in a sentence or two, without the right answer
+    text: str  # explains the misunderstanding in a sentence or two, without the right answer
 
 
 def recognise(answer: Any, right: Any, slips: Iterable[Slip], praise: str, otherwise: str) -> CheckResult:
-    """Right, with `praise`; or the mistakes that lead to just this answer, the likeliest two; or `otherwise`."""
+    """If right, the result has `praise`; else the first two mistakes that give exactly this answer, or `otherwise`."""
     if answer == right:
         return CheckResult(True, praise)
     found = [slip for slip in slips if slip.value == answer][:2]
@@ -290,18 +291,18 @@ def recognise(answer: Any, right: Any, slips: Iterable[Slip], praise: str, other
 
 
 def short(text: str, most: int = 120) -> str:
-    """At most so many characters of a text."""
+    """A text, truncated to at most `most` characters."""
     return text if len(text) <= most else text[: most - 3] + "..."
 
 
-# ---- where a verdict counts ----
+# ---- graded cells ----
 
 
 class NotYet(AssertionError):
-    """What `assert_right` raises. IPython shows the check's words alone: here a traceback would explain nothing."""
+    """Raised by `assert_right`. IPython shows only the check's message, because a traceback would explain nothing."""
 
     def __init__(self, result: CheckResult):
-        super().__init__(f"[{result.mistake or 'other'}] {result.message}")  # the name, for who counts mistakes
+        super().__init__(f"[{result.mistake or 'other'}] {result.message}")  # the name is used to count mistakes
         self.result = result
 
     def _render_traceback_(self) -> list[str]:
@@ -309,7 +310,7 @@ class NotYet(AssertionError):
 
 
 def assert_right(result: CheckResult) -> None:
-    """Prints a check's praise, or raises `NotYet` with its hint: for a graded cell, which passes unless it raises."""
+    """Prints a check's praise, or raises `NotYet` with its hint. For graded cells, which pass unless they raise."""
     if not result.ok:
         raise NotYet(result)
     print(result)

@@ -1,4 +1,4 @@
-"""What an exercise is: one description from which its check, its graded form and its row in the marking guide come."""
+"""Describes an exercise. Its check, its graded form and its row in the marking guide are derived from this."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teachllama.lessons.common.check import CheckResult
 class Case(NamedTuple):
     """Arguments to try a function on."""
 
-    about: str  # as in "On {about} it returns ..."
+    about: str  # used in "On {about} it returns ..."
     arguments: tuple[Any, ...]
 
 
@@ -23,7 +23,7 @@ class Fault(NamedTuple):
 
     name: str
     function: Callable[..., Any]  # takes the exercise's arguments
-    text: str  # what was misunderstood, in a sentence or two, without the right answer
+    text: str  # explains the misunderstanding in a sentence or two, without the right answer
 
 
 Cases = Sequence[Case] | Callable[[Any], Sequence[Case]]  # a callable takes the model
@@ -31,50 +31,50 @@ Cases = Sequence[Case] | Callable[[Any], Sequence[Case]]  # a callable takes the
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: what is right, on which cases, and what the usual mistakes give.
+    """An exercise: the right answer, the cases to try, and the usual mistakes.
 
-    `right`, `cases`, `faults` and `praise` suffice where an answer is compared with the right one. An exercise that is
-    judged in its own way (by watching a practice session, say) has a `verdict` in their place.
+    `right`, `cases`, `faults` and `praise` are enough if an answer is compared with the right one. An exercise that is
+    judged in its own way (for example by watching a practice session) has a `verdict` instead.
     """
 
     check: str  # the check's name in checks.py
-    names: tuple[str, ...]  # what the learner defines: a function, or several
+    names: tuple[str, ...]  # the functions that the learner defines, one or more
     points: tuple[int, int]  # for the visible test, for the hidden one
-    shows: str  # "it shows that a student can ..."
-    usual: str  # the usual mistakes, by name, as the marking guide explains them
+    shows: str  # completes "it shows that a student can ..."
+    usual: str  # the usual mistakes by name, explained for the marking guide
     mistake: tuple[str, str]  # the name of a usual mistake, and source code that makes it
     right: Callable[..., Any] | None = None
     cases: Cases = ()
     hidden_cases: Callable[[np.random.Generator, Any], Sequence[Case]] | None = None  # seeded per student
     faults: tuple[Fault, ...] = ()
     praise: str = ""
-    otherwise: str = ""  # a wrong answer that is none of the faults
-    more: str = ""  # the second level of hint for it
-    read: Callable[[Any], Any] | None = None  # what an answer is: a value to compare, or a CheckResult; None: numbers
-    same: Callable[[Any, Any], bool] | None = None  # whether two read answers are the same; None: numbers, closely
-    pure: bool = True  # an array that was given may not be changed
-    seconds: float = 1.0  # that one call may take
+    otherwise: str = ""  # the message for a wrong answer that matches no fault
+    more: str = ""  # the second hint for it
+    read: Callable[[Any], Any] | None = None  # makes an answer a value to compare, or a CheckResult; None: numbers
+    same: Callable[[Any, Any], bool] | None = None  # whether two read answers are equal; None: `close`
+    pure: bool = True  # the function must not change arrays, lists and dicts it is given
+    seconds: float = 1.0  # time limit of one call
     passed: int | None = None  # how many of a case's arguments the learner's function takes; None: all
-    prepare: Callable[..., tuple[Any, ...]] | None = None  # makes a call's arguments of a case's: things with state
-    # Looks at what `prepare` made once the learner's function has run, where the answers are wrong.
+    prepare: Callable[..., tuple[Any, ...]] | None = None  # makes a call's arguments from a case's: objects with state
+    # Examines the objects that `prepare` made after the learner's function has run, if the answers are wrong.
     watched: Callable[[Sequence[tuple[Any, ...]]], CheckResult | None] | None = None
-    # Judges by itself: (function, case, model) -> result; for the cases of `cases` and `hidden_cases` in turn.
+    # Judges on its own: (function, case, model) -> result. Called for each case of `cases` and `hidden_cases` in turn.
     verdict: Callable[[Any, Case, Any], CheckResult] | None = None
 
-    # How it becomes a graded assignment, beside what the notebook says.
-    signature: str = ""  # where the notebook says `answer = ...`: the function to write here
-    given: str = ""  # code before the answer, where the notebook got it from an earlier cell
-    note: str = ""  # follows the exercise's text
-    finish: str = ""  # code that follows the notebook's solution
-    replace: Mapping[str, str] = field(default_factory=dict)  # in text and code taken from the notebook
-    cell: bool = False  # what is judged is the answer's cell and not a function
+    # Changes that turn the notebook's exercise into a graded assignment.
+    signature: str = ""  # the function to write instead of the notebook's `answer = ...`
+    given: str = ""  # code before the answer that the notebook has in an earlier cell
+    note: str = ""  # added after the exercise's text
+    finish: str = ""  # code added after the notebook's solution
+    replace: Mapping[str, str] = field(default_factory=dict)  # replacements in text and code from the notebook
+    cell: bool = False  # the answer's cell is judged, not a function
 
     def visible(self, model: Any = None) -> Sequence[Case]:
         """The cases of the visible test."""
         return self.cases(model) if callable(self.cases) else self.cases
 
     def hidden(self, seed: str, model: Any = None) -> Sequence[Case]:
-        """The cases of the hidden test: the same for the same seed, and others for another."""
+        """The cases of the hidden test. The same seed gives the same cases."""
         if self.hidden_cases is None:
             return self.visible(model)
         digits = int.from_bytes(seed.encode() + self.check.encode(), "big")
@@ -85,13 +85,13 @@ class Exercise:
 class Lesson:
     """The exercises of one notebook, in its order."""
 
-    notebook: str  # its file name, without .ipynb; the assignment's name, too
+    notebook: str  # its file name without .ipynb; also the assignment's name
     setup: str  # the graded notebook's first cell
     exercises: tuple[Exercise, ...]
 
     @property
     def number(self) -> str:
-        """As in the notebook's name: "04"."""
+        """The number in the notebook's name, such as "04"."""
         return self.notebook[:2]
 
     @property

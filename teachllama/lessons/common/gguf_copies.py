@@ -1,4 +1,4 @@
-"""Copies of model files that lessons forge: other metadata, other names, fewer tensors."""
+"""Writes modified copies of model files for lessons: other metadata, other tensor names, fewer tensors."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def write_copy(
     """Writes a copy of a model file.
 
     Args:
-        change: gets the metadata as a dict, and changes it.
-        rename: a tensor's name -> its name in the copy, or None to leave it out.
+        change: takes the metadata as a dict and modifies it.
+        rename: a tensor's name -> its name in the copy, or None to omit it.
     """
     from gguf import GGUFWriter
 
@@ -49,7 +49,7 @@ def write_copy(
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Adds one key, as `GGUFFile.metadata` has it or as a list, with a type that holds its value."""
+    """Adds one key, with a type that can hold its value: a value of `GGUFFile.metadata`, or a list."""
     if key == "general.alignment":
         writer.add_custom_alignment(value)
     elif isinstance(value, StringArray):

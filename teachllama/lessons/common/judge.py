@@ -1,7 +1,7 @@
-"""Judging an answer: a function is run on cases that tell every usual mistake apart, and what it gives is compared with
-what is right and with what each mistake gives.
+"""Judges an answer: runs a function on cases that distinguish every usual mistake, and compares its results with the
+right ones and with those of each mistake.
 
-Knows nothing of any exercise: an `Exercise` has the cases, the right function and the faults.
+Independent of any exercise: an `Exercise` has the cases, the right function and the faults.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ OTHER_VALUES = (
 
 
 def judge(function: Any, exercise: Exercise, model: Any = None, *, cases: Sequence[Case] | None = None) -> CheckResult:
-    """Runs a learner's function on every case; names the faults that give the same answers on all of them.
+    """Runs a learner's function on every case, and names the faults that give the same answers on all of them.
 
     Args:
-        function: the learner's; it gets copies.
-        exercise: what is right.
-        model: for an exercise whose cases need one.
-        cases: instead of the exercise's visible ones.
+        function: the learner's function. It gets copies of the arguments.
+        exercise: the exercise.
+        model: the model, if the exercise's cases need one.
+        cases: the cases to use instead of the exercise's visible ones.
     """
     cases = exercise.visible(model) if cases is None else cases
     if exercise.verdict is not None:
@@ -51,7 +51,7 @@ def judge(function: Any, exercise: Exercise, model: Any = None, *, cases: Sequen
             failed = _at(failed, case)
             if failed.mistake != "exception" or not answers:
                 return failed
-            # It failed on the way: what came before may already name the mistake.
+            # It failed after some cases, whose answers may already identify the mistake.
             return _fault(answers, exercise, cases[: len(answers)], failed) or failed
         answers.append(outcome.value)
         if exercise.prepare is None:
@@ -69,7 +69,7 @@ def _changed(new: Any, old: Any) -> bool:
 
 
 def _in_turn(function: Any, exercise: Exercise, cases: Sequence[Case], model: Any) -> CheckResult:
-    """The verdicts on all cases: the first that isn't right, else the last."""
+    """Judges all cases. Returns the first verdict that isn't right, else the last."""
     assert exercise.verdict is not None
     result = CheckResult(True, exercise.praise)
     for case in cases:
@@ -134,12 +134,12 @@ def _fault(
 
 
 def judge_answer(answer: Any, exercise: Exercise, *arguments: Any) -> CheckResult:
-    """Judges a value in the place of a function: what the exercise's function should return for these arguments."""
+    """Judges a value instead of a function: the result that the exercise's function should have for these arguments."""
     return judge(lambda *_: answer, exercise, cases=[Case("", arguments)])
 
 
 def judge_hidden(function: Any, exercise: Exercise, seed: str, model: Any = None) -> CheckResult:
-    """Judges on cases that the learner has not seen; names a misconception and shows nothing of the cases."""
+    """Judges on cases that the learner has not seen. Names a misconception without revealing the cases."""
     cases = exercise.hidden(seed, model)
     result = judge(function, exercise, model, cases=cases)
     if result.ok:
@@ -163,7 +163,7 @@ def _given(exercise: Exercise, case: Case) -> tuple[Any, ...]:
 
 
 def _copied(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Copies, as deep as a learner's function may change them."""
+    """Copies arguments, as deep as a learner's function may change them."""
     return tuple(
         a.copy()
         if isinstance(a, np.ndarray)
@@ -182,7 +182,7 @@ def _read(read: Callable[[Any], Any], function: Callable[..., Any], given: tuple
 
 
 def _expected(exercise: Exercise, function: Callable[..., Any], case: Case) -> Any:
-    """What the right function, or a faulty one, gives for a case; a fault that fails gives nothing."""
+    """The result of the right function, or of a faulty one, for a case. None for a fault that raises."""
     with np.errstate(all="ignore"):
         try:
             value = function(*_given(exercise, case))
@@ -199,7 +199,7 @@ def _at(failed: CheckResult, case: Case) -> CheckResult:
 
 
 def _detail(case: Case, answer: Any, expected: Any) -> str:
-    """The failing input in numbers: the second level of hint. Not for an answer that is a number by itself."""
+    """The second hint: the failing input, the answer and the right result. "" if a single number was judged."""
     if not case.about:
         return ""
     inputs = ", ".join(_shown(a) for a in case.arguments)
@@ -221,14 +221,14 @@ def _too(found: Any, right: Any) -> str:
 
 
 def _size(array: np.ndarray) -> str:
-    """As a learner would say it: a single number, 3 numbers, 2 x 3 numbers."""
+    """An array's size in words: a single number, 3 numbers, 2 x 3 numbers."""
     if array.ndim == 0:
         return "a single number"
     return f"{' x '.join(map(str, array.shape))} number{'s' * (array.shape != (1,))}"
 
 
 def numbers(value: Any) -> np.ndarray | CheckResult:
-    """A function's result as an array: a number, or numbers in any nesting, generators too; booleans stay booleans."""
+    """A function's result (a number, or nested numbers, also from generators) as an array. Booleans stay booleans."""
     if value is None or value is ...:
         return CheckResult(False, "Your function returns nothing (None): does it end in `return`?", "unanswered")
     try:
@@ -244,7 +244,7 @@ def numbers(value: Any) -> np.ndarray | CheckResult:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two arrays hold the same numbers, to four digits; one number may come in an array of its own."""
+    """Whether two arrays hold the same numbers, to four digits. A single number may be in an array of one element."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return False
     if b.ndim == 0 and a.size == 1:
@@ -262,7 +262,7 @@ def same_set(a: Any, b: Any) -> bool:
 
 
 def near(tolerance: float) -> Callable[[Any, Any], bool]:
-    """Whether two numbers differ by no more than this share; for measured ratios."""
+    """A function that tests whether two numbers differ by at most this relative tolerance. For measured ratios."""
 
     def same(a: Any, b: Any) -> bool:
         try:
@@ -274,5 +274,5 @@ def near(tolerance: float) -> Callable[[Any, Any], bool]:
 
 
 def one_number(value: Any) -> Any:
-    """An answer that is a number; a `CheckResult` that says what else it is."""
+    """The answer as a number. If it is not one, a `CheckResult` that says what it is."""
     return number(value)

@@ -1,8 +1,8 @@
-"""How every picture here looks: colours, type, byte units, and `Picture`, a figure that shows itself in a notebook.
+"""The style of every picture here: colours, fonts, byte units, and `Picture`, a figure that a notebook displays.
 
-Made for a lecture hall: large type, names beside lines, colours that colour-blind readers tell apart (Okabe and Ito,
-https://jfly.uni-koeln.de/color/), dashes and hatches that survive a grey printer. Nothing touches pyplot, so no figure
-stays behind in its global list.
+Made for a lecture hall: large type, names next to lines, colours that colour-blind readers can distinguish (Okabe and
+Ito, https://jfly.uni-koeln.de/color/), dashes and hatches that remain distinct in black and white. Nothing uses pyplot,
+so no figure stays in its global list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ try:
     from matplotlib.patheffects import withStroke
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
     from matplotlib.transforms import Affine2D
-    from PIL import Image  # which matplotlib needs, too
+    from PIL import Image  # also required by matplotlib
 except ImportError as e:
     raise ImportError(
         'teachllama.show draws with matplotlib, which is not installed: pip install "teachllama[lab]"'
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY = "#E69F00", "#56B4E9"
-INK, FAINT = "#333333", "#8a8a8a"  # text; what should stay in the background
+INK, FAINT = "#333333", "#8a8a8a"  # text; background elements
 SOLID, DASHED, DOTTED = "-", (0, (5, 2)), (0, (1, 1.2))
 
 TITLE, BODY, SMALL = 16, 13, 11.5  # points, at 9 inches of width
 WIDTH = 9.0  # inches
-DPI = 144  # of the PNG: half as many again as it is shown at, for projectors and dense screens
+DPI = 144  # of the PNG: 1.5 times the resolution it is displayed at, for projectors and dense screens
 
 RC: Any = {
     "axes.axisbelow": True, "axes.edgecolor": INK, "axes.facecolor": "white", "axes.grid": False,
@@ -61,7 +61,7 @@ R = TypeVar("R")
 
 
 def drawn(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: draws with `RC`, whatever style the notebook has set."""
+    """Decorator: draws with `RC`, whatever style the notebook uses."""
 
     @wraps(function)
     def with_style(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -72,7 +72,7 @@ def drawn(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class Picture(Figure):
-    """A matplotlib figure that shows itself as a cell's value, with text for readers who cannot see it in `alt`."""
+    """A matplotlib figure that a notebook displays as a cell's value, with alternative text in `alt`."""
 
     alt: str = ""
 
@@ -80,7 +80,7 @@ class Picture(Figure):
         drawn_as, file = io.BytesIO(), io.BytesIO()
         self.savefig(drawn_as, format="png", dpi=DPI)
         pixels = Image.open(drawn_as).convert("RGB")
-        # A palette makes a file a third as large. MAXCOVERAGE keeps colours that few pixels have.
+        # A palette reduces the file to a third of the size. MAXCOVERAGE keeps colours that few pixels have.
         palette = pixels.quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
         palette.save(file, "PNG")
         width, height = self.get_size_inches()
@@ -93,7 +93,7 @@ def picture(height: float = 5.0) -> Picture:
 
 
 def bytes_axis(axis: Axis, label: str, log: bool = False) -> None:
-    """Ticks at round decimal sizes ('100 MB'), a faint grid, and `label`."""
+    """Sets ticks at round decimal sizes ('100 MB'), a faint grid, and `label`."""
     axis.set_major_locator(LogLocator(10) if log else MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda n, _: format_bytes(n) if n else "0"))
@@ -102,16 +102,16 @@ def bytes_axis(axis: Axis, label: str, log: bool = False) -> None:
 
 
 def count_axis(axis: Axis, label: str) -> None:
-    """Ticks at whole numbers with thousands marked ('8,192'), and `label`."""
+    """Sets ticks at whole numbers with thousands separators ('8,192'), and `label`."""
     axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axis.set_major_formatter(FuncFormatter(lambda n, _: f"{n:,.0f}"))
     axis.set_label_text(label)
 
 
 def note(ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float] = (0, 0), **kwargs: Any) -> None:
-    """Text at a point of `ax`, moved by `offset` points; `halo` is the colour behind it, None for none.
+    """Writes text at a point of `ax`, moved by `offset` points. `halo` is the colour behind it, None for none.
 
-    The halo keeps lines that pass behind from running into the letters.
+    The halo separates the letters from lines that pass behind them.
     """
     halo = kwargs.pop("halo", "white")
     kwargs = {"color": INK, "ha": "left", "va": "center", "textcoords": "offset points"} | kwargs
@@ -121,11 +121,11 @@ def note(ax: Axes, text: str, xy: tuple[float, float], offset: tuple[float, floa
 
 
 def name_at_edge(ax: Axes, labels: Sequence[tuple[float, str, str, bool]], height: float) -> None:
-    """Names what meets the right edge of `ax`: labels outside, moved apart, each with a thin line to where it belongs.
+    """Labels the lines that meet the right edge of `ax`, outside it. Moves labels apart, each with a thin leader line.
 
     Args:
         labels: (y in data units, text, colour, bold).
-        height: of the axes in inches, near enough; for moving the labels apart.
+        height: approximate height of the axes in inches, used to move the labels apart.
     """
     fractions = [ax.transAxes.inverted().transform(ax.transData.transform((0.5, y)))[1] for y, *_ in labels]
     line = SMALL * 1.3
@@ -143,11 +143,11 @@ def name_at_edge(ax: Axes, labels: Sequence[tuple[float, str, str, bool]], heigh
 def name_in_gaps(
     ax: Axes, labels: Sequence[tuple[tuple[float, float], str, str, bool]], size: tuple[float, float]
 ) -> None:
-    """Names points of `ax`, each on the side where the fewest lines and other names are.
+    """Labels points of `ax`, each on the side with the fewest lines and other labels.
 
     Args:
         labels: (point in data units, text, colour, bold).
-        size: of the axes in inches, near enough.
+        size: approximate width and height of the axes in inches.
     """
     to_points = ax.transAxes.inverted() + Affine2D().scale(72 * size[0], 72 * size[1])
     paths = []
@@ -182,7 +182,7 @@ def name_in_gaps(
 
 
 def power_of_ten(value: float, digits: int = 1) -> str:
-    """2.3e-4 -> '2.3 × 10⁻⁴', with so many digits after the point."""
+    """2.3e-4 -> '2.3 × 10⁻⁴', with `digits` digits after the point."""
     number, power = f"{value:.{digits}e}".split("e")
     return f"{number} × 10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
@@ -194,16 +194,16 @@ def dark(colour: str) -> str:
 
 
 def spread(places: Sequence[float], sizes: Sequence[float], low: float = float("-inf")) -> list[float]:
-    """Middles of things of `sizes` that want to be at `places`, moved apart as little as it takes; none below `low`."""
-    groups: list[list[int]] = []  # things that touch, lowest first
+    """Centres of items of `sizes`, as close to `places` as possible without overlap, and none below `low`."""
+    groups: list[list[int]] = []  # items that touch, lowest first
 
     def start(group: list[int]) -> float:
-        """Where the lowest thing of a group has its middle, so that on average each is where it wants to be."""
+        """The centre of a group's lowest item, chosen so that on average its items are at their wanted places."""
         moves = [places[i] - above for i, above in zip(group, steps(group), strict=True)]
         return max(low, sum(moves) / len(moves))
 
     def steps(group: list[int]) -> list[float]:
-        """How far each thing of a group is above its lowest."""
+        """Each item's distance above the lowest item of its group."""
         return [0.0, *accumulate((sizes[a] + sizes[b]) / 2 for a, b in pairwise(group))]
 
     for i in sorted(range(len(places)), key=places.__getitem__):
@@ -222,7 +222,7 @@ SIGNS = {" ": "␣", "\n": "⏎", "\t": "⇥", "\r": "‹CR›"}
 
 
 def visible(text: str) -> str:
-    """`text` with spaces, line ends and control characters made visible, and what the font lacks as its code point.
+    """`text` with spaces, line ends and control characters made visible, and characters the font lacks as code points.
 
     ' the\\n' -> '␣the⏎'; an empty text -> '(nothing)'.
     """

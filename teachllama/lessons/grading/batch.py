@@ -1,4 +1,4 @@
-"""Grades a class: notebooks side by side, each in a fresh process; marks, feedback pages and a report."""
+"""Grades a class: several notebooks in parallel, each in a new process. Writes marks, feedback pages and a report."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from teachllama.lessons.common.exercise import Lesson
 from teachllama.lessons.grading.collect import Submission, Unreachable
 from teachllama.lessons.grading.remote import check_user
 
-TIMEOUT_S = 300  # for one notebook, by the clock
-CONNECT_S = 20  # for a cluster to answer
+TIMEOUT_S = 300  # elapsed time for one notebook
+CONNECT_S = 20  # time for a cluster to answer
 WORKER = [sys.executable, "-m", "teachllama.lessons.grading.one"]
 
 
 def grade_text(text: str, number: str, seed: str, user: str | None = None) -> dict[str, Any]:
-    """The marks of one notebook, from a process of its own; also what a worker of a cluster runs.
+    """Grades one notebook in a separate process. Also called on the workers of a cluster.
 
     Returns:
-        {"marks": [...]}, or {"failed": reason}; "again" in it: not for the notebook's sake, so try again next time.
+        {"marks": [...]} or {"failed": reason}.
     """
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -63,18 +63,18 @@ def grade_all(
     cluster: str | None = None,
     done: Callable[[int, int], None] = lambda n, of: None,
 ) -> tuple[dict[str, list[dict[str, Any]]], list[Unreachable]]:
-    """Grades them all; what was graded before, with the same seed and version, is taken from `folder`.
+    """Grades all submissions. Earlier results with the same seed and version are taken from `folder`.
 
     Args:
-        folder: keeps each result, so that a batch that was stopped goes on where it was.
-        seed: the instructor's word; with the student's name it gives the hidden values.
-        jobs: how many at a time, on this machine.
+        folder: stores each result, so that an interrupted batch can resume.
+        seed: the instructor's secret word. With the student's name, it determines the hidden values.
+        jobs: number of notebooks graded in parallel on this machine.
         user: the system user that runs students' code.
-        cluster: the address of a Dask scheduler; its workers grade instead of this machine.
-        done: called with (graded so far, of how many).
+        cluster: the address of a Dask scheduler, whose workers grade instead of this machine.
+        done: called with (number graded so far, total).
 
     Returns:
-        the marks by student, and who could not be graded.
+        the marks by student, and the submissions that could not be graded.
     """
     kept = folder / "results" / lesson.notebook
     kept.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def grade_all(
             marks[s.student] = answer["marks"]
         else:
             failed.append(Unreachable(s.student, s.name, answer["failed"]))
-        if not answer.get("again") and not place(s).exists():
+        if not answer.get("again") and not place(s).exists():  # "again": the cluster failed, so retry next time
             partial = place(s).with_suffix(".partial")
             partial.write_text(json.dumps(answer), encoding="utf-8")
             partial.replace(place(s))
@@ -115,7 +115,7 @@ def _here(jobs: int) -> Callable[..., Any]:
                 tasks = [(s, pool.submit(grade_text, s.text, number, f"{seed}:{s.student}", user)) for s in waiting]
                 for s, task in tasks:
                     yield s, task.result()
-            except BaseException:  # Ctrl-C: what runs is finished, what waits is not begun
+            except BaseException:  # Ctrl-C: running tasks finish, waiting ones are not started
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
@@ -147,7 +147,7 @@ def _on_cluster(address: str) -> Callable[..., Any]:
 
 
 def _check_workers(client: Any, address: str, user: str | None) -> None:
-    """Raises TeachLlamaError where workers can't grade as this machine would."""
+    """Raises TeachLlamaError if the workers can't grade as this machine would."""
     try:
         client.wait_for_workers(1, timeout=CONNECT_S)
     except TimeoutError:
@@ -158,7 +158,7 @@ def _check_workers(client: Any, address: str, user: str | None) -> None:
         found = client.run(_ready, user)
     except TeachLlamaError:
         raise
-    except Exception as e:  # whatever a worker without this package says
+    except Exception as e:  # any error of a worker without this package
         raise TeachLlamaError(f"the workers of {address} can't grade: {e}; install this package there") from None
     for worker, version in found.items():
         if version != __version__:
@@ -166,19 +166,19 @@ def _check_workers(client: Any, address: str, user: str | None) -> None:
 
 
 def _ready(user: str | None) -> str:
-    """On a worker: whether it can grade, and its version."""
+    """Runs on a worker: checks that it can grade, and returns its version."""
     if user is not None:
         check_user(user)
     return __version__
 
 
-# ---- what is written ----
+# ---- results ----
 
 
 def write(
     lesson: Lesson, marks: dict[str, list[dict[str, Any]]], unreachable: Sequence[Unreachable], folder: Path
 ) -> list[Path]:
-    """Writes the gradebook (CSV), a report for the class, and a feedback page per student."""
+    """Writes the gradebook (CSV), a class report, and one feedback page per student."""
     folder.mkdir(parents=True, exist_ok=True)
     book, report = folder / f"{lesson.notebook}.csv", folder / f"{lesson.notebook}-report.md"
     with book.open("w", encoding="utf-8", newline="") as file:
@@ -203,7 +203,7 @@ def write(
 
 
 def class_report(lesson: Lesson, marks: dict[str, list[dict[str, Any]]], unreachable: Sequence[Unreachable]) -> str:
-    """Who misunderstood what, exercise by exercise; and who could not be graded, with the reason."""
+    """A report of mistakes by exercise and student, and of submissions that could not be graded, with the reasons."""
     totals = [sum(m["visible"] + m["hidden"] for m in found) for found in marks.values()]
     mean = sum(totals) / len(totals) if totals else 0
     lines = [f"# {lesson.notebook}", "", f"{len(marks)} graded; on average {mean:.1f} of {lesson.points} points.", ""]
@@ -231,7 +231,7 @@ def class_report(lesson: Lesson, marks: dict[str, list[dict[str, Any]]], unreach
 
 
 def feedback(lesson: Lesson, student: str, found: Sequence[dict[str, Any]]) -> str:
-    """A student's page: the points, the misconception by its words, and the answer. Hidden values are never on it."""
+    """A student's feedback page: points, an explanation of each mistake, and the answers. Never shows hidden values."""
     total = _number(sum(m["visible"] + m["hidden"] for m in found))
     parts = [
         "<!doctype html><meta charset='utf-8'><title>Feedback</title>",
@@ -252,10 +252,10 @@ def _number(x: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """A name that somebody else chose, on one line of Markdown."""
+    """An untrusted name, made safe for one line of Markdown."""
     return "".join(c if c.isprintable() and c not in "[]<>`*_#|" else " " for c in text)
 
 
 def _cell(text: str) -> str:
-    """A name for a spreadsheet, which takes some beginnings for formulas."""
+    """Text for a spreadsheet cell, escaped so that it is not taken for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

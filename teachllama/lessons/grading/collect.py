@@ -1,6 +1,6 @@
-"""Finds submissions: notebooks in a folder or a zip file, named as students and learning platforms name them.
+"""Finds submissions: notebooks in a folder or a zip file, with names as students and learning platforms choose them.
 
-Nobody vanishes: what can't be given to a student, or graded, is listed with the reason.
+No submission is lost: files that can't be assigned to a student, or can't be graded, are listed with the reason.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ class Submission:
     """One student's notebook."""
 
     student: str
-    name: str  # as it was found
+    name: str  # the file's name as submitted
     text: str
     modified: float
 
 
 @dataclass(frozen=True)
 class Unreachable:
-    """Something that was handed in, or was not, and could not be graded."""
+    """A submission that is missing or could not be graded."""
 
-    student: str  # "" where nobody knows
+    student: str  # "" if unknown
     name: str
     reason: str
 
@@ -42,9 +42,9 @@ def collect(source: Path, assignment: str, roster: Iterable[str] = ()) -> tuple[
     """Finds one notebook per student.
 
     Args:
-        source: a folder, or a zip file, of whatever was handed in.
-        assignment: the notebook's name without .ipynb: "04_sessions_and_memory".
-        roster: who is in the class; those of whom nothing was found are listed.
+        source: a folder or a zip file of submissions.
+        assignment: the notebook's name without .ipynb, such as "04_sessions_and_memory".
+        roster: the names of the class. Those without a submission are listed.
 
     Raises:
         OSError: `source` can't be read.
@@ -63,7 +63,7 @@ def collect(source: Path, assignment: str, roster: Iterable[str] = ()) -> tuple[
             unreachable.append(Unreachable(_student(name, assignment), name, f"cannot be read: {e}"))
             continue
         if assignment not in name and (other or not _is_of(text, assignment)):
-            continue  # of another assignment
+            continue  # belongs to another assignment
         student = _student(name, assignment)
         if not student:
             unreachable.append(Unreachable("", name, "no student's name, neither in the file's nor in a folder's"))
@@ -83,7 +83,7 @@ def collect(source: Path, assignment: str, roster: Iterable[str] = ()) -> tuple[
 
 
 def _files(source: Path) -> Iterator[tuple[str, float, Callable[[], str]]]:
-    """(name, time, read) of each file."""
+    """(name, modification time, function that reads it) of each file."""
     if source.is_file():
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
@@ -113,7 +113,7 @@ def _bare(name: str) -> str:
 
 
 def _student(name: str, assignment: str) -> str:
-    """Whose file it is; "" if the name does not say."""
+    """The student whose file this is; "" if the name does not contain it."""
     path = PurePosixPath(name)
     bare = _bare(name)
     at = bare.find(assignment)
@@ -132,7 +132,7 @@ def _student(name: str, assignment: str) -> str:
 
 
 def _is_of(text: str, assignment: str) -> bool:
-    """Whether a notebook with a name of its own is this assignment's: its setup imports the checks of that number."""
+    """Whether a renamed notebook belongs to this assignment: its setup imports the checks of that number."""
     try:
         cells = json.loads(text)["cells"]
         names = {c.get("metadata", {}).get("nbgrader", {}).get("grade_id") for c in cells}

@@ -1,7 +1,7 @@
-"""Grades one notebook: each answer's code runs in a process of its own, and is judged here.
+"""Grades one notebook: each answer's code runs in a separate process and is judged here.
 
-Run as a program (`python -m teachllama.lessons.grading.one`), so that every notebook meets a fresh Python: a request
-on standard input, the marks as JSON on standard output.
+Run as a program (`python -m teachllama.lessons.grading.one`), so that every notebook is graded by a new Python process.
+Reads a request from standard input and writes the marks as JSON to standard output.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NO_ANSWER = CheckResult(False, "The answer's cell is not in your notebook.", "de
 
 
 class NotANotebook(Exception):
-    """A file that can't be graded; its text says why."""
+    """A file can't be graded; the error's text gives the reason."""
 
 
 @dataclass
 class Mark:
-    """What one exercise got."""
+    """The mark of one exercise."""
 
     exercise: int
     visible: float
@@ -45,10 +45,10 @@ class Mark:
 
 
 def answers(text: str) -> dict[int, str]:
-    """The source of a notebook's answer cells, by the exercise's number.
+    """The source of a notebook's answer cells, by exercise number.
 
     Raises:
-        NotANotebook: it is none, or has no answer cells.
+        NotANotebook: `text` is not a notebook, or has no answer cells.
     """
     try:
         cells = json.loads(text)["cells"]
@@ -71,8 +71,8 @@ def grade(text: str, found: Lesson, seed: str, user: str | None = None) -> list[
     Args:
         text: the notebook's JSON.
         found: its lesson.
-        seed: the hidden values' seed: a word of the instructor's and the student's name.
-        user: the system user that runs the student's code; None: this one.
+        seed: the seed of the hidden values, made of the instructor's secret word and the student's name.
+        user: the system user that runs the student's code; None: the current user.
 
     Raises:
         NotANotebook: see `answers`.
@@ -111,21 +111,21 @@ def _graded(
                 functions = [student.function(name) for name in exercise.names]
                 function = functions[0] if len(functions) == 1 else functions
                 shown = judge(function, exercise, model)
-                # What broke a limit once is not run again.
+                # Code that broke a limit is not run again.
                 unseen = shown if shown.mistake in BROKEN else judge_hidden(function, exercise, seed, model)
             except Refused as refused:
                 shown = unseen = refused.result
     feedback = shown.message
     if shown.ok and not unseen.ok:
         feedback = unseen.message
-    # The hidden test confirms: alone, it may be too weak to tell a mistake apart.
+    # The hidden test only confirms the visible one. Alone, it may be too weak to detect a mistake.
     points = (exercise.points[0] * shown.ok, exercise.points[1] * (shown.ok and unseen.ok))
     mistake = (None if shown.ok else shown.mistake or "other") or (None if unseen.ok else unseen.mistake or "other")
     return Mark(i, *points, sum(exercise.points), mistake, feedback, written[i])
 
 
 def _definitions(source: str) -> list[str]:
-    """The imports, functions and classes of another cell: helpers that an answer may call."""
+    """The imports, functions and classes of another cell, which an answer may use."""
     try:
         body = ast.parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -136,7 +136,7 @@ def _definitions(source: str) -> list[str]:
 
 
 def main() -> int:
-    """Reads a request, writes the marks."""
+    """Reads a request and writes the marks."""
     request = json.load(sys.stdin)
     try:
         text = Path(request["path"]).read_text(encoding="utf-8")

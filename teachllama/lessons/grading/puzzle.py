@@ -1,7 +1,7 @@
-"""The one exercise that is no function: who keeps a session alive. It has to be judged in the process it is solved in.
+"""Judges the only exercise that is not a function: what keeps a session alive.
 
-That process is a fresh one with limits; what judges is kept from before the student's code runs, and checked for
-tampering afterwards.
+It must be judged in the process that runs the student's code. That process is new and has limits. References to the
+judging functions are taken before the student's code runs, and checked for tampering afterwards.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SECONDS = 60
 
 
 def judge_puzzle(source: str, user: str | None = None) -> CheckResult:
-    """What the puzzle's cell comes to, on the small model in the package."""
+    """Judges the puzzle's cell, on the small model in the package."""
     nonce = os.urandom(16).hex()
     path = os.pathsep.join([str(Path(__file__).resolve().parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "teachllama.lessons.grading.puzzle"]
@@ -77,12 +77,12 @@ def main() -> None:
     from teachllama import check, memory, show
     from teachllama.lessons.n04_sessions.exercises import _leak_verdict
 
-    # Not compiled: another user has no kernels yet, and compiling them takes longer than the limit.
+    # The NumPy backend, because another user has no compiled kernels, and compiling takes longer than the limit.
     model = tl.load_model("tiny-stories", weights="f32", backend="numpy")
     model.config.seq_len = min(model.config.seq_len, 256)
     with model.create_session(seq_len=8) as session:
         session.eval([1])
-    check.leak_released(check.leak_puzzle(model))  # everything that judges is loaded now
+    check.leak_released(check.leak_puzzle(model))  # loads everything that judging needs
     names: dict[str, Any] = {"tl": tl, "check": check, "memory": memory, "show": show, "model": model}
     judge, dumps, write, fingerprint, nonce = _leak_verdict, json.dumps, os.write, _fingerprint, request["nonce"]
     before = fingerprint()

@@ -1,4 +1,4 @@
-"""Functions of a student's that are called here and run in another process, within limits."""
+"""Calls a student's functions, which run in another process within limits."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from teachllama.lessons.grading.student import MAX_FRAME, decode, encode, send
 
 LESSONS = Path(__file__).resolve().parents[1]
 SCRIPT = LESSONS / "grading" / "student.py"
-MEMORY = 3_000_000_000  # bytes of addresses: NumPy alone reserves more than it uses
-RESIDENT = 800_000_000  # bytes in memory
-START_S = 10.0  # processor seconds for the cells themselves
-PATIENCE = 6  # times as long by the clock, for code that sleeps or a machine that is busy
+MEMORY = 3_000_000_000  # bytes of address space; NumPy alone reserves more than it uses
+RESIDENT = 800_000_000  # bytes of resident memory
+START_S = 10.0  # processor seconds for executing the cells
+PATIENCE = 6  # factor on elapsed time, for code that sleeps or a busy machine
 MAX_ASKED = 2_000_000  # requests during one call
 
-# What a student's code may ask of a thing that lives here: reading and evaluating, and nothing that saves or closes.
+# Attributes of this process's objects that a student's code may use: for reading and evaluating, not saving or closing.
 _NAMES = """
 encode decode piece piece_bytes tokenizer config eog_ids eos_id bos_id vocab_size seq_len eval sample logits tokens
 n_past rewind reset generate history session model tensors metadata values items keys get nbytes n_elements shape
@@ -40,13 +40,13 @@ PUBLIC = frozenset(_NAMES.split())
 
 
 def environment() -> dict[str, str]:
-    """The variables that a student's process gets: none of the instructor's own, whose secret word may be there."""
+    """Environment variables of a student's process. Excludes the instructor's own, which may have the secret word."""
     kept = {k: os.environ[k] for k in ("PATH", "SYSTEMROOT") if k in os.environ}
     return {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **kept}
 
 
 def run_as(user: str | None) -> dict[str, Any]:
-    """Options of `subprocess` that run a program as a system user, in that user's own group and no other."""
+    """Options of `subprocess` that run a program as a system user, only in that user's own group."""
     if user is None:
         return {}
     import pwd
@@ -55,7 +55,7 @@ def run_as(user: str | None) -> dict[str, Any]:
 
 
 def folder_for(user: str | None) -> tempfile.TemporaryDirectory[str]:
-    """An empty folder, which that user may read."""
+    """An empty temporary folder, owned by that user."""
     folder = tempfile.TemporaryDirectory()
     if user is not None:
         import pwd
@@ -66,7 +66,7 @@ def folder_for(user: str | None) -> tempfile.TemporaryDirectory[str]:
 
 
 def check_user(user: str) -> None:
-    """Raises TeachLlamaError where a system user can't run students' code from here: who, why, what to do."""
+    """Raises TeachLlamaError if a system user can't run students' code; the message gives the reason and a fix."""
     import pwd
 
     if os.geteuid() != 0:
@@ -94,12 +94,12 @@ def check_user(user: str) -> None:
 
 
 class Student:
-    """A process that holds one exercise's code. A call that breaks a limit ends it, and the next one starts another.
+    """A process that holds one exercise's code. A call that breaks a limit ends it; the next call starts a new one.
 
     Args:
-        sources: (optional, code): what is executed; a failure of optional code is ignored.
-        names: functions that may be called.
-        user: the system user that runs it; None: this one.
+        sources: the code to execute, as (optional, code). A failure of optional code is ignored.
+        names: the functions that may be called.
+        user: the system user that runs the code; None: the current user.
     """
 
     def __init__(self, sources: Sequence[tuple[bool, str]], names: Sequence[str], user: str | None = None):
@@ -108,7 +108,7 @@ class Student:
         self._things: list[Any] = []
         self._idle = True
         self._folder = folder_for(user)
-        self.failed: CheckResult | None = None  # why the code as such does not run
+        self.failed: CheckResult | None = None  # why the code itself does not run
 
     def __enter__(self) -> Student:
         return self
@@ -118,7 +118,7 @@ class Student:
         self._folder.cleanup()
 
     def function(self, name: str) -> Any:
-        """The student's function of that name, to be called here; None if there is none."""
+        """A callable that runs the student's function of that name; None if there is none."""
         self._start()
         if self.failed is not None:
             result = self.failed
@@ -130,10 +130,10 @@ class Student:
         return (lambda *args: self.call(name, args)) if self._there[self._names.index(name)] else None
 
     def call(self, name: str, args: Sequence[Any], seconds: float = 2.0) -> Any:
-        """Calls a function there; what it changed in lists and arrays is changed here.
+        """Calls a function in the process. Copies its changes to lists, dicts and arrays back into `args`.
 
         Raises:
-            Refused: it broke a limit, or raised.
+            Refused: the function broke a limit or raised.
         """
         if not self._idle:
             self.end()
@@ -169,7 +169,7 @@ class Student:
         try:
             answer = self._wait(START_S)
             there = [bool(answer["ready"][i]) for i in range(len(self._names))]
-            # If it defined its functions before it failed, their results count.
+            # If all functions were defined before the code failed, they can be judged.
             self.failed = _raised(answer["failed"]) if answer["failed"] and not all(there) else None
             self._there = there
         except Refused as refused:
@@ -194,14 +194,14 @@ class Student:
         try:
             send(cast(BinaryIO, self._process.stdin), message)
         except (BrokenPipeError, OSError):
-            pass  # it has ended: `_wait` says so
+            pass  # the process has ended; `_wait` reports that
 
     def _handle(self, thing: Any) -> dict[str, int]:
         self._things.append(thing)
         return {"h": len(self._things) - 1}
 
     def _wait(self, seconds: float) -> Any:
-        """The next message that is no request; requests are answered.
+        """Answers requests until another message arrives, and returns that one.
 
         Raises:
             Refused: a limit was broken, or the process ended.
@@ -242,11 +242,11 @@ class Student:
             return {"value": encode(value, self._handle)}
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # also a practice session's own way to say that it was asked too often
+        except BaseException as error:  # includes the error of a practice session that was called too often
             return {"error": str(error), "type": type(error).__name__}
 
     def _read(self, process: psutil.Process, seconds: float, started: float, before: float) -> Any:
-        """One message; looks at the limits while none comes."""
+        """Reads one message. Checks the limits while waiting."""
         assert self._process is not None
         assert self._process.stdout is not None
         fd, data, wanted = self._process.stdout.fileno(), b"", 8
@@ -272,7 +272,7 @@ class Student:
         try:
             used, resident = sum(process.cpu_times()[:2]) - before, process.memory_info().rss
         except psutil.Error:
-            return  # it has just ended
+            return  # the process has just ended
         passed = time.monotonic() - started
         if passed > seconds and (used > seconds or passed > PATIENCE * seconds):
             self.end()
@@ -287,7 +287,7 @@ def _endless(seconds: float) -> CheckResult:
     return CheckResult(False, message, "endless")
 
 
-# What a message that was not made by `student` may raise here.
+# Errors that a message not written by `student` may cause here.
 _MALFORMED = KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError, MemoryError, OverflowError
 _TAMPERED = CheckResult(False, "Your code wrote into the channel on which results come back.", "tampered")
 _MEMORY = CheckResult(

@@ -1,8 +1,9 @@
-"""The process that runs a student's code: functions are called with data from a pipe, and data goes back.
+"""The process that runs a student's code. It calls functions with data from a pipe, and sends results back.
 
-Run as a script, with Python's `-I`, by `remote.Student`; nothing here knows an exercise or a right answer. An audit
-hook refuses what no answer needs: reading the course's own sources, writing files, programs, sockets. That stops what
-one tries in a notebook. Against somebody who attacks Python itself, run it as another user or in a container.
+Run as a script, with Python's `-I`, by `remote.Student`. Contains no exercises and no right answers. An audit hook
+refuses what no answer needs: reading the course's own sources, writing files, running programs, opening sockets. That
+stops the usual attempts from a notebook. For protection against attacks on Python itself, run it as another user or in
+a container.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_FRAME = 64_000_000  # bytes of one message
 
 
 def encode(x: Any, handle: Callable[[Any], Any] | None = None, depth: int = 0) -> Any:
-    """A value as JSON: data as it is, NumPy arrays by their bytes; anything else by `handle`, or by its type's name."""
+    """A value as JSON: data directly, NumPy arrays by their bytes, anything else by `handle` or its type's name."""
     kind = type(x)
     if x is None or kind in (bool, str):
         return x
@@ -48,7 +49,7 @@ def encode(x: Any, handle: Callable[[Any], Any] | None = None, depth: int = 0) -
 
 
 def decode(x: Any, handle: Callable[[int], Any] | None = None) -> Any:
-    """What `encode` was given; a type that does not travel becomes an empty object of a class with its name."""
+    """The inverse of `encode`. A type that can't be sent becomes an empty object of a class with its name."""
     if not isinstance(x, dict):
         return x
     ((tag, value),) = x.items()
@@ -81,7 +82,7 @@ def receive(stream: BinaryIO) -> Any:
     """Reads one message.
 
     Raises:
-        EOFError: the other side has gone.
+        EOFError: the other side has closed the pipe.
     """
     head = stream.read(8)
     if len(head) < 8:
@@ -90,7 +91,7 @@ def receive(stream: BinaryIO) -> Any:
 
 
 class Thing:
-    """Something that lives in the other process: attributes, calls and items are asked for there."""
+    """A proxy for an object in the other process, which handles attributes, calls and items."""
 
     def __init__(self, link: Link, number: int):
         object.__setattr__(self, "_link", link)
@@ -125,7 +126,7 @@ class Thing:
 
 
 class Link:
-    """Both directions of the pipe, as the student's side has it."""
+    """Both directions of the pipe, on the student's side."""
 
     def __init__(self, source: BinaryIO, target: BinaryIO):
         self._in, self._out = source, target
@@ -147,7 +148,7 @@ class Link:
 
 
 class _Nothing:
-    """Stands for the course's checks, which judge elsewhere: whatever is asked of it does nothing."""
+    """Replaces the course's checks, which judge elsewhere, and other modules. Every attribute is a no-op function."""
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_, **__: None
@@ -170,10 +171,10 @@ def _described(error: BaseException) -> dict[str, Any]:
 
 
 def refuse(forbidden: list[str]) -> None:
-    """Refuses, from now on, what no answer needs.
+    """From now on, refuses operations that no answer needs.
 
     Args:
-        forbidden: folders whose files are not for reading.
+        forbidden: folders whose files may not be read.
     """
     no = (
         "socket.", "subprocess.", "ctypes.", "os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill",
@@ -187,8 +188,8 @@ def refuse(forbidden: list[str]) -> None:
     folders = [[part for part in os.path.realpath(f).split(os.sep) if part] for f in (*forbidden, "/proc")]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
-    # Nothing in here that the code to be watched could have replaced: no function written in Python, no method of its
-    # own classes.
+    # The hook uses nothing that the watched code could replace: no function written in Python, and no method of the
+    # student's own classes.
     def hook(event: str, args: tuple[Any, ...], *, fspath: Any = os.fspath, sep: str = os.sep) -> None:
         if event == "open":
             path, mode, flags = args
@@ -211,10 +212,10 @@ def refuse(forbidden: list[str]) -> None:
 
 
 def limit(memory: int, cpu_s: int) -> None:
-    """Bounds on memory, processor time and files, where the system has them."""
+    """Limits memory, processor time and file sizes, where the system supports it."""
     try:
         import resource
-    except ImportError:  # Windows: the other process watches alone
+    except ImportError:  # on Windows only the other process enforces limits
         return
     for name, value in (("RLIMIT_AS", memory), ("RLIMIT_CPU", cpu_s), ("RLIMIT_FSIZE", 1_000_000), ("RLIMIT_CORE", 0)):
         if hasattr(resource, name):
@@ -230,7 +231,7 @@ def main() -> None:
     link = Link(source, target)
     order = receive(source)
     import collections  # noqa: F401
-    import math  # noqa: F401 - what an answer usually imports
+    import math  # noqa: F401 - modules that answers usually import
     import types
 
     sys.stdout = sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(os.dup(nowhere), "w")))
