@@ -69,7 +69,7 @@ def whole_matrix(matrix: np.ndarray, name: str) -> Picture:
     most = float(np.abs(matrix).max()) or 1.0
     fig = picture(float(np.clip(1.6 + 7.0 * rows / columns, 2.6, 7.0)))
     ax = fig.add_subplot()
-    # From dark blue to light yellow: the order survives a grey printer and colour blindness
+    # From dark blue to light yellow: the order survives greyscale printing and colour blindness
     image = ax.imshow(matrix, cmap="cividis", vmin=-most, vmax=most, aspect="auto")
     bar = fig.colorbar(image, ax=ax, fraction=0.03, pad=0.02, ticks=[-most, 0, most])
     bar.ax.set_yticklabels([f"{-most:.2f}", "0", f"{most:.2f}"])

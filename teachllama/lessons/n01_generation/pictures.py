@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from teachllama.model import Model
 
-PAPER = ("#d9ecf7", "#fdebc8")  # two alternating light fills; in grey, outlines and gaps separate the boxes
+PAPER = ("#d9ecf7", "#fdebc8")  # two alternating light fills; in greyscale, outlines and gaps separate the boxes
 ROOM = WIDTH * 72 - 16  # points across a picture
 MOST_LETTERS = 48  # shown of one token's text
 

@@ -185,7 +185,7 @@ class TemperatureSlider(widgets.VBox):
 
 @drawn
 def cuts(distributions: Mapping[str, np.ndarray], kept: Mapping[str, Mapping[str, int]], shown: int = 30) -> Picture:
-    """Cuts through bar charts: the likeliest tokens of each distribution, and how far each rule reaches.
+    """The likeliest tokens of each distribution as bars, with a line per rule over the tokens that it keeps.
 
     Args:
         distributions: prompt -> probabilities (vocab_size,).

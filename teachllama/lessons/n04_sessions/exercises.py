@@ -129,7 +129,7 @@ def _cache_of(source: Any, seq_len: int | None, kv_dtype: str) -> Cache:
     return Cache(layout.layers, length, Fraction(block_nbytes, block), layout.native_seq_len, n_heads, dim)
 
 
-_LAYOUTS = ("kv_layout", "layout")  # the names of a config's layout, and of a published shape's
+_LAYOUTS = ("kv_layout", "layout")  # the layout's attribute in a config, and in a published shape
 
 
 def _cache_verdict(function: Any, case: Case, model: Any) -> CheckResult:

@@ -10,7 +10,7 @@ __all__ = ["CheckResult", "barriers", "hint", "latent_bytes", "neox_order", "rou
 
 
 def neox_order(function: object) -> CheckResult:
-    """Checks a learner's `f(head) -> head`: pairs (2i, 2i+1) that rotate together moved to (i, i + n/2)."""
+    """Checks a learner's `f(head) -> head`: each rotating pair (2i, 2i+1) moved to (i, i + n/2)."""
     return judge(function, NEOX)
 
 

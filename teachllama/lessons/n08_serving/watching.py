@@ -63,7 +63,7 @@ def page_owners(pool: Pool, sessions: Sequence[Session]) -> np.ndarray:
 
 
 def watch(scheduler: Scheduler) -> list[Frame]:
-    """Runs a scheduler until every request is done; one frame before the first step, and one after each."""
+    """Runs a scheduler until every request is done. Returns one frame before the first step and one after each step."""
     frames: list[Frame] = []
     known: dict[int, RequestRow] = {}
     for event in scheduler.events():
@@ -119,7 +119,7 @@ def bars(log: Log) -> list[Bar]:
     since: dict[int, float] = {}  # waiting request -> since when
     step, began, last = 0, 0.0, 0.0
     for at, event in log:
-        if event.step != step:  # events are read at a step's end; it began at the event before
+        if event.step != step:  # events are read at a step's end; it began at the previous event
             step, began = event.step, last
         last = at
         bar = found.setdefault(event.request, Bar(event.request, submitted=at))
