@@ -496,7 +496,7 @@ def usable(lengths: Sequence[int], reused: Mapping[str, Sequence[int]]) -> Pictu
 
     Args:
         lengths: tokens of the prompt.
-        reused: name of the holder of the conversation -> tokens reused for each length.
+        reused: name of the line -> tokens reused for each length.
     """
     if not reused or any(len(values) != len(lengths) for values in reused.values()):
         raise ParameterError(f"expected {len(lengths)} numbers for each line, one for each length")
