@@ -16,10 +16,10 @@ def weights_of_a_llama(answer: object, shape: Any) -> CheckResult:
 
     Args:
         answer: the learner's number.
-        shape: a dictionary, or anything with attributes, that has the names of `exercises.Shape`.
+        shape: a dictionary or an object that has the fields of `exercises.Shape`.
 
     Raises:
-        ParameterError: the shape lacks one of them.
+        ParameterError: a field is missing or has an invalid value.
     """
     return judge_answer(answer, WEIGHTS, shape_of(shape)._asdict())
 
@@ -35,5 +35,5 @@ def hidden(function: object) -> CheckResult:
 
 
 def rope(function: object) -> CheckResult:
-    """Checks `rope(x, positions, base)`: x (n, d), positions (n,) -> (n, d), adjacent pairs turned."""
+    """Checks `rope(x, positions, base)`: x (n, d), positions (n,) -> (n, d), with adjacent pairs rotated."""
     return judge(function, ROPE)

@@ -1,6 +1,6 @@
 """The exercises of lesson 00: counting a Llama's weights, RMSNorm, the causal mask, RoPE.
 
-A function of the learner's is tried on arrays chosen so that every usual mistake gives another result.
+The learner's function runs on arrays chosen so that each common mistake gives a different result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from teachllama.lessons.common.judge import near, one_number
 
 
 class Shape(NamedTuple):
-    """What the number of weights of a Llama follows from."""
+    """The sizes that determine how many weights a Llama has."""
 
     n_layers: int
     dim: int
@@ -41,7 +41,7 @@ class Shape(NamedTuple):
         output: bool = True,
         layer_norms: int = 2,
     ) -> int:
-        """The numbers; an argument replaces a part with a mistaken one."""
+        """The number of weights. Arguments replace parts of the count to reproduce mistakes."""
         kv_heads = self.n_kv_heads if kv_heads is None else kv_heads
         tables = (1 if self.tied else 2) if tables is None else tables
         heads = (1 + output) * self.n_heads + (1 + v) * kv_heads
@@ -50,10 +50,10 @@ class Shape(NamedTuple):
 
 
 def shape_of(source: Any) -> Shape:
-    """A `Shape` out of a dictionary, or of anything that has its names as attributes.
+    """A `Shape` from a dictionary or an object that has its fields.
 
     Raises:
-        ParameterError: a name is missing, or is not a whole number above 0.
+        ParameterError: a field is missing, a size is not a whole number above 0, or `tied` is not a bool.
     """
     get = source.get if isinstance(source, dict) else lambda name: getattr(source, name, None)
     values: list[Any] = [get(name) for name in Shape._fields]
@@ -418,7 +418,7 @@ def _faster(x: np.ndarray, positions: np.ndarray, base: float) -> np.ndarray:
 
 
 def _half_pairs(turned: Callable[[np.ndarray, np.ndarray, float], np.ndarray]) -> Callable[..., np.ndarray]:
-    """The same with pairs i and i + d/2."""
+    """`turned`, with pairs i and i + d/2 instead of adjacent ones."""
 
     def function(x: np.ndarray, positions: np.ndarray, base: float) -> np.ndarray:
         d = x.shape[-1]

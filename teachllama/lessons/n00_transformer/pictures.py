@@ -1,7 +1,7 @@
 """The pictures of notebook 00, a transformer in one notebook. Each function takes numbers that the notebook has
-computed and returns a `Picture`; its `alt` says in words what it shows.
+computed and returns a `Picture`; its `alt` describes it in words.
 
-Knows nothing of the engine.
+Independent of the engine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @drawn
 def where_the_numbers_are(parts: Mapping[str, int]) -> Picture:
-    """A bar for each part of a model: how many of its numbers are there. `parts` is name -> count."""
+    """One bar per part of a model: how many of its numbers the part holds. `parts` is name -> count."""
     total = sum(parts.values())
     if total <= 0:
         raise ParameterError("parts is empty or holds no numbers; give name -> count")
@@ -69,7 +69,7 @@ def whole_matrix(matrix: np.ndarray, name: str) -> Picture:
     most = float(np.abs(matrix).max()) or 1.0
     fig = picture(float(np.clip(1.6 + 7.0 * rows / columns, 2.6, 7.0)))
     ax = fig.add_subplot()
-    # From dark blue to light yellow: the order survives a grey printer and colour blindness
+    # From dark blue to light yellow: the order survives greyscale printing and colour blindness
     image = ax.imshow(matrix, cmap="cividis", vmin=-most, vmax=most, aspect="auto")
     bar = fig.colorbar(image, ax=ax, fraction=0.03, pad=0.02, ticks=[-most, 0, most])
     bar.ax.set_yticklabels([f"{-most:.2f}", "0", f"{most:.2f}"])
@@ -92,7 +92,7 @@ def dot_products(words: Sequence[str], products: np.ndarray) -> Picture:
 
     Args:
         words: n labels.
-        products: (n, n), row i and column j the product of words i and j.
+        products: (n, n); row i, column j is the product of words i and j.
     """
     n = len(words)
     if np.shape(products) != (n, n) or not n:
@@ -125,11 +125,11 @@ def dot_products(words: Sequence[str], products: np.ndarray) -> Picture:
 
 @drawn
 def clocks(vectors: np.ndarray, names: Sequence[str]) -> Picture:
-    """RoPE's pairs as clock hands, one clock a pair and one hand a position.
+    """RoPE's pairs as clock hands, one clock per pair and one hand per position.
 
     Args:
         vectors: (n_positions, n_pairs, 2), each hand's end.
-        names: of the pairs.
+        names: the pairs' names, one per clock.
     """
     vectors = np.asarray(vectors)
     if vectors.ndim != 3 or vectors.shape[1:] != (len(names), 2) or not len(vectors) or not len(names):
@@ -166,7 +166,7 @@ def clocks(vectors: np.ndarray, names: Sequence[str]) -> Picture:
 
 @drawn
 def activation_curve(function: Callable[[np.ndarray], np.ndarray], points: Sequence[float]) -> Picture:
-    """A curve from -6 to 6 with ReLU beside it, and the points that were computed by hand marked."""
+    """The function from -6 to 6 beside ReLU, with the points that were computed by hand marked."""
     x = np.linspace(-6, 6, 481)
     y, marks = np.asarray(function(x)), np.asarray(points, dtype=float)
     fig = picture(4.4)
@@ -194,7 +194,7 @@ def activation_curve(function: Callable[[np.ndarray], np.ndarray], points: Seque
 
 @drawn
 def one_layer(dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, head_dim: int) -> Picture:
-    """One layer of a Llama as two branches off the residual stream, with the shapes of what flows."""
+    """One layer of a Llama as two branches off the residual stream, with the shapes of its tensors."""
     if min(dim, hidden_dim, n_heads, n_kv_heads, head_dim) < 1:
         raise ParameterError(
             f"sizes are {dim}, {hidden_dim}, {n_heads}, {n_kv_heads}, {head_dim}; expected 1 or more each"
@@ -247,10 +247,10 @@ def one_layer(dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, head_dim
 
 @drawn
 def last_looks(stories: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> Picture:
-    """Where the last token of each story looks: a bar for each earlier token.
+    """The attention of each story's last token: one bar per token.
 
     Args:
-        stories: title -> (the n tokens' texts, the n attention weights of the last one).
+        stories: title -> (the n tokens' texts, the last token's n attention weights).
     """
     if not stories or any(len(pieces) != len(weights) or not pieces for pieces, weights in stories.values()):
         raise ParameterError("expected at least one story, with as many weights as tokens")
@@ -272,11 +272,11 @@ def last_looks(stories: Mapping[str, tuple[Sequence[str], Sequence[float]]]) -> 
 
 @drawn
 def answer_by_layer(probabilities: Sequence[float], likeliest: Sequence[str], answer: str) -> Picture:
-    """The answer's probability, were the residual stream read after each layer, and what would be likeliest there.
+    """The answer's probability and the likeliest token, with the residual stream decoded after each layer.
 
     Args:
-        probabilities: of the final answer, one a layer.
-        likeliest: the likeliest token's text, one a layer.
+        probabilities: the final answer's probability, one per layer.
+        likeliest: the likeliest token's text, one per layer.
         answer: the final answer's text.
     """
     n = len(probabilities)
@@ -305,11 +305,11 @@ def answer_by_layer(probabilities: Sequence[float], likeliest: Sequence[str], an
 
 
 def _table(ax: Axes) -> None:
-    """An image's axes without ticks and frame."""
+    """Removes ticks and frame from an image's axes."""
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
 
 def _share(n: int, total: int) -> str:
-    """A part in percent; a small one is not called nothing."""
+    """A share in percent. A nonzero share below 0.1% is not shown as 0.0%."""
     return "under 0.1%" if 0 < n / total < 0.001 else f"{n / total:.1%}"

@@ -36,13 +36,13 @@ def bits_per_weight(answer: object, file: GGUFFile) -> CheckResult:
 
 
 def merging(function: object) -> CheckResult:
-    """Checks `function(symbols, ranks) -> list of str`: byte-pair merging until no pair may be joined.
+    """Checks `function(symbols, ranks) -> list of str`: byte-pair merging until no pair can be joined.
 
-    `symbols` is a list of letters; `ranks` maps (left, right) to a rank, and the lowest is joined first.
+    `symbols` is a list of letters. `ranks` maps (left, right) to a rank; the lowest rank is joined first.
     """
     return judge(function, MERGING)
 
 
 def safe_turn(function: object, model: Model) -> CheckResult:
-    """Checks `function(model, before, text, after) -> token ids`: marks parsed, the user's text not."""
+    """Checks `function(model, before, text, after) -> token ids`: specials parsed in the marks, not in the text."""
     return judge(function, SAFE_TURN, model)

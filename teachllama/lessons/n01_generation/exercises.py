@@ -1,5 +1,5 @@
-"""The exercises of lesson 01, hello, generation: characters per token, bits per weight, byte-pair merging of one's own,
-and a chat turn that its user cannot end.
+"""The exercises of lesson 01, hello, generation: characters per token, bits per weight, byte-pair merging by hand, and
+a chat turn that the user's text cannot end.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def _each(file: Any) -> list[float]:
 
 
 def made_file(sizes: Sequence[tuple[int, int]]) -> Any:
-    """What an open file has of sizes, for tensors of these bytes and elements."""
+    """A stand-in for an open file that has only sizes: one (bytes, elements) per tensor."""
     tensors = {str(i): SimpleNamespace(nbytes=b, n_elements=n) for i, (b, n) in enumerate(sizes)}
     return SimpleNamespace(tensors=tensors, nbytes=1_000 + sum(b for b, _ in sizes))
 
@@ -271,7 +271,7 @@ def _bpe(
     choose: Callable[[list[tuple[int, int]]], tuple[int, int]] = min,
     rounds: int = 10**6,
 ) -> list[str]:
-    """Byte-pair merging; `choose` takes one of (rank, index): the least is right."""
+    """Byte-pair merging. `choose` picks one (rank, index) of the candidates; the smallest is correct."""
     out = list(symbols)
     for _ in range(rounds):
         found = [(ranks[pair], i) for i, pair in enumerate(pairwise(out)) if pair in ranks]
@@ -292,7 +292,7 @@ def _longest_first(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int])
 
 
 def _one_sweep(symbols: Sequence[str], ranks: Mapping[tuple[str, str], int]) -> list[str]:
-    """Each merge of the list once, in the order of its rank, wherever it stands."""
+    """Applies each merge once, in order of rank, wherever its pair occurs."""
     out = list(symbols)
     for pair in sorted(ranks, key=ranks.__getitem__):
         i = 0
@@ -310,12 +310,12 @@ def _keeps_the_second(symbols: Sequence[str], ranks: Mapping[tuple[str, str], in
         if not found:
             break
         i = min(found)[1]
-        out[i] = out[i] + out[i + 1]  # and the second is still there
+        out[i] = out[i] + out[i + 1]  # but the second symbol stays
     return out
 
 
 def _as_symbols(value: Any) -> list[str] | CheckResult:
-    """What a learner's function returns, as plain strings; or what is wrong with its kind."""
+    """The learner's result as plain strings, or a `CheckResult` about its wrong type."""
     if value is None or value is ...:
         return CheckResult(False, "Your function returns nothing (None); it should return the symbols.", "unanswered")
     if isinstance(value, str):
@@ -330,7 +330,7 @@ def _as_symbols(value: Any) -> list[str] | CheckResult:
 
 
 def _words_to_join(rng: np.random.Generator, model: Any) -> list[Case]:
-    """Known words under other letters: the answers are other ones for each student."""
+    """Known words with their letters permuted, so that the answers differ between students."""
     words = {
         "banana": {("a", "n"): 0, ("an", "a"): 1, ("b", "an"): 2},
         "mississippi": {("s", "s"): 0, ("i", "ss"): 1, ("p", "p"): 2, ("m", "i"): 3},
@@ -431,14 +431,14 @@ _MARKS = (("<|im_start|>user\n", "<|im_end|>\n"), ("<start_of_turn>user\n", "<en
 
 
 def _controls(model: Model, ids: Sequence[int]) -> list[int]:
-    """The ids among them that only `parse_special` makes."""
+    """The ids that only `parse_special` produces."""
     control = {i: (piece := model.piece(i)) and model.encode(piece, parse_special=True) == [i] != model.encode(piece)
                for i in set(ids)}  # fmt: skip
     return [i for i in ids if control[i]]
 
 
 def turn_marks(model: Model) -> tuple[str, str]:
-    """What goes before and after a user's text: the model's own marks of a turn, or else its bos and eos."""
+    """The marks before and after a user's text: the model's own turn marks, otherwise its bos and eos."""
     for before, after in _MARKS:
         if all(_controls(model, model.encode(mark, parse_special=True)) for mark in (before, after)):
             return before, after

@@ -1,7 +1,7 @@
 """A whole decode step of notebook 01 as one moving picture, and the same stages as a still.
 
-`StepPlayer` is the widget: a text of one's own, Play, and a page of HTML that fills as the token passes through the
-model. `step_stages` is the still. Both draw a `teachllama.Step`, numbers that the model computed, and know no models.
+`StepPlayer` is the widget: a text field, Play, and an HTML page that fills in as the token passes through the model.
+`step_stages` is the still. Both draw a `teachllama.Step`, whose numbers the model computed. Independent of models.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_TOKENS = 24  # rows of the table of keys and values that fit a screen
-FULL = 3.0  # times a vector's root mean square: the size from which a number has its full colour
-NEW, OLD = "#fdebc8", "#d9ecf7"  # the token of this step; what the cache had before
+FULL = 3.0  # in units of a vector's root mean square: numbers at least this large get full colour
+NEW, OLD = "#fdebc8", "#d9ecf7"  # the token of this step; the tokens already in the cache
 _RAMP = np.array([[0, 114, 178], [255, 255, 255], [213, 94, 0]], float)  # BLUE below 0, VERMILION above
 
 
@@ -60,7 +60,7 @@ def rms(x: np.ndarray) -> float:
 
 
 def colours(x: np.ndarray, unit: float) -> np.ndarray:
-    """Numbers (rows, columns) -> uint8 (rows, columns, 3): blue below 0, red above, full from `FULL * unit` on."""
+    """Numbers (rows, columns) -> uint8 (rows, columns, 3): blue below 0, red above, full at `FULL * unit`."""
     t = np.clip(np.nan_to_num(x) / (FULL * unit or 1.0), -1, 1)[..., None]
     return np.asarray(
         np.where(t < 0, _RAMP[1] + (_RAMP[1] - _RAMP[0]) * t, _RAMP[1] + (_RAMP[2] - _RAMP[1]) * t), np.uint8
@@ -68,9 +68,9 @@ def colours(x: np.ndarray, unit: float) -> np.ndarray:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """uint8 (rows, columns, 3) -> a PNG file, one pixel a number. https://www.w3.org/TR/png/"""
+    """uint8 (rows, columns, 3) -> a PNG file, one pixel per number. https://www.w3.org/TR/png/"""
     rows, columns, _ = pixels.shape
-    raw = np.zeros((rows, 1 + 3 * columns), np.uint8)  # each row begins with its filter: 0, none
+    raw = np.zeros((rows, 1 + 3 * columns), np.uint8)  # each row begins with its filter type: 0, none
     raw[:, 1:] = pixels.reshape(rows, -1)
     chunks = [
         (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)),
@@ -83,7 +83,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _stripes(x: np.ndarray | None, unit: float | None = None, css: str = "") -> str:
-    """A vector as an image one number high; an empty frame where it is not computed yet."""
+    """A vector as an image one number high, or an empty frame if it is not computed yet."""
     if x is None:
         return f'<div class="s none" style="{css}"></div>'
     data = base64.b64encode(png(colours(np.atleast_2d(x), unit or rms(x)))).decode()
@@ -114,10 +114,10 @@ def _name(piece: str, most: int = 12) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One moment of the step: which layer is at work, how much of it is done, what the picture says about it."""
+    """One moment of the step: the active layer, how much of it is done, and the text shown with it."""
 
     layer: int  # -1 before layer 0; the number of layers after the last
-    done: int  # of the layer's parts: 1 norm, 2 query, key and value, 3 attention, 4 feed-forward network
+    done: int  # the layer's last finished part: 1 norm, 2 query, key and value, 3 attention, 4 feed-forward
     title: str
     text: str
 
@@ -201,7 +201,7 @@ STYLE = """<style>
 
 
 def frame_html(step: Step, frame: Frame, head: int = 0) -> str:
-    """One moment as a page of HTML, from real numbers alone; as wide as there is room, and two columns become one.
+    """One moment as an HTML page, from the step's own numbers, in two columns, or one on a narrow screen.
 
     Raises:
         ParameterError: there is no such head, or the text has more than `MOST_TOKENS` tokens.
@@ -232,12 +232,12 @@ def _row(name: str, x: np.ndarray | None, on: bool) -> str:
 
 
 def _inside(step: Step, frame: Frame, head: int) -> str:
-    """The left column: one layer, filled as far as it is done."""
+    """The left column: one layer, filled in as far as it is computed."""
     i = min(max(frame.layer, 0), len(step.layers) - 1)
     layer, done = step.layers[i], 4 if frame.layer == len(step.layers) else frame.done if frame.layer >= 0 else 0
     x = step.embedding if i == 0 else step.layers[i - 1].x
     started = frame.layer >= 0 or frame.done > 0
-    single = i == 0 and frame.layer == 0  # layer 0 goes part by part, and the part at work is marked
+    single = i == 0 and frame.layer == 0  # layer 0 is shown part by part, with the current part marked
     shown = lambda v, part: v if done >= part else None
     at = lambda part: single and done == part
     return "".join(
@@ -260,13 +260,13 @@ def _group(layer: LayerStep, head: int) -> int:
 
 
 def _cache(step: Step, layer: LayerStep, head: int, done: int, on: bool) -> str:
-    """The cache of the layer as a table, a row a token: key, share of attention, value."""
+    """The layer's cache as a table, one row per token: key, share of attention, value."""
     g, seen = _group(layer, head), layer.weights.shape[1]
     keys, values, weights = layer.keys[g], layer.values[g], layer.weights[head]
     units = rms(keys), rms(values)
     rows = []
     for j, piece in enumerate(step.pieces):
-        at = j - (len(step.ids) - seen)  # the window of some layers has lost the first tokens
+        at = j - (len(step.ids) - seen)  # a sliding window no longer holds the first tokens
         new = j == len(step.ids) - 1
         there = at >= 0 and (not new or done >= 2)
         share = ""
@@ -288,7 +288,7 @@ def _tower(step: Step, frame: Frame) -> str:
     """The right column: every layer, layer 0 at the bottom: its rows of the cache, the size of x, the lens."""
     n, depth = len(step.ids), len(step.layers)
     row, cell = 15, min(11.0, 104 / n)
-    left, word = 48, 352  # where columns begin, of 470 in all
+    left, word = 48, 352  # where columns begin, of a width of 470
     bar = left + cell * n + 12
     sizes = [rms(step.embedding), *(rms(layer.x) for layer in step.layers)]
     low, high = np.log(min(sizes)), np.log(max(sizes))
@@ -329,7 +329,7 @@ def _tower(step: Step, frame: Frame) -> str:
 
 
 def _likeliest(step: Step, known: bool) -> str:
-    """The likeliest next tokens, once the logits are there."""
+    """The likeliest next tokens; empty rows until the logits are known."""
     rows = []
     for a in step.likeliest:
         if known:
@@ -347,15 +347,15 @@ def _likeliest(step: Step, known: bool) -> str:
 
 # ---- the still ----
 
-_LEFT, _RIGHT, _ACROSS = 1.25, 0.95, 6.2  # inches: names, sizes, the whole; narrow, for a telephone held upright
+_LEFT, _RIGHT, _ACROSS = 1.25, 0.95, 6.2  # inches: names, sizes, total width; narrow enough for a phone held upright
 
 
 @drawn
 def step_stages(step: Step, head: int = 0) -> Picture:
-    """The stages of a decode step below one another: what the player shows, in stills.
+    """The stages of a decode step, one below the other: a still version of the player.
 
     Args:
-        head: whose query, keys and attention of layer 0 are drawn.
+        head: the query head of layer 0 whose query, keys and attention are drawn.
 
     Raises:
         ParameterError: there is no such head, or the text has more than `MOST_TOKENS` tokens.
@@ -363,7 +363,7 @@ def step_stages(step: Step, head: int = 0) -> Picture:
     _checked(step, head)
     n, layer, last, g = len(step.ids), step.layers[0], _name(step.pieces[-1]), _group(step.layers[0], head)
     best, lines = step.likeliest[0], _wrapped(step)
-    room = 0.3 + 0.095 * max(len(_name(p)) for p in step.lens_pieces)  # inches, for words that stand upright
+    room = 0.3 + 0.095 * max(len(_name(p)) for p in step.lens_pieces)  # inches, for words written vertically
     heights = [0.36 * len(lines), 0.34, 0.94, 0.25 * n, 2.0 + room]
     stills = _Stills([*heights, 0.3 * len(step.likeliest)])
     ax = stills.add(f"1  The text: {last} is new" + ", the rest is in the cache" * (n > 1), left=0.12, right=0.12)
@@ -406,7 +406,7 @@ def step_stages(step: Step, head: int = 0) -> Picture:
 
 
 class _Stills:
-    """Axes below one another, each under its title, in a picture as high as they need."""
+    """Axes one below the other, each under its title, in a picture tall enough for all."""
 
     def __init__(self, heights: Sequence[float]):
         self._heights, self._title, self._gap = list(heights), 0.36, 0.16  # inches
@@ -415,7 +415,7 @@ class _Stills:
         self._y = self._tall
 
     def add(self, title: str, left: float = _LEFT, right: float = _RIGHT, below: float = 0.0) -> Axes:
-        """The next axes; `below` inches of their height are left free, for what is written under them."""
+        """The next axes. `below` inches of their height stay free for text under them."""
         height = self._heights.pop(0)
         self._y -= self._title
         where = 0.12 / _ACROSS, (self._y + 0.1) / self._tall
@@ -436,7 +436,7 @@ def _names(ax: Axes, names: Sequence[str]) -> None:
 
 
 def _wrapped(step: Step) -> list[list[tuple[float, float, str, bool]]]:
-    """The tokens in lines: (left, width, text, whether it is the new one), in points."""
+    """The tokens in lines, each as (left, width, text, whether it is the new one); left and width are in points."""
     lines: list[list[tuple[float, float, str, bool]]] = [[]]
     x, across = 1.0, 72 * (_ACROSS - 0.26)
     for j, piece in enumerate(step.pieces):
@@ -460,7 +460,7 @@ def _barcode(ax: Axes, x: np.ndarray, name: str) -> None:
 
 
 def _attended(left: Axes, right: Axes, step: Step, head: int) -> None:
-    """The keys of layer 0 in the cache, a row a token, and beside them the share that each gets."""
+    """The cached keys of layer 0, one row per token, and beside them each token's share of attention."""
     layer = step.layers[0]
     weights, keys = layer.weights[head], layer.keys[_group(layer, head)]
     n = len(weights)
@@ -476,7 +476,7 @@ def _attended(left: Axes, right: Axes, step: Step, head: int) -> None:
 
 
 def _growth(ax: Axes, step: Step) -> None:
-    """The size of the residual stream over the layers, and below, where it changes, the likeliest token so far."""
+    """The size of the residual stream over the layers. Below: the likeliest token so far, where it changes."""
     sizes = [rms(step.embedding), *(rms(layer.x) for layer in step.layers)]
     ax.semilogy(range(len(sizes)), sizes, "o-", color=BLUE, linewidth=1.6, markersize=4)
     ax.minorticks_off()
@@ -496,17 +496,17 @@ def _growth(ax: Axes, step: Step) -> None:
 
 
 class StepPlayer(widgets.VBox):
-    """A decode step that plays: a text, a head, Play, and the picture below.
+    """A decode step as an animation: a text field, a choice of head, Play, and the picture below.
 
     Args:
-        compute: text -> its `Step`; what it refuses is shown in its own words.
-        text: evaluated at first.
+        compute: text -> its `Step`. If it raises a `TeachLlamaError` for a new text, the message is shown.
+        text: the first text.
 
     Attributes:
-        text, head, at: the controls; set their `.value`. `at` counts frames.
-        play: presses `at` on.
+        text, head, at: the controls; set their `.value`. `at` is the index of the frame.
+        play: advances `at`.
         page: the picture; its `.value` is HTML.
-        step: what is shown.
+        step: the `Step` that is shown.
     """
 
     def __init__(self, compute: Callable[[str], Step], text: str):

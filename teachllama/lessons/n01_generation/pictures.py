@@ -1,7 +1,7 @@
 """The pictures of notebook 01, hello, generation: a text in tokens, byte-pair merging step by step, how many characters
-a token stands for, and where a GGUF file's bytes are. Each returns a `Picture`; its `alt` says in words what it shows.
+a token stands for, and where a GGUF file's bytes are. Each returns a `Picture`; its `alt` describes it in words.
 
-Knows the engine's public names, and nothing of how it works inside.
+Uses only the engine's public names.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ if TYPE_CHECKING:
 
     from teachllama.model import Model
 
-PAPER = ("#d9ecf7", "#fdebc8")  # two light fills that take turns; the outline and the gap tell boxes apart in grey
+PAPER = ("#d9ecf7", "#fdebc8")  # two alternating light fills; in greyscale, outlines and gaps separate the boxes
 ROOM = WIDTH * 72 - 16  # points across a picture
-MOST_LETTERS = 48  # of one token's text
+MOST_LETTERS = 48  # shown of one token's text
 
 
 @drawn
 def token_boxes(
     model: Model, texts: Mapping[str, str | Sequence[int]], *, special: Collection[int] = (), title: str = ""
 ) -> Picture:
-    """Texts as boxes, one a token: above, the text it stands for; below, its id.
+    """Texts as boxes, one per token: above, the token's text; below, its id.
 
     A dashed box begins or ends inside a character; it shows its bytes in hexadecimal. A box with a thick edge is a
     special token.
@@ -60,7 +60,7 @@ def token_boxes(
         model: encodes the texts; its vocabulary gives the pieces.
         texts: name -> text, or token ids.
         special: the ids that get a thick edge.
-        title: above all.
+        title: the picture's title.
     """
     if not texts:
         raise ParameterError("no texts: give at least one, by name")
@@ -101,7 +101,7 @@ def token_boxes(
 
 
 def _piece(model: Model, token_id: int) -> tuple[str, bool]:
-    """What to write in a token's box, and whether it is only part of a character."""
+    """The text for a token's box, and whether the token is only part of a character."""
     raw = model.tokenizer.piece_bytes(token_id)
     try:
         text = visible(raw.decode())
@@ -111,7 +111,7 @@ def _piece(model: Model, token_id: int) -> tuple[str, bool]:
 
 
 def text_width(text: str, size: float) -> float:
-    """How wide a text is in points, at `size` points."""
+    """The width of a text in points, at a font size of `size` points."""
     return float(TextPath((0, 0), text, size, prop=FontProperties(family="DejaVu Sans")).get_extents().width)
 
 
@@ -130,11 +130,11 @@ def _box(ax: Axes, left: float, top: float, width: float, height: float, **style
 
 @drawn
 def merge_steps(steps: Sequence[tuple[Sequence[str], int | None, str]]) -> Picture:
-    """Byte-pair merging, a row a step: every letter keeps its place, and the symbol just made is drawn thick.
+    """Byte-pair merging, one row per step: every letter keeps its place, and the symbol just made is drawn thick.
 
     Args:
-        steps: (symbols, the index of the one that was just joined or None, a few words about why), first to last. The
-            symbols of each row, joined, are the same text.
+        steps: (symbols, the index of the symbol just made or None, a few words about why), first to last. The
+            symbols of every row spell the same text.
     """
     texts = {"".join(symbols) for symbols, _, _ in steps}
     if len(texts) != 1 or not all(texts):
@@ -167,7 +167,7 @@ def merge_steps(steps: Sequence[tuple[Sequence[str], int | None, str]]) -> Pictu
 
 @drawn
 def characters_and_tokens(rows: Sequence[tuple[str, int, int]]) -> Picture:
-    """For each text two bars, its characters and its tokens, and how many characters a token stands for.
+    """Two bars per text, its characters and its tokens, with the number of characters per token.
 
     Args:
         rows: (name, characters, tokens), drawn from the top.
@@ -201,7 +201,7 @@ def file_bytes(sections: Sequence[tuple[str, int]], kinds: Mapping[str, int]) ->
     """A GGUF file as a strip from its first byte to its last, and the bytes of each kind of tensor as bars.
 
     Args:
-        sections: (name, bytes) in the file's order; neighbours that begin with "blk." are named together, as layers.
+        sections: (name, bytes) in the file's order; adjacent names that begin with "blk." share one label, as layers.
         kinds: kind of tensor -> bytes, drawn from the top.
     """
     total = sum(nbytes for _, nbytes in sections)
@@ -211,7 +211,7 @@ def file_bytes(sections: Sequence[tuple[str, int]], kinds: Mapping[str, int]) ->
     strip, ax = fig.subplots(2, 1, height_ratios=[1.1, 0.5 * len(kinds)])
     at, runs = 0, list[tuple[str, int, int, int]]()  # (name, first byte, bytes, layers)
     for name, nbytes in sections:
-        n_layers = runs[-1][3] if runs else 0  # of the run that this one goes on with
+        n_layers = runs[-1][3] if runs else 0  # in the run before this section
         layer = name.startswith("blk.")
         colour = (
             (ORANGE, "#f5cf85")[n_layers % 2]

@@ -28,7 +28,7 @@ def chatml(function: object) -> CheckResult:
 
 
 def reusing(function: object) -> CheckResult:
-    """Checks `function(held, wanted) -> (keep, rest)`: how many held tokens stay, and which are left to evaluate."""
+    """Checks `function(held, wanted) -> (keep, rest)`: how many held tokens stay, and which remain to evaluate."""
     return judge(function, REUSING)
 
 

@@ -43,7 +43,7 @@ def _new(chat: Chat, text: str) -> int:
 
 
 def conversation(model: Any, *questions: str) -> Chat:
-    """A conversation in a session of its own, with short replies."""
+    """A conversation in a new session, with a short reply to each question."""
     from teachllama.chat import Chat
 
     template = None if model.chat_template else "gemma" if model.config.arch == "gemma3" else "chatml"
@@ -492,7 +492,7 @@ def _as_messages(value: Any) -> Messages | CheckResult:
 
 
 def _without_the_system(messages: Messages, length: Callable[[Messages], int], budget: int) -> Messages:
-    """Asks for the turns' length alone."""
+    """Measures the length of the turns without the system message."""
     start = int(_role(messages) == "system")
     turns = list(messages[start:])
     while turns and length(turns) > budget:

@@ -1,8 +1,8 @@
 """The pictures and the widget of notebook 02, chat and templates: what each turn evaluates and how long that takes, the
-likeliest next tokens of two prompts, one question in five formats. Each function returns a `Picture`; its `alt` says in
-words what it shows.
+likeliest next tokens of two prompts, one question in five formats. Each function returns a `Picture`; its `alt`
+describes it in words.
 
-Knows tokens and their texts, and nothing of models or templates: the widget is handed a function that knows.
+Independent of models and templates: the widget gets a function that turns a conversation into tokens.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def turns(rows: Sequence[tuple[str, int, int, int]]) -> Picture:
     """Each turn of a conversation as a bar: tokens held from before, tokens of the question, tokens of the reply.
 
     Args:
-        rows: (what was said, held, new, reply), in tokens, drawn from the top.
+        rows: (question, tokens held, new tokens, tokens of the reply), drawn from the top.
     """
     if not rows or any(min(row[1:]) < 0 for row in rows):
         raise ParameterError("give at least one turn; tokens cannot be fewer than none")
@@ -78,23 +78,23 @@ def turns(rows: Sequence[tuple[str, int, int, int]]) -> Picture:
 
 
 def short(text: str, most: int = 26) -> str:
-    """A text on one line, cut where it is longer than `most` characters."""
+    """A text on one line, cut to at most `most` characters."""
     text = " ".join(text.split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def percent(p: float) -> str:
-    """A probability as a percentage with one decimal; one too small for that is 'below 0.1%'."""
+    """A probability as a percentage with one decimal; 'below 0.1%' if that would be 0.0%."""
     return f"{100 * p:.1f}%" if p >= 0.0005 else "below 0.1%"
 
 
 @drawn
 def waiting(lengths: Sequence[int], kept_s: Sequence[float], again_s: Sequence[float]) -> Picture:
-    """Seconds until a reply can begin, against the length of the conversation: keeping the session, and starting anew.
+    """Time until a reply can begin, against the length of the conversation: with the session kept, and without.
 
     Args:
         lengths: tokens of the conversation at each turn.
-        kept_s, again_s: seconds, as many.
+        kept_s, again_s: seconds at each turn, with the session kept and with everything evaluated again.
     """
     if not len(lengths) == len(kept_s) == len(again_s) > 0:
         raise ParameterError("lengths, kept_s and again_s must be of one length, and not empty")
@@ -123,10 +123,10 @@ def waiting(lengths: Sequence[int], kept_s: Sequence[float], again_s: Sequence[f
 
 @drawn
 def likeliest(panels: Mapping[str, Sequence[Alternative]]) -> Picture:
-    """The likeliest next tokens of several prompts, side by side as bars of one scale.
+    """The likeliest next tokens of several prompts, side by side as bars on one scale.
 
     Args:
-        panels: what the prompt is -> its alternatives, likeliest first; as many in each.
+        panels: name of the prompt -> its alternatives, likeliest first; the same number in each.
     """
     if not panels or any(not alternatives for alternatives in panels.values()):
         raise ParameterError("give at least one prompt, and at least one alternative for each")
@@ -157,7 +157,7 @@ def likeliest(panels: Mapping[str, Sequence[Alternative]]) -> Picture:
 
 @drawn
 def formats(rows: Sequence[tuple[str, int, int, str]]) -> Picture:
-    """One question in several formats: how many of its tokens are control tokens to this model, and what came of it.
+    """One question in several formats: how many of its tokens are control tokens for this model, and the reply.
 
     Args:
         rows: (format, ordinary tokens, control tokens, a few words on the reply), drawn from the top.
@@ -192,9 +192,9 @@ class TemplateExplorer(widgets.VBox):
     """A widget: choose a format, write a system message and a question, and see the tokens that the model would read.
 
     Args:
-        tokens: (format, system message, question) -> the tokens. What it refuses is shown in its own words.
-        formats: their names, the first one chosen.
-        system, text: what stands in the fields at first.
+        tokens: (format, system message, question) -> the tokens. The message of a `TeachLlamaError` is shown.
+        formats: the names of the formats; the first is selected.
+        system, text: the initial contents of the fields.
 
     Attributes:
         format, system, text: the controls; set their `.value`.

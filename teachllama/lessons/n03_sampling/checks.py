@@ -14,7 +14,7 @@ __all__ = ["CheckResult", "hint", "min_p_count", "repeat_penalty", "temperature"
 
 
 def min_p_count(answer: object, logits: np.ndarray, min_p: float, temperature: float) -> CheckResult:
-    """Checks how many tokens `min_p` keeps where the engine samples at `temperature`.
+    """Checks how many tokens `min_p` keeps when the engine samples at `temperature`.
 
     Args:
         answer: the learner's number.
@@ -36,7 +36,7 @@ def temperature(function: object) -> CheckResult:
 
 
 def repeat_penalty(function: object) -> CheckResult:
-    """Checks a learner's `f(logits, seen, penalty) -> logits`, seen being a list of token ids, oldest first."""
+    """Checks a learner's `f(logits, seen, penalty) -> logits`; `seen` is a list of token ids, oldest first."""
     return judge(function, REPEAT_PENALTY)
 
 

@@ -308,7 +308,7 @@ def _reached(ranked: np.ndarray, mass: float) -> int:
     return min(len(ranked), int(np.count_nonzero(np.cumsum(ranked) < mass)) + 1)
 
 
-def _right_top_p(q: np.ndarray, p: float) -> np.ndarray:  # on sums that are exact, unlike those of softmax
+def _right_top_p(q: np.ndarray, p: float) -> np.ndarray:  # the practice cases' sums are exact, unlike softmax's
     return _sorted_cut(q, _reached(-np.sort(-q), p))
 
 

@@ -1,7 +1,7 @@
 """The pictures and the slider of notebook 03, sampling. Each function takes numbers that the notebook has computed and
-returns a `Picture`; its `alt` says in words what it shows.
+returns a `Picture`; its `alt` describes it in words.
 
-Knows logits and the texts of tokens, and nothing of models or sessions.
+Works on logits and the texts of tokens; independent of models and sessions.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def distribution(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def entropy(probabilities: np.ndarray) -> float:
-    """How undecided a distribution is, in bits: the mean surprise of what it draws."""
+    """The entropy of a distribution, in bits: the mean surprise of a draw."""
     p = probabilities[probabilities > 0]
     return max(0.0, float(-(p * np.log2(p)).sum()))
 
@@ -73,8 +73,8 @@ def greedy_path(pieces: Sequence[str], probabilities: Sequence[float], period: i
 
     Args:
         pieces: the tokens' texts, in order.
-        probabilities: what the model gave each, 0 to 1.
-        period: the length of the loop at the end, whose rounds are shaded in turn; None for no loop.
+        probabilities: the probability that the model gave each, 0 to 1.
+        period: the length of the loop at the end, whose rounds are shaded alternately; None for no loop.
     """
     n = len(pieces)
     if not n or n != len(probabilities):
@@ -103,7 +103,7 @@ def greedy_path(pieces: Sequence[str], probabilities: Sequence[float], period: i
 
 @drawn
 def temperatures(logits: np.ndarray, pieces: Mapping[int, str], values: Sequence[float] = (0.5, 1.0, 2.0)) -> Picture:
-    """The same logits as probabilities at several temperatures, side by side: what the slider shows, in stills.
+    """The same logits as probabilities at several temperatures, side by side: a still version of the slider.
 
     Args:
         logits: (vocab_size,).
@@ -146,7 +146,7 @@ class TemperatureSlider(widgets.VBox):
     Attributes:
         temperature: the slider; set its `.value`.
         readout: the panel; its `.value` is HTML.
-        probabilities: (vocab_size,), those shown now.
+        probabilities: (vocab_size,), the current ones.
     """
 
     def __init__(self, logits: np.ndarray, pieces: Mapping[int, str], temperature: float = 1.0):
@@ -185,7 +185,7 @@ class TemperatureSlider(widgets.VBox):
 
 @drawn
 def cuts(distributions: Mapping[str, np.ndarray], kept: Mapping[str, Mapping[str, int]], shown: int = 30) -> Picture:
-    """Cuts through bar charts: the likeliest tokens of each distribution, and how far each rule reaches.
+    """The likeliest tokens of each distribution as bars, with a line per rule over the tokens that it keeps.
 
     Args:
         distributions: prompt -> probabilities (vocab_size,).
@@ -226,10 +226,10 @@ def cuts(distributions: Mapping[str, np.ndarray], kept: Mapping[str, Mapping[str
 
 @drawn
 def penalty_arrows(names: Sequence[str], before: Sequence[float], after: Mapping[str, Sequence[float]]) -> Picture:
-    """Logits of some tokens before (hollow) and after (filled) each penalty, a panel a penalty.
+    """Logits of some tokens before (hollow) and after (filled) each penalty, one panel per penalty.
 
     Args:
-        names: one a token, as they should read.
+        names: the tokens' labels.
         before: their logits.
         after: the penalty's name -> their logits under it.
     """
@@ -263,7 +263,7 @@ def ruler(pieces: Sequence[str], probabilities: Sequence[float], numbers: Sequen
 
     Args:
         pieces: the texts of the tokens that may be drawn.
-        probabilities: theirs; they add up to 1.
+        probabilities: the tokens' probabilities, which add up to 1.
         numbers: random numbers from 0 to below 1, first drawn at the top.
     """
     edges = np.cumsum(probabilities)
@@ -298,11 +298,11 @@ def ruler(pieces: Sequence[str], probabilities: Sequence[float], numbers: Sequen
 
 @drawn
 def knobs(results: Mapping[str, tuple[float, Sequence[float]]]) -> Picture:
-    """What each setting does, a row a setting: variety on the left, surprise on the right.
+    """The effect of each setting, one row per setting: variety on the left, surprise on the right.
 
     Args:
-        results: the setting's name -> (distinct n-grams as a share of all, 0 to 1; mean surprise in bits a token,
-            one number a seed).
+        results: the setting's name -> (distinct n-grams as a share of all, 0 to 1; mean surprise in bits per token,
+            one number per seed).
     """
     if not results or not all(len(surprises) for _, surprises in results.values()):
         raise ParameterError("expected at least one setting, and for each the mean surprise of at least one seed")

@@ -1,6 +1,6 @@
-"""The KV-cache calculator: a widget for notebook 04, and the same facts as a table for a reader without a kernel.
+"""The KV-cache calculator: a widget for notebook 04, and the same figures as a table for readers without a kernel.
 
-The arithmetic is `teachllama.kv`'s; `Answer` puts it together with the weights and the memory there is.
+`teachllama.kv` does the arithmetic. `Answer` combines it with the weights and the available memory.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Answer:
-    """What some sessions of a model take, in bytes.
+    """The memory that some sessions of a model need, in bytes.
 
     Raises:
-        ParameterError: a setting is out of range, or the model's heads do not divide into `kv_dtype`'s blocks.
+        ParameterError: on reading a property, if a setting is out of range or the model's heads do not divide into
+            `kv_dtype`'s blocks.
     """
 
     shape: Shape
@@ -45,7 +46,7 @@ class Answer:
 
     @property
     def token_nbytes(self) -> int:
-        """KV cache that one more token takes in one session, at the beginning."""
+        """KV cache of one token in one session, before any sliding window is full."""
         return self.shape.layout.bytes(1, self.kv_dtype)
 
     @property
@@ -60,7 +61,7 @@ class Answer:
 
     @property
     def weights_nbytes(self) -> int:
-        """The weights, once."""
+        """The weights, which all sessions share."""
         return self.shape.weights_nbytes(self.weights_dtype)
 
     @property
@@ -70,13 +71,13 @@ class Answer:
 
     @property
     def fitting_sessions(self) -> int:
-        """How many sessions of `seq_len` tokens fit beside the weights; -1 where the weights alone do not."""
+        """How many sessions of `seq_len` tokens fit beside the weights; -1 if the weights alone do not fit."""
         left = self.memory_nbytes - self.weights_nbytes
         return -1 if left < 0 else left // self.session_nbytes
 
     @property
     def fitting_seq_len(self) -> int:
-        """The longest context, up to the native one, that `n_sessions` sessions can all have beside the weights."""
+        """The longest context, at most the native one, for which `n_sessions` sessions fit beside the weights."""
         left = self.memory_nbytes - self.weights_nbytes
         native = self.shape.layout.native_seq_len
         if left <= 0:
@@ -85,7 +86,7 @@ class Answer:
         return native if longest is None else min(native, longest)
 
     def formula(self) -> list[str]:
-        """One session's bytes with the numbers put in, a line for each kind of layer."""
+        """The formula for one session's bytes with its numbers, one line per kind of layer."""
         block, block_nbytes = KV_DTYPES[self.kv_dtype]
         per_number = f"{block_nbytes} bytes" if block == 1 else f"{block_nbytes}/{block} bytes"
         lines = []
@@ -107,7 +108,7 @@ class KVCalculator(widgets.VBox):
     Attributes:
         model, context, kv_dtype, sessions, weights, memory: the controls; set their `.value`.
         readout: the panel; its `.value` is HTML.
-        answer: the `Answer` shown now; None where the panel shows an error.
+        answer: the `Answer` shown now; None while the panel shows an error.
     """
 
     def __init__(self, shapes: Sequence[Shape], seq_len: int, kv_dtype: str, n_sessions: int, weights: str, gb: float):
@@ -157,13 +158,13 @@ class KVCalculator(widgets.VBox):
         return "KV-cache calculator: a widget, alive while the notebook's kernel runs"
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        table = kv_calculator_table()  # what a reader sees who has no kernel
+        table = kv_calculator_table()  # for readers without a kernel
         bundle = dict(super()._repr_mimebundle_(**kwargs) or {})
         return bundle | {"text/plain": repr(table), "text/html": table._repr_html_()}
 
     @property
     def shape(self) -> Shape:
-        """The shape chosen now."""
+        """The selected shape."""
         return self._shapes[self.model.value]
 
     def _model_changed(self, _change: object) -> None:
@@ -171,7 +172,7 @@ class KVCalculator(widgets.VBox):
         self._show()
 
     def _offer_contexts(self, wanted: int) -> None:
-        """Powers of two up to the native context; the one offered that is nearest below what was wanted is chosen."""
+        """Offers powers of two and the native context, and selects the largest that does not exceed `wanted`."""
         native = self.shape.layout.native_seq_len
         lengths = sorted({2**i for i in range(7, 31) if 2**i < native} | {native})
         chosen = lengths[max(0, bisect.bisect_right(lengths, wanted) - 1)]
@@ -180,7 +181,7 @@ class KVCalculator(widgets.VBox):
 
     def _show(self, _change: object = None) -> None:
         shape = self.shape
-        self.weights.disabled = shape.loaded_nbytes is not None  # they are what they are
+        self.weights.disabled = shape.loaded_nbytes is not None  # a loaded model's weights have a fixed size
         answer = Answer(
             shape, self.context.value, self.kv_dtype.value, self.sessions.value, self.weights.value,
             round(self.memory.value * GB),
@@ -203,14 +204,14 @@ def kv_calculator(
     weights: str = "q4_0",
     memory_gb: float = 16.0,
 ) -> KVCalculator:
-    """A widget: choose a model, a context, a type, a number of sessions; read the bytes and what fits.
+    """A widget: choose a model, a context, a type and a number of sessions; it shows the bytes and what fits.
 
-    The bytes of all caches stand in the element of class and data-testid `teachllama-kv-total`.
+    The bytes of all caches are in the element whose class and data-testid are `teachllama-kv-total`.
 
     Args:
-        model: a loaded model, offered first, with its weights as they are.
-        shape: the name in `SHAPES` to begin with; by default the loaded model, or else Llama 3.1 8B.
-        seq_len, kv_dtype, sessions, weights, memory_gb: what to begin with.
+        model: a loaded model, listed first, with the actual size of its weights.
+        shape: the model selected first, a name in `SHAPES`; by default the loaded model, otherwise Llama 3.1 8B.
+        seq_len, kv_dtype, sessions, weights, memory_gb: the initial settings.
 
     Raises:
         ParameterError: no such shape or type.
@@ -238,7 +239,7 @@ def _label(shape: Shape) -> str:
     return shape.name if shape.loaded_nbytes is None else f"{shape.name} (loaded here)"
 
 
-# In the notebook's own colours, light or dark; stripes and labels tell the parts of the bar apart without colour.
+# Uses the notebook's own colours, light or dark. Stripes and labels distinguish the parts of the bar without colour.
 _PANEL = """
 <div class="teachllama-kv" style="line-height:1.55;max-width:66em;overflow-wrap:break-word">
 <div style="font-size:1.25em">KV cache of {whose}:
@@ -299,7 +300,7 @@ def _fits(a: Answer) -> str:
 
 
 class Table:
-    """Rows of text that show themselves as an HTML table in a notebook, and as aligned text elsewhere."""
+    """Rows of text, displayed as an HTML table in a notebook and as aligned text elsewhere."""
 
     def __init__(self, caption: str, rows: Sequence[Sequence[str]]):
         self.caption, self.rows = caption, [list(row) for row in rows]
@@ -335,11 +336,11 @@ def kv_calculator_table(
     weights: str = "q4_0",
     memory_gb: float = 16.0,
 ) -> Table:
-    """What the calculator says for every model, as a table: its twin for a reader without a kernel.
+    """The calculator's figures for every model as a table, for readers without a kernel.
 
     Args:
         model: a loaded model, listed first.
-        seq_len: tokens of each session, or the native context where that is less; by default the native context.
+        seq_len: tokens per session, at most the model's native context, which is the default.
         kv_dtype, sessions, weights, memory_gb: as `kv_calculator` takes them.
     """
     rows: list[Sequence[str]] = [

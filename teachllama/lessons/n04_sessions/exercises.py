@@ -1,5 +1,5 @@
-"""The exercises of lesson 04, sessions and memory: how many bytes, how many sessions, four broken calculators, a
-`generate` of one's own, and a session that would not go away.
+"""The exercises of lesson 04, sessions and memory: how many bytes, how many sessions, four broken calculators,
+`generate` by hand, and a session that stays alive.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # ---- the KV cache's size, and how people get it wrong ----
 
 
-# The mistakes are those of `teachllama kv --explain`, as far as they can be made in a formula.
+# The mistakes of `teachllama kv --explain` that can be made in a formula.
 _NAMES = (
     "query_heads", "head_dim", "no_v", "value_length", "elements", "counted_f16", "counted_f32", "sliding_window",
     "first_layer", "native_context", "one_position", "one_layer", "twice",
@@ -47,7 +47,7 @@ def _text(name: str, cache: Cache) -> str:
 def _recognise_cache(
     answer: Sequence[int | float], caches: Sequence[Cache], praise: str, otherwise: str
 ) -> CheckResult:
-    """Which fault gives these numbers of bytes, one a cache; or which two at once, as far as the numbers tell."""
+    """Finds the fault that gives these bytes, one number per cache, or two faults if the numbers identify them."""
     answer, right = tuple(answer), tuple(c.nbytes for c in caches)
     wrong = {name: [fault.change(c) for c in caches] for name, fault in FAULTS.items()}
     single = [Slip(name, tuple(c.nbytes for c in wrong[name]), _text(name, caches[0])) for name in FAULTS]
@@ -80,8 +80,8 @@ def kv_bytes(
         answer: the learner's number.
         config_or_layout: the model's `config`; or a `KVLayout`, a GGUF file's metadata, or anything with `metadata`
             (an open file, a shape from `teachllama.show`).
-        seq_len: as in `teachllama.kv_cache_bytes`, its default too.
-        kv_dtype: likewise.
+        seq_len: as in `teachllama.kv_cache_bytes`, with the same default.
+        kv_dtype: as in `teachllama.kv_cache_bytes`.
     """
     try:
         cache = _cache_of(config_or_layout, seq_len, kv_dtype)
@@ -110,14 +110,14 @@ def kv_bytes(
 
 
 def _cache_of(source: Any, seq_len: int | None, kv_dtype: str) -> Cache:
-    """The cache asked about; raises `TeachLlamaError` where the question makes no sense."""
+    """The cache that the question is about. Raises `TeachLlamaError` if the question is invalid."""
     n_heads = dim = 0
-    source = getattr(source, "config", source)  # a model will do
+    source = getattr(source, "config", source)  # a model is accepted, too
     metadata = source if isinstance(source, Mapping) else getattr(source, "metadata", None)
     if isinstance(metadata, Mapping) and metadata:
         source = kv_layout_from_metadata(metadata)
         found = (metadata.get(f"{source.arch}.{key}") for key in ("attention.head_count", "embedding_length"))
-        n_heads, dim = (x if isinstance(x, int) else 0 for x in found)  # some files: one number per layer
+        n_heads, dim = (x if isinstance(x, int) else 0 for x in found)  # some files have one number per layer
     else:
         n_heads, dim = getattr(source, "n_heads", 0), getattr(source, "dim", 0)
     layout = next((x for x in (source, *(getattr(source, n, None) for n in _LAYOUTS)) if isinstance(x, KVLayout)), None)
@@ -129,7 +129,7 @@ def _cache_of(source: Any, seq_len: int | None, kv_dtype: str) -> Cache:
     return Cache(layout.layers, length, Fraction(block_nbytes, block), layout.native_seq_len, n_heads, dim)
 
 
-_LAYOUTS = ("kv_layout", "layout")  # the names of a config's layout, and of a published shape's
+_LAYOUTS = ("kv_layout", "layout")  # the layout's attribute in a config, and in a published shape
 
 
 def _cache_verdict(function: Any, case: Case, model: Any) -> CheckResult:
@@ -171,7 +171,7 @@ CACHE = Exercise(
 def sessions_that_fit(
     answer: object, model_nbytes: int, session_nbytes: int, memory: int = 2_000_000_000
 ) -> CheckResult:
-    """Checks how many sessions fit in `memory` bytes beside the model: all arguments in bytes."""
+    """Checks how many sessions fit in `memory` bytes beside the model. All sizes are in bytes."""
     sizes = []
     for name, value in (("model_nbytes", model_nbytes), ("session_nbytes", session_nbytes), ("memory", memory)):
         size = number(value, f"{name} is")
@@ -248,7 +248,7 @@ SESSIONS = Exercise(
 
 # ---- 3. four broken calculators ----
 
-# What a calculator is given. The shapes tell every fault from every other.
+# The shapes that a calculator gets. They distinguish each fault from every other.
 CALCULATOR_SHAPES: dict[str, dict[str, int]] = {
     "SmolLM2 135M, f32": {
         "n_layers": 30, "seq_len": 1024, "n_heads": 9, "n_kv_heads": 3, "dim": 576,
@@ -271,16 +271,16 @@ CALCULATOR_SHAPES: dict[str, dict[str, int]] = {
         "key_length": 64, "value_length": 64, "bytes_per_number": 4,
     },
 }  # fmt: skip
-CALCULATOR_FAULTS = ("query_heads", "head_dim", "no_v", "elements")  # of the four, in the notebook's order
+CALCULATOR_FAULTS = ("query_heads", "head_dim", "no_v", "elements")  # one per calculator, in the notebook's order
 
 
 Shapes = Mapping[str, Mapping[str, int]]
 
 
 def calculators(functions: object, shapes: Shapes = CALCULATOR_SHAPES) -> CheckResult:
-    """Checks the four mended calculators, `f(shape: dict) -> bytes`, a list of them in the notebook's order.
+    """Checks the four repaired calculators, a list of `f(shape: dict) -> bytes` in the notebook's order.
 
-    Each is tried on all `shapes`, whose keys are what a calculator may look up.
+    Each runs on all `shapes`. A calculator may look up the keys of a shape.
     """
     given = run(lambda: list(itertools.islice(functions, 5))).value  # type: ignore[call-overload]
     if given is None or len(given) != len(CALCULATOR_FAULTS):
@@ -410,8 +410,8 @@ _TEXTS = {
 def generate_with_stop(function: object, model: Model) -> CheckResult:
     """Checks `function(session, prompt_ids, stop, max_new_tokens) -> str`: greedy text, up to a stop string.
 
-    First with practice sessions, whose model says a known text; then with a real session of `model`, against
-    `Session.generate`.
+    Runs it on practice sessions, whose model generates a known text, then on a real session of `model`, where the
+    result is compared with that of `Session.generate`.
     """
     if not callable(function):
         return CheckResult(False, f"A function is wanted; this is {a_type(function)}.", "type")
@@ -445,7 +445,7 @@ def _no_text(value: object) -> CheckResult:
 
 
 def _misuse(session: PracticeSession, text_is_right: bool) -> str | None:
-    """What was wrong with how the session was used."""
+    """The mistake in how the session was used, or None."""
     for mistake in ("uses_generate", "no_prompt"):
         if mistake in session.mistakes:
             return mistake
@@ -461,12 +461,12 @@ def _misuse(session: PracticeSession, text_is_right: bool) -> str | None:
 
 
 def _wrong_text(scene: Scene, text: str | None, n_evaluated: int) -> str | None:
-    """What was wrong with a text that is a scene's (None: nothing), or with how many of its tokens were evaluated."""
+    """The mistake in a scene's text, or in how many of its tokens were evaluated; None if both are right."""
     said = [b"".join(scene.pieces[:n]).decode("utf-8", "replace") for n in range(len(scene.pieces) + 1)]
     expected, ends = scene.expected, scene.pieces[-1] in (END, TURN)
     if ends:
         enough = len(scene.pieces)
-    else:  # the tokens until the stop string is whole, or all that may be kept
+    else:  # the tokens until the stop string is complete, or the maximum
         enough = next((n for n, so_far in enumerate(said) if scene.stop in so_far), scene.max_new_tokens)
     if text is None or (text == expected and n_evaluated <= enough):
         return None
@@ -490,7 +490,7 @@ def _wrong_text(scene: Scene, text: str | None, n_evaluated: int) -> str | None:
 
 
 def _on_the_model(function: Callable[..., Any], model: Model) -> CheckResult:
-    """The same function on a real session, against the engine's own generate."""
+    """Compares the same function on a real session with the engine's own generate."""
     try:
         prompt = model.encode("Once upon a time", add_special=True)
         session = model.create_session(seq_len=len(prompt) + 16, seed=0)

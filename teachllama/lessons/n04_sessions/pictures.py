@@ -1,7 +1,7 @@
 """The pictures of notebook 04, sessions and memory. Each function takes numbers that the notebook has measured or
-computed and returns a `Picture`; its `alt` says in words what it shows.
+computed and returns a `Picture`; its `alt` describes it in words.
 
-Knows the engine's public names, and nothing of how it works inside.
+Uses only the engine's public names.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from teachllama.model import Model
     from teachllama.session import Session
 
-# Six whose lines keep clear of one another; up to 32,768 tokens Mistral 7B's is Llama 3.1 8B's.
+# Six models whose lines do not overlap. Mistral 7B's equals Llama 3.1 8B's up to 32,768 tokens.
 DRAWN = ("SmolLM2 135M", "Gemma 3 270M", "Gemma 3 4B", "Llama 2 7B", "Llama 3.1 8B", "Llama 3.1 70B")
 LINE_COLOURS = (BLUE, GREEN, VERMILION, PURPLE, ORANGE, SKY, FAINT)
 
@@ -132,9 +132,9 @@ def reserved_and_resident(
 
     Args:
         points: (n_past, resident bytes of the cache), as measured.
-        config: the model's; its formula is the line.
+        config: the model's config, from which the predicted line is computed.
         seq_len: positions the session reserved; `config.seq_len` by default.
-        kv_dtype: the session's.
+        kv_dtype: the session's KV type.
     """
     if not points:
         raise ParameterError("no points: give at least one (n_past, resident bytes)")
@@ -193,7 +193,7 @@ def reserved_and_resident(
 
 @drawn
 def session_bars(weights_nbytes: int, session_nbytes: Mapping[str, int] | Sequence[int]) -> Picture:
-    """Stacked bars: the weights once and a cache for each session, beside a model loaded for each.
+    """Stacked bars: the weights once and a cache per session, beside a model loaded for each session.
 
     Args:
         weights_nbytes: bytes of the weights.
@@ -300,21 +300,21 @@ def _shortened(text: str, most: int = 22) -> str:
 
 @dataclass(frozen=True)
 class CacheSnapshot:
-    """What a cache held at one moment: numbers of its own, so it keeps no session alive."""
+    """The contents of a cache at one moment, copied, so that it keeps no session alive."""
 
     n_past: int
-    norms: np.ndarray  # (n_layers, seq_len): length of each key over all KV heads; NaN where nothing is kept
+    norms: np.ndarray  # (n_layers, seq_len): length of each key over all KV heads; NaN where empty
 
 
 def cache_snapshot(session: Session) -> CacheSnapshot:
-    """Notes how full a session's cache is, for `cache_filling`.
+    """Records how full a session's cache is, for `cache_filling`.
 
     Only positions before n_past are read, so a snapshot makes no page of the cache resident.
     """
     keys = session.k_cache[:, : session.n_past].astype(np.float32)  # (n_layers, n_past, n_kv_heads, head_dim)
     norms = np.full((session.model.config.n_layers, session.seq_len), np.nan, np.float32)
     filled = np.sqrt(np.einsum("lpgd,lpgd->lp", keys, keys))
-    norms[:, : session.n_past] = np.where(filled > 0, filled, np.nan)  # zeros: given back behind a sliding window
+    norms[:, : session.n_past] = np.where(filled > 0, filled, np.nan)  # zeros: freed behind a sliding window
     return CacheSnapshot(session.n_past, norms)
 
 
@@ -323,8 +323,8 @@ def cache_filling(cache: Session | CacheSnapshot | Sequence[CacheSnapshot], *, p
     """The cache as a picture, layers by positions: dark where a key is short, bright where long, dotted where empty.
 
     Args:
-        cache: a session as it is now, or snapshots of `cache_snapshot`, drawn one below the other.
-        positions: show only the first ones; all by default. A session of 64 positions makes a good picture.
+        cache: a session, or snapshots from `cache_snapshot`, drawn one below the other.
+        positions: how many to show, from the first; all by default. A session of 64 positions makes a good picture.
     """
     if isinstance(cache, CacheSnapshot):
         snapshots = [cache]
@@ -430,7 +430,7 @@ def with_and_without_cache(
 
 @drawn
 def wrong_calculators(rows: Sequence[tuple[str, float]]) -> Picture:
-    """The right bytes and what each wrong calculator says, as bars, with the factor in words.
+    """The right number of bytes and each wrong calculator's, as bars, with the factor in words.
 
     Args:
         rows: (name, bytes); the first is the right one.

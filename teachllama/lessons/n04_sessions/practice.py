@@ -1,5 +1,5 @@
-"""Practice sessions for the exercise about `generate`: they behave as sessions whose model has learnt one continuation
-by heart, and note how they are used.
+"""Practice sessions for the exercise about `generate`: they behave like sessions whose model has memorized one
+continuation, and record how they are used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROMPT = b"Tell me a story"
 
 @dataclass(frozen=True)
 class Scene:
-    """One practice run: the pieces that the model will say, and what should come of them."""
+    """One practice run: the pieces that the model generates, and the expected text."""
 
     about: str
     pieces: tuple[bytes, ...]
@@ -42,7 +42,7 @@ SCENES = (
 
 
 class _RanAway(BaseException):
-    """Asked for far more tokens than allowed. No Exception, so that a learner's `except Exception` does not hide it."""
+    """Far too many calls. Not an `Exception`, so that a learner's `except Exception` does not hide it."""
 
 
 class PracticeTokenizer:
@@ -64,7 +64,7 @@ class PracticeTokenizer:
         return b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", "replace")
 
     def encode(self, text: str, **_: bool) -> list[int]:
-        """Greedy: the longest piece that fits, again and again; what fits no piece is left out."""
+        """Greedy: takes the longest piece that matches, repeatedly. Bytes that match no piece are skipped."""
         rest, ids = text.encode(), []
         while rest:
             best = max((p for p in self._pieces if rest.startswith(p)), key=len, default=b"")
@@ -74,7 +74,7 @@ class PracticeTokenizer:
 
 
 class PracticeModel:
-    """What a practice session has for a model."""
+    """The model of a practice session."""
 
     def __init__(self, tokenizer: PracticeTokenizer):
         self.tokenizer = tokenizer
@@ -83,9 +83,9 @@ class PracticeModel:
 
 
 class PracticeSession:
-    """Behaves as a session whose model has learnt one continuation by heart, and notes how it is used.
+    """Behaves like a session whose model has memorized one continuation, and records how it is used.
 
-    The next token depends on the position alone: the scene's pieces in turn, then chatter without end.
+    The next token depends only on the position: the scene's pieces in order, then an endless filler.
     """
 
     def __init__(self, scene: Scene):
@@ -95,7 +95,7 @@ class PracticeSession:
         index = tokenizer._pieces.index
         self.prompt_ids, self.script = [index(p) for p in self._prompt_pieces], [index(p) for p in scene.pieces]
         self.seq_len, self.tokens = 4096, list[int]()
-        self.n_looks = 0  # at the same logits
+        self.n_looks = 0  # reads of the same logits
         self.mistakes: set[str] = set()
         self._left = 10 * scene.max_new_tokens + 100
 

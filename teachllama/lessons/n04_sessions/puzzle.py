@@ -1,4 +1,4 @@
-"""The puzzle of notebook 04: a session that more than its name keeps alive."""
+"""The puzzle of notebook 04: a session that several references keep alive."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """How far a session has come; the session knows it, and it knows the session: a cycle."""
+    """A session's progress. It and the session refer to each other: a reference cycle."""
 
     def __init__(self, of: Session):
         self.of = of
 
 
 class LeakPuzzle:
-    """Hands its four things over when unpacked, and keeps only weak references to the session."""
+    """Hands over its four objects when unpacked; then it has only weak references to the session."""
 
     def __init__(self, model: Model):
         session = model.create_session(seq_len=min(256, model.config.seq_len), seed=0)
@@ -52,10 +52,11 @@ class LeakPuzzle:
 
 
 def leak_puzzle(model: Model) -> LeakPuzzle:
-    """A session that more than its name keeps alive. Unpack it: `session, stories, picture, on_token = puzzle`.
+    """A session that several references keep alive. Unpack it: `session, stories, picture, on_token = puzzle`.
 
-    `stories` is a list, `picture` a view of the cache, `on_token` a function; and the session is part of a reference
-    cycle. To solve it, let go of all, so that the session and its memory are gone; then `leak_released(puzzle)`.
+    `stories` is a list, `picture` a view of the cache, `on_token` a function. The session is part of a reference
+    cycle. To solve the puzzle, release every reference, so that the session and its memory are freed, then call
+    `leak_released(puzzle)`.
     """
     return LeakPuzzle(model)
 
@@ -65,7 +66,7 @@ def _n_collections() -> int:
 
 
 def leak_released(puzzle: object) -> CheckResult:
-    """Checks whether the puzzle's session is gone with its memory; otherwise says, in words, what still holds on."""
+    """Checks whether the puzzle's session is gone and its memory freed; if not, lists what still refers to it."""
     if type(puzzle) is not LeakPuzzle:
         return CheckResult(False, "Give the puzzle that check.leak_puzzle(model) made.", "type")
     if puzzle._things:
@@ -77,7 +78,7 @@ def leak_released(puzzle: object) -> CheckResult:
     watch = puzzle._watch
     del puzzle  # so that this call's own variables are not among the holders
     collecting = gc.isenabled()
-    gc.disable()  # looking must not change what there is to see
+    gc.disable()  # the check itself must not free anything
     try:
         report = watch.holders()
     finally:
@@ -89,7 +90,7 @@ def leak_released(puzzle: object) -> CheckResult:
         return CheckResult(True, "The session is gone, and its memory has been given back.")
     if closed:
         mistake = "closed_only"
-    elif len(strong) - len(named) >= 2:  # stories and on_token are both there
+    elif len(strong) - len(named) >= 2:  # stories and on_token both remain
         mistake = "collected_only" if collected else "untouched" if named else "name_only"
     elif strong:
         mistake = "output" if set(strong) == {"output"} else "still_held"

@@ -1,6 +1,6 @@
-"""The shapes of some published models: what the size of their KV cache depends on, as a GGUF file's metadata has it.
+"""The shapes of some published models: the sizes that determine their KV cache, in the form of GGUF metadata.
 
-Numbers are those of each model's own config.json (`Shape.source`). Knows nothing of plots.
+The numbers are from each model's own config.json (`Shape.source`). Independent of plots.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from teachllama.kv import KV_DTYPES, KVLayout, kv_layout_from_metadata
 if TYPE_CHECKING:
     from teachllama.model import Model
 
-BINDER_BYTES = 2 * 10**9  # memory that mybinder.org allows at most; it guarantees 1 GB
+BINDER_BYTES = 2 * 10**9  # mybinder.org's memory limit; it guarantees 1 GB
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model as far as memory is concerned."""
+    """The properties of a model that determine its memory use."""
 
     name: str
     layout: KVLayout
-    n_weights: int | None  # parameters; an embedding that is also the output matrix counts once. None: not known
+    n_weights: int | None  # parameters; an embedding that is also the output matrix counts once. None: unknown
     source: str  # where the numbers come from
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    loaded_nbytes: int | None = None  # what the weights take in this process, for a loaded model
+    loaded_nbytes: int | None = None  # bytes of the weights in this process, for a loaded model
 
     def get(self, key: str) -> Any:
         """A metadata value without its architecture's prefix: `get("attention.head_count")`."""
         return self.metadata[f"{self.layout.arch}.{key}"]
 
     def weights_nbytes(self, dtype: str = "f16") -> int:
-        """Bytes of the weights in a type of `KV_DTYPES`, or as they are where the model is loaded."""
+        """Bytes of the weights in a type of `KV_DTYPES`; for a loaded model, their actual bytes."""
         if self.loaded_nbytes is not None:
             return self.loaded_nbytes
         if self.n_weights is None:
@@ -90,7 +90,7 @@ SHAPES: dict[str, Shape] = {
             "TinyLlama 1.1B", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1_100_048_384,
             layers=22, dim=2048, hidden=5632, heads=32, kv_heads=4, head_dim=64, vocab=32_000, context=2048,
         ),
-        _shape(  # the language model alone, without the part that reads images
+        _shape(  # the language model alone, without the image encoder
             "Gemma 3 4B", "google/gemma-3-4b-it", 3_880_099_328, arch="gemma3",
             layers=34, dim=2560, hidden=10_240, heads=8, kv_heads=4, head_dim=256, vocab=262_144,
             context=131_072, window=1024,
@@ -121,7 +121,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def shape_of(model: Model) -> Shape:
-    """The shape of a loaded model: named as in `SHAPES` where it is one of those, else as its file names it."""
+    """The shape of a loaded model: named as in `SHAPES` if it is one of those, otherwise as in its file."""
     c = model.config
     for known in SHAPES.values():
         if (known.layout.arch, known.layout.layers, known.layout.native_seq_len) == (

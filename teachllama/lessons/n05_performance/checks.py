@@ -26,7 +26,7 @@ def decode_speed(answer: object, question: Question) -> CheckResult:
 
     Args:
         answer: the learner's number.
-        question: what it was asked for.
+        question: the model, the type of weights and the machine.
     """
     if not all(isinstance(q, (int, float)) and math.isfinite(q) and q > 0 for q in question):
         return CheckResult(False, "The question needs another look: all four of its numbers are above 0.", "question")
@@ -34,7 +34,7 @@ def decode_speed(answer: object, question: Question) -> CheckResult:
 
 
 def knee(function: object) -> CheckResult:
-    """Checks a learner's `f(bandwidth, flops, bytes_per_weight)`: the least number of tokens at once past the knee."""
+    """Checks a learner's `f(bandwidth, flops, bytes_per_weight)`: the fewest tokens at once past the knee."""
     return judge(function, KNEE)
 
 
@@ -49,7 +49,7 @@ def kl_divergence(function: object) -> CheckResult:
 
 
 def fair_comparison(function: object) -> CheckResult:
-    """Checks a learner's `f(ours, theirs, clock, pairs)`: how many times faster ours is, measured in turn.
+    """Checks a learner's `f(ours, theirs, clock, pairs)`: how many times faster `ours` is, measured in alternation.
 
     `ours` and `theirs` are called without arguments; `clock()` gives seconds.
     """

@@ -1,5 +1,5 @@
 """The exercises of lesson 05, performance: predicted speed, where the knee is, a long context, KL divergence, and a
-fair comparison. Nothing here is timed: the last one brings its own clock.
+fair comparison. Nothing here is timed: the last one has a simulated clock.
 """
 
 from __future__ import annotations
@@ -448,12 +448,13 @@ KL = Exercise(
 
 
 class World:
-    """Two tasks and the clock they run by: `ours` and `theirs` take no time at all and move the clock.
+    """Two tasks and a simulated clock. `ours` and `theirs` take no real time; they advance the clock.
 
     Args:
         ours, theirs: seconds a call takes on a quiet machine.
-        paces: how slow the machine is, one for each two calls of either task, as if it grew warm.
-        hiccup: the number of a call that takes ten times as long, counted from 0 over both; None for no such call.
+        paces: how slow the machine is, one factor per two calls of either task; the last factor stays. Rising factors
+            simulate a machine that grows warm.
+        hiccup: the index of a call that takes ten times as long, counted from 0 over both tasks; None for no such call.
     """
 
     def __init__(self, ours: float, theirs: float, paces: Sequence[float], hiccup: int | None):
@@ -462,12 +463,12 @@ class World:
         self.looked = 0
 
     def clock(self) -> float:
-        """What `time.perf_counter` is elsewhere."""
+        """Stands in for `time.perf_counter`."""
         self.looked += 1
         return self._now
 
     def ours(self) -> None:
-        """The task whose speed is to be shown."""
+        """The task whose speed is measured."""
         self._run("ours")
 
     def theirs(self) -> None:
@@ -476,7 +477,7 @@ class World:
 
     def _run(self, name: str) -> None:
         pace = self._paces[min(self._calls // 2, len(self._paces) - 1)]
-        first = 1 if name in self._called else (40 if name == "ours" else 15)  # compiling, and pages to be mapped
+        first = 1 if name in self._called else (40 if name == "ours" else 15)  # compilation and page mapping
         slow = 10 if self._calls == self._hiccup else 1
         self._now += self._seconds[name] * pace * first * slow
         self._calls += 1
@@ -541,7 +542,7 @@ def _never_looked(calls: Sequence[tuple[Any, ...]]) -> CheckResult | None:
 def _other_worlds(rng: np.random.Generator, model: Any) -> list[Case]:
     made: list[tuple[_Args, int]] = [
         ((0.03 * rng.uniform(0.5, 2), 0.12, (1.0, 1.1, 1.3, 1.6, 2.0), 4), 5),
-        ((0.2 * rng.uniform(0.5, 2), 0.1, _WARMING, 2), 7),  # the very first pair is the odd one
+        ((0.2 * rng.uniform(0.5, 2), 0.1, _WARMING, 2), 7),  # the first measured pair is the outlier
         ((0.5 * rng.uniform(0.5, 2), 0.5, _STEADY, None), 2),
     ]
     return [Case("a machine", arguments) for arguments in made]

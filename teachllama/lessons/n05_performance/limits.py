@@ -15,7 +15,7 @@ from teachllama.kernels.simd import fma, hsum, load, splat, zeros16
 
 @njit(nogil=True)
 def read(address: int, nbytes: int) -> float:
-    """Adds up float32 numbers, 16 at once: almost no arithmetic, all it does is to fetch."""
+    """Sums float32 numbers, 16 at a time: little arithmetic, so that memory is the limit."""
     a = b = c = d = zeros16()
     for at in range(address, address + nbytes, 256):
         a, b = a + load(at), b + load(at + 64)
@@ -25,7 +25,7 @@ def read(address: int, nbytes: int) -> float:
 
 @njit(nogil=True)
 def multiply_add(rounds: int) -> float:
-    """No memory at all: eight chains of a * x + y on 16 numbers each, so that none waits for another."""
+    """Reads no memory: eight independent chains of a * x + y on 16 numbers each, so that no chain waits for another."""
     x, y = splat(0.999), splat(0.001)
     a = b = c = d = e = f = g = h = zeros16()
     for _ in range(rounds):
@@ -35,7 +35,7 @@ def multiply_add(rounds: int) -> float:
 
 
 def best_seconds(kernel: Callable[..., Any], arguments: Sequence[tuple[int, ...]], repeats: int = 7) -> float:
-    """The best time in which every thread has run the kernel; not the median, since a limit is what is possible."""
+    """The best time in which all threads run the kernel. Not the median, because a limit is the best possible."""
     with ThreadPoolExecutor(len(arguments)) as pool:
 
         def run() -> None:
@@ -51,12 +51,12 @@ def best_seconds(kernel: Callable[..., Any], arguments: Sequence[tuple[int, ...]
 
 
 def measure_limits(n_threads: int, nbytes: int = 1 << 28, rounds: int = 1 << 20) -> tuple[float, float]:
-    """Bytes per second out of memory, and floating-point operations per second, with so many threads."""
+    """Bytes per second from memory, and floating-point operations per second, with `n_threads` threads."""
     memory = np.ones(nbytes // 4, np.float32)
     share = nbytes // n_threads // 256 * 256
     parts = [(memory.ctypes.data + i * share, share) for i in range(n_threads)]
     bandwidth = share * n_threads / best_seconds(read, parts)
     operations = 8 * 16 * 2 * rounds * n_threads  # 8 chains of 16 numbers, a multiplication and an addition each
     flops = operations / best_seconds(multiply_add, [(rounds,)] * n_threads)
-    assert read(memory.ctypes.data, 1024) == 256  # 256 ones: it does read
+    assert read(memory.ctypes.data, 1024) == 256  # 256 ones: the kernel does read memory
     return bandwidth, flops

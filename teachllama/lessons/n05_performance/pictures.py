@@ -1,7 +1,7 @@
 """The pictures of notebook 05, performance. Each function takes numbers that the notebook has measured or predicted and
-returns a `Picture`; its `alt` says in words what it shows.
+returns a `Picture`; its `alt` describes it in words.
 
-Knows nothing of models, sessions or clocks.
+Independent of models, sessions and clocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from teachllama.lessons.common.style import (
 
 
 class Step(NamedTuple):
-    """One call of the model, as a roofline sees it."""
+    """One call of the model, as a point in a roofline."""
 
     n_tokens: int  # evaluated at once
     flops: float  # multiplications and additions
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
 
 class Speed(NamedTuple):
-    """What a model did with its weights in one form."""
+    """The measurements of a model with its weights in one form."""
 
     name: str
     nbytes: int  # read from memory for one token
@@ -56,7 +56,7 @@ class Speed(NamedTuple):
 
 
 def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
-    """The mean KL divergence of next-token distributions from a reference's, in nats: 0 where they are the same.
+    """The mean KL divergence of next-token distributions from a reference's, in nats: 0 if they are the same.
 
     Args:
         reference, logits: (n, vocab_size), after the same n tokens.
@@ -66,7 +66,7 @@ def divergence(reference: np.ndarray, logits: np.ndarray) -> float:
             f"shapes are {reference.shape} and {logits.shape}; expected the same (n, vocab_size) twice"
         )
     found = []
-    for rows in zip(reference, logits, strict=True):  # one by one: in float64 all of them would take much memory
+    for rows in zip(reference, logits, strict=True):  # row by row, because all rows in float64 would take much memory
         shifted = [row.astype(np.float64) - row.max() for row in rows]
         p, q = (row - np.log(np.exp(row).sum()) for row in shifted)
         found.append(float((np.exp(p) * (p - q)).sum()))
@@ -85,24 +85,24 @@ def _some(what: str, things: Sequence[object]) -> None:
 
 
 def _tps(value: float) -> str:
-    """Tokens a second: 7.25 -> '7.2', 1234.5 -> '1,234'."""
+    """Tokens per second: 7.25 -> '7.2', 1234.5 -> '1,234'."""
     return f"{value:.1f}" if value < 10 else f"{value:,.0f}"
 
 
 def _rate(value: float) -> str:
-    """10**9 a second, to two digits or whole: 41.2e9 -> '41', 5.31e9 -> '5.3'."""
+    """In units of 10**9 per second, to two digits or whole: 41.2e9 -> '41', 5.31e9 -> '5.3'."""
     return f"{value / 1e9:.2g}" if value < 99.5e9 else f"{value / 1e9:,.0f}"
 
 
 @drawn
 def roofline(bandwidth: float, peak: float, steps: Sequence[Step], names: Sequence[str] = ()) -> Picture:
-    """The speed that memory and arithmetic allow, against the arithmetic done with each byte; and what the model did.
+    """The speed that memory and arithmetic allow, against operations per byte, with the model's measured speeds.
 
     Args:
-        bandwidth: bytes a second.
-        peak: floating-point operations a second.
-        steps: to place on it, fewest tokens first.
-        names: of the steps; not given, one token is decode and the last step prefill.
+        bandwidth: bytes per second.
+        peak: floating-point operations per second.
+        steps: the measured calls, fewest tokens first.
+        names: the steps' labels; by default a step of one token is decode, and the last step is prefill.
     """
     _positive(bandwidth=bandwidth, peak=peak)
     _some("steps", steps)
@@ -138,7 +138,7 @@ def roofline(bandwidth: float, peak: float, steps: Sequence[Step], names: Sequen
         if step is steps[-1] and step.n_tokens > 1:
             text = f"prefill: {text} tokens"
         text = names[i] if names else text
-        if step.n_tokens == 1:  # centred: the slope is near on one side, the next point on the other
+        if step.n_tokens == 1:  # centred, between the slope and the next point
             note(ax, text, (at, rate), (0, -22), color=dark(GREEN), fontsize=SMALL, weight="bold", ha="center")
         else:
             note(ax, text, (at, rate), (4, -17), color=dark(GREEN), fontsize=SMALL, weight="bold")
@@ -168,7 +168,7 @@ def dials(rows: Sequence[Speed]) -> Picture:
     """Decode and prefill as bars, one pair for each setting.
 
     Args:
-        rows: the settings, in the order they are to be read.
+        rows: the settings, in reading order.
     """
     _some("rows", rows)
     fig = picture(1.9 + 0.5 * len(rows))
@@ -199,11 +199,11 @@ def dials(rows: Sequence[Speed]) -> Picture:
 
 @drawn
 def bytes_and_speed(bandwidth: float, rows: Sequence[Speed]) -> Picture:
-    """Decode speed against the bytes read for a token: the prediction as a curve, what was measured as points.
+    """Decode speed against the bytes read per token: the prediction as a curve, the measurements as points.
 
     Args:
-        bandwidth: bytes a second.
-        rows: what was measured.
+        bandwidth: bytes per second.
+        rows: the measurements.
     """
     _positive(bandwidth=bandwidth)
     _some("rows", rows)
@@ -221,7 +221,7 @@ def bytes_and_speed(bandwidth: float, rows: Sequence[Speed]) -> Picture:
     ax.set_ylim(min(*speeds, bandwidth / ends[1]) / 2.6, 1.2 * max(bandwidth / ends[0], *speeds))
     below, before = 12.0, 0.0
     for row in sorted(rows, key=lambda r: r.nbytes):
-        below = 62 if below == 12 and row.nbytes < 1.4 * before else 12  # clear of the one to the left
+        below = 62 if below == 12 and row.nbytes < 1.4 * before else 12  # keeps clear of the label to the left
         before = row.nbytes
         text = f"{row.name}\n{_tps(row.decode_tps)} tok/s\n{row.decode_tps * row.nbytes / bandwidth:.0%}"
         if below > 12:
@@ -259,11 +259,11 @@ def bytes_and_speed(bandwidth: float, rows: Sequence[Speed]) -> Picture:
     return fig
 
 
-LEAST = 1e-12  # nats; below this, float32's own rounding is all there is
+LEAST = 1e-12  # nats; smaller values are only float32 rounding
 
 
 def _nats(value: float) -> str:
-    """2.3e-4 -> '2 × 10⁻⁴'; below `LEAST` it says so."""
+    """2.3e-4 -> '2 × 10⁻⁴'; below `LEAST`, 'below 10⁻¹²'."""
     if value < LEAST:
         return "below 10⁻¹²"
     return power_of_ten(value, 0)
@@ -271,10 +271,10 @@ def _nats(value: float) -> str:
 
 @drawn
 def fidelity_and_speed(rows: Sequence[Speed]) -> Picture:
-    """How far each form of the weights is from the reference, against decode speed. The best place is below, right.
+    """Each form's divergence from the reference against decode speed. The best place is at the lower right.
 
     Args:
-        rows: what was measured. A divergence below `LEAST` is drawn at it.
+        rows: the measurements. A divergence below `LEAST` is drawn at `LEAST`.
     """
     _some("rows", rows)
     fig = picture(5.2)
@@ -303,17 +303,17 @@ def fidelity_and_speed(rows: Sequence[Speed]) -> Picture:
 
 
 class Curve(NamedTuple):
-    """Decode speed along a context."""
+    """Decode speed at several positions of a context."""
 
     name: str
     positions: Sequence[int]
-    predicted: Sequence[float]  # tokens a second
+    predicted: Sequence[float]  # tokens per second
     measured: Sequence[float]
 
 
 @drawn
 def context_and_speed(curves: Sequence[Curve]) -> Picture:
-    """Decode speed against the tokens already there, predicted as lines and measured as points.
+    """Decode speed against the tokens already in the cache, predicted as lines and measured as points.
 
     Args:
         curves: one for each type of cache, at most three.

@@ -10,12 +10,12 @@ __all__ = ["CheckResult", "barriers", "hint", "latent_bytes", "neox_order", "rou
 
 
 def neox_order(function: object) -> CheckResult:
-    """Checks a learner's `f(head) -> head`: numbers that rotate in pairs (2i, 2i+1), put so that (i, i + n/2) do."""
+    """Checks a learner's `f(head) -> head`: each rotating pair (2i, 2i+1) moved to (i, i + n/2)."""
     return judge(function, NEOX)
 
 
 def route(function: object) -> CheckResult:
-    """Checks a learner's `f(scores, k) -> weights`: one weight per expert, 0 for all but the k best, together 1."""
+    """Checks a learner's `f(scores, k) -> weights`: one weight per expert, 0 for all but the k best, adding up to 1."""
     return judge(function, ROUTER)
 
 
@@ -25,16 +25,17 @@ def latent_bytes(function: object) -> CheckResult:
 
 
 def barriers(function: object) -> CheckResult:
-    """Checks a learner's `f(program) -> number` of times that threads must meet.
+    """Checks a learner's `f(program) -> number` of barriers, at which all threads meet.
 
-    A program is a list of (split, reads, writes): whether threads share the work, the buffers it reads, and the one
-    it writes. They must meet before one reads what others wrote a share of, since they last met.
+    A program is a list of instructions (split, reads, writes): whether threads share the work, the buffers that it
+    reads, and the buffer that it writes. A barrier is needed before an instruction that reads a buffer that a split
+    instruction has written since the last barrier.
     """
     return judge(function, BARRIERS)
 
 
 def share_read(function: object) -> CheckResult:
-    """Checks a learner's `f(shape) -> share` of weights that a token reads.
+    """Checks a learner's `f(shape) -> share` of all weights that a token reads.
 
     shape is (experts, used, weights of one expert, weights outside the experts).
     """

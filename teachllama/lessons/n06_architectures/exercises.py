@@ -219,7 +219,7 @@ LATENT = Exercise(
 
 # ---- 4. barriers ----
 
-# An instruction: is it split among threads; what it reads; what it writes (numbers stand for buffers).
+# An instruction: (whether it is split among threads, buffers read, buffer written). Buffers are numbers.
 _PROGRAMS = (
     ("one thread's work alone", ((0, (1,), 2), (0, (2,), 3), (0, (3,), 4))),
     ("a product, then a norm of it", ((1, (1,), 2), (0, (2,), 3))),

@@ -1,7 +1,7 @@
 """The pictures of notebook 06, architectures as data. Each takes numbers that the notebook has computed and returns a
-`Picture`; its `alt` says in words what it shows. And the table of families, made from the engine's own registry.
+`Picture`; its `alt` describes it in words. Also the table of families, made from the engine's own registry.
 
-Knows numbers and names, and nothing of models; `rename_architecture` knows GGUF files.
+Independent of models; only `rename_architecture` works on GGUF files.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def fewer_experts(divergence: Sequence[float], n_experts: int) -> Picture:
     """How far predictions move when only the best k of the experts are visited.
 
     Args:
-        divergence: for k = 1, 2, ..., n_experts - 1: mean KL divergence from visiting all, nats.
+        divergence: mean KL divergence from visiting all experts, in nats, for k = 1, 2, ..., n_experts - 1.
     """
     if len(divergence) != n_experts - 1:
         raise ParameterError(f"{len(divergence)} divergences for {n_experts} experts; expected {n_experts - 1}")
@@ -147,7 +147,7 @@ def stages(names: Sequence[Sequence[tuple[str, bool]]]) -> Picture:
     """One layer's instructions between barriers: a column for each stage.
 
     Args:
-        names: for each stage, its instructions' names and whether threads share the work out.
+        names: for each stage, its instructions' names and whether threads share the work.
     """
     if not names:
         raise ParameterError("no stages to draw")
@@ -172,7 +172,7 @@ def stages(names: Sequence[Sequence[tuple[str, bool]]]) -> Picture:
 
 
 class Families:
-    """The families that the engine runs, as a table; made from its registry, so it has yours as well."""
+    """The families that the engine runs, as a table. It comes from the registry, so it includes families you add."""
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -188,10 +188,10 @@ class Families:
 
 
 def rename_architecture(source: str | os.PathLike[str], target: str | os.PathLike[str], name: str, **more: Any) -> Path:
-    """Writes a copy of a small model under another architecture's name, to see what an engine says to it.
+    """Writes a copy of a small model under another architecture's name, to see how an engine reacts to it.
 
     Args:
-        more: keys to add, without the architecture before them; underscores stand for dots.
+        more: metadata to add. A key has no architecture prefix, and underscores stand for dots.
     """
 
     def change(metadata: dict[str, Any]) -> None:

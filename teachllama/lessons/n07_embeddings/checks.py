@@ -20,12 +20,12 @@ def cosine(function: object) -> CheckResult:
 
 
 def nearest(function: object) -> CheckResult:
-    """Checks a learner's `f(vectors, i) -> index` of the row most like row i, other than itself; rows have length 1."""
+    """Checks a learner's `f(vectors, i) -> index` of the row most similar to row i, except i; rows have length 1."""
     return judge(function, NEAREST)
 
 
 def centring(function: object) -> CheckResult:
-    """Checks a learner's `f(vectors) -> vectors`: the mean vector taken away, then every row made length 1."""
+    """Checks a learner's `f(vectors) -> vectors`: the mean vector subtracted, then every row scaled to length 1."""
     return judge(function, CENTRING)
 
 
@@ -34,7 +34,7 @@ def index_bytes(answer: object, n_texts: int, dim: int, bytes_per_number: int = 
 
     Args:
         answer: the learner's number.
-        n_texts: one vector each.
+        n_texts: the number of texts, one vector each.
         dim: numbers in a vector.
         bytes_per_number: 4 for float32.
     """

@@ -1,7 +1,7 @@
 """The pictures and the list of neighbours of notebook 07, embeddings. Each function takes vectors or similarities that
-the notebook has computed and returns a `Picture`; its `alt` says in words what it shows.
+the notebook has computed and returns a `Picture`; its `alt` describes it in words.
 
-Knows vectors and texts, and nothing of models.
+Works on vectors and texts; independent of models.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ except ImportError as e:
         'the list of neighbours needs ipywidgets, which is not installed: pip install "teachllama[lab]"'
     ) from e
 
-MARKS = (("o", BLUE), ("s", VERMILION), ("^", GREEN), ("D", PURPLE), ("P", ORANGE), ("v", SKY))  # a shape a topic
+MARKS = (("o", BLUE), ("s", VERMILION), ("^", GREEN), ("D", PURPLE), ("P", ORANGE), ("v", SKY))  # one shape per topic
 
 
 def _square(table: np.ndarray, n: int, what: str) -> np.ndarray:
@@ -54,7 +54,7 @@ def _square(table: np.ndarray, n: int, what: str) -> np.ndarray:
 
 @drawn
 def first_difference(pieces: tuple[Sequence[str], Sequence[str]], similarities: Sequence[float]) -> Picture:
-    """Two texts below one another, token by token, with the similarity of their states above each pair.
+    """Two texts one below the other, token by token, with the similarity of their states above each pair.
 
     Args:
         pieces: the texts' tokens.
@@ -86,7 +86,7 @@ def _short(text: str, most: int) -> str:
 
 
 def _plain(text: str) -> str:
-    """With what the font lacks as code points, and spaces left as they are."""
+    """A text with spaces unchanged, and characters that the font lacks as code points."""
     return visible(text).replace("␣", " ")
 
 
@@ -96,8 +96,8 @@ def heat(tables: Mapping[str, np.ndarray], names: Sequence[str], topics: Sequenc
 
     Args:
         tables: title -> cosines (n, n).
-        names: one a text, a word each.
-        topics: the texts' topics; equal ones stand together.
+        names: one word per text.
+        topics: the texts' topics; texts of one topic are adjacent.
     """
     n = len(names)
     if not tables or len(topics) != n:
@@ -131,7 +131,7 @@ def heat(tables: Mapping[str, np.ndarray], names: Sequence[str], topics: Sequenc
 
 
 def _same_and_other(table: np.ndarray, topics: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The cosines of pairs within a topic, and of pairs across; each pair once."""
+    """The cosines of pairs within a topic, and of pairs across topics; each pair once."""
     pairs = list(combinations(range(len(topics)), 2))
     alike = np.array([topics[i] == topics[j] for i, j in pairs], bool)
     values = np.array([table[pair] for pair in pairs])
@@ -140,12 +140,12 @@ def _same_and_other(table: np.ndarray, topics: Sequence[str]) -> tuple[np.ndarra
 
 @drawn
 def spreads(tables: Mapping[str, np.ndarray], topics: Sequence[str], scores: Mapping[str, str]) -> Picture:
-    """A row for each way to make vectors: every pair's cosine, pairs of one topic above pairs of two.
+    """One row per way to make vectors: every pair's cosine, pairs of one topic above pairs of two topics.
 
     Args:
         tables: the way's name -> cosines (n, n).
         topics: the texts' topics.
-        scores: the way's name -> what to write at the right.
+        scores: the way's name -> the text at the right.
     """
     if not tables or set(tables) != set(scores):
         raise ParameterError(f"tables of {list(tables)} and scores of {list(scores)}; expected the same, at least one")
@@ -177,13 +177,13 @@ def spreads(tables: Mapping[str, np.ndarray], topics: Sequence[str], scores: Map
 
 @drawn
 def plane(points: np.ndarray, names: Sequence[str], topics: Sequence[str], share: float) -> Picture:
-    """A map of texts: near one another where their vectors are alike.
+    """A map of texts: texts with similar vectors are close to each other.
 
     Args:
         points: (n, 2).
-        names: a word a text.
+        names: one word per text.
         topics: the texts' topics: a shape and a colour each.
-        share: of the vectors' variance, 0 to 1, that the two directions show.
+        share: the share of the vectors' variance that the two directions show, 0 to 1.
     """
     points = np.asarray(points, np.float64)
     kinds = list(dict.fromkeys(topics))
@@ -217,13 +217,13 @@ def plane(points: np.ndarray, names: Sequence[str], topics: Sequence[str], share
 
 @drawn
 def ranking(query: str, texts: Sequence[str], similarities: Sequence[float], topics: Sequence[str]) -> Picture:
-    """Texts ranked by their likeness to a query, most alike first: what the list of neighbours shows, in stills.
+    """Texts ranked by similarity to a query, most similar first: a still version of the list of neighbours.
 
     Args:
-        query: the text asked for.
-        texts: those ranked.
-        similarities: a cosine for each.
-        topics: and its topic.
+        query: the text that the others are compared with.
+        texts: the texts to rank.
+        similarities: one cosine per text.
+        topics: one topic per text.
     """
     if not len(texts) == len(similarities) == len(topics) or not texts:
         raise ParameterError(
@@ -253,7 +253,7 @@ def ranking(query: str, texts: Sequence[str], similarities: Sequence[float], top
 
 @drawn
 def traps(kinds: Sequence[str], paraphrase: Sequence[float], lookalike: Sequence[float]) -> Picture:
-    """For each trap, how like the sentence its paraphrase is (circle), and how like a look-alike (square).
+    """For each trap, the sentence's similarity to its paraphrase (circle) and to a look-alike (square).
 
     Args:
         kinds: what each trap is about.
@@ -288,13 +288,13 @@ def traps(kinds: Sequence[str], paraphrase: Sequence[float], lookalike: Sequence
 
 
 class Neighbours(widgets.VBox):
-    """Choose a sentence, see the others ranked by likeness; a tick box centres the vectors first.
+    """Choose a sentence to see the others ranked by similarity. A tick box centres the vectors first.
 
     Attributes:
         choice: the list of sentences; set its `.value` to an index.
         centred: the tick box.
         readout: the panel; its `.value` is HTML.
-        order: indices of the others, most alike first, as shown now.
+        order: indices of the others, most similar first, as currently shown.
     """
 
     def __init__(self, texts: Sequence[str], topics: Sequence[str], vectors: np.ndarray):

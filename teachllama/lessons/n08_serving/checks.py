@@ -10,7 +10,7 @@ __all__ = ["CheckResult", "admission", "hint", "pages", "shares", "waits"]
 
 
 def pages(function: object) -> CheckResult:
-    """Checks a learner's `f(n_prompt, n_new, n_layers, page) -> pages`: what a request holds at its end."""
+    """Checks a learner's `f(n_prompt, n_new, n_layers, page) -> pages`: the pages that a request holds at its end."""
     return judge(function, PAGES)
 
 
@@ -20,7 +20,7 @@ def shares(function: object) -> CheckResult:
 
 
 def admission(function: object) -> CheckResult:
-    """Checks a learner's `f(needs, free, promised, places) -> n`: how many of those that wait are admitted."""
+    """Checks a learner's `f(needs, free, promised, places) -> n`: how many waiting requests are admitted."""
     return judge(function, ADMISSION)
 
 

@@ -115,7 +115,7 @@ def _other_steps(rng: np.random.Generator, model: Any) -> list[Case]:
 
 
 def _share(left: Sequence[int], budget: int, order: Callable[[int, int], Any], whole: bool = False) -> list[int]:
-    """How many each gets, if requests are served in the order of `order(index, tokens left)`."""
+    """How many tokens each gets if requests are served in the order of `order(index, tokens left)`."""
     given = [0] * len(left)
     for i in sorted(range(len(left)), key=lambda i: order(i, left[i])):
         given[i] = min(left[i], budget)
@@ -377,7 +377,7 @@ def _waits(
 
 
 def _since_preempted(log: Log, request: int) -> list[float]:
-    """The longest gap without the one in which the request had no pages."""
+    """`_waits` without the gaps in which the request had no pages."""
     runs: list[list[float]] = [[]]
     for t, what, r in log:
         if r == request and what == "token":

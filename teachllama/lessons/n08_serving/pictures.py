@@ -1,7 +1,7 @@
-"""The pictures of notebook 08, serving many. Each takes what the notebook has measured or written down and returns a
-`Picture`; its `alt` says in words what it shows. `Stepper` is a widget.
+"""The pictures of notebook 08, serving many. Each takes what the notebook has measured or recorded and returns a
+`Picture`; its `alt` describes it in words. `Stepper` is a widget.
 
-Knows nothing of models or clocks.
+Independent of models and clocks.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ try:
 except ImportError as e:
     raise ImportError('the stepper needs ipywidgets, which is not installed: pip install "teachllama[lab]"') from e
 
-COLOURS = (SKY, ORANGE, GREEN, PURPLE, "#F0E442", VERMILION, "#9ecae1", "#bdbdbd")  # of requests, in turn
+COLOURS = (SKY, ORANGE, GREEN, PURPLE, "#F0E442", VERMILION, "#9ecae1", "#bdbdbd")  # of requests, repeating
 EMPTY, LIGHT, HATCHED = "#f2f2f2", "#bdbdbd", "//////"
 
 
@@ -72,11 +72,11 @@ def _duration(seconds: float) -> str:
 
 @drawn
 def batch_sizes(sizes: Sequence[int], seconds: Sequence[float]) -> Picture:
-    """What a batch gives to all, tokens a second together, and what it costs each: milliseconds for one token.
+    """A batch's throughput, tokens per second of all sessions, and each session's milliseconds per token.
 
     Args:
         sizes: sessions in the batch.
-        seconds: of one step with each.
+        seconds: the time of one step with each.
     """
     _some("batches", sizes)
     if len(sizes) != len(seconds) or min(seconds) <= 0:
@@ -116,7 +116,7 @@ class Held(NamedTuple):
 
 @drawn
 def reserved_and_written(rows: Sequence[Held]) -> Picture:
-    """For each session: what is set aside for the longest case, what pages hold, and what was written."""
+    """For each session: the bytes reserved for the longest case, the bytes of its pages, and the bytes written."""
     _some("sessions", rows)
     fig = picture(1.8 + 0.46 * len(rows))
     ax = fig.add_subplot()
@@ -151,7 +151,7 @@ def reserved_and_written(rows: Sequence[Held]) -> Picture:
 
 
 def _squares(ax: Axes, owners: np.ndarray, columns: int, size: float) -> None:
-    """One square a page, in reading order; the first of a run in a row has its holder's number."""
+    """One square per page, in reading order. The first page of a run in a row shows its holder's number."""
     n_rows = -(-len(owners) // columns)
     for page, owner in enumerate(owners.tolist()):
         x, y = page % columns, page // columns
@@ -166,7 +166,7 @@ def _squares(ax: Axes, owners: np.ndarray, columns: int, size: float) -> None:
 
 
 def _held(owners: np.ndarray) -> str:
-    """In words: who holds how many."""
+    """How many pages each session holds, in words."""
     numbers = [int(n) for n in np.unique(owners) if n]
     parts = [f"{n} holds {int((owners == n).sum())}" for n in numbers]
     return f"{len(owners)} pages: {', '.join([*parts, f'{int((owners == 0).sum())} free'])}"
@@ -183,7 +183,7 @@ def _checked(owners: object, columns: int) -> np.ndarray:
 
 @drawn
 def pool_squares(moments: Mapping[str, np.ndarray], columns: int) -> Picture:
-    """A pool at several moments: a square a page, a colour and a number for each session.
+    """A pool at several moments: one square per page, a colour and a number for each session.
 
     Args:
         moments: title -> who holds each page, 0 for none; pools of one size.
@@ -205,7 +205,7 @@ def pool_squares(moments: Mapping[str, np.ndarray], columns: int) -> Picture:
 
 
 def filmstrip(frames: Sequence[Frame], steps: Sequence[int]) -> Picture:
-    """The pool after some steps of a scheduler: the widget `Stepper` in stills."""
+    """The pool after some steps of a scheduler: a still version of the widget `Stepper`."""
     by_step = {frame.step: frame for frame in frames}
     missing = [step for step in steps if step not in by_step]
     if missing or not steps:
@@ -231,7 +231,7 @@ def _last_row(frame: Frame) -> str:
 
 
 class Stepper(widgets.VBox):
-    """Goes through the steps of a scheduler, forwards and back: pages as squares, and where each request stands.
+    """Steps through a scheduler's run, forwards and back: pages as squares, and the state of each request.
 
     Attributes:
         at: the slider; its `.value` is the number of the frame, from 0.
@@ -283,7 +283,7 @@ class Stepper(widgets.VBox):
 
 
 def _bar(ax: Axes, y: float, bar: Bar, end: float, width: float) -> None:
-    """One request: waits hatched, reading in blue (orange: again), a mark for each token."""
+    """One request: waits hatched, reading in blue (orange when repeated), a mark for each token."""
     ended = end if bar.ended is None else bar.ended
     ax.barh(y, ended - bar.submitted, left=bar.submitted, color=EMPTY, height=0.62, linewidth=0)
     for begin, until in bar.waits:
@@ -312,8 +312,8 @@ def time_line(logs: Mapping[str, Log], unit: str = "steps") -> Picture:
     """A bar for each request, one panel for each log, on one scale of time.
 
     Args:
-        logs: title -> what `bars` takes.
-        unit: of its times: "steps", "passes" or "seconds".
+        logs: title -> log, as for `bars`.
+        unit: the unit of its times: "steps", "passes" or "seconds".
     """
     _some("logs", logs)
     panels = {title: bars(log) for title, log in logs.items()}
@@ -355,17 +355,17 @@ def time_line(logs: Mapping[str, Log], unit: str = "steps") -> Picture:
 
 
 class Load(NamedTuple):
-    """What a load test measured."""
+    """The results of a load test."""
 
     name: str
-    tps: float  # generated tokens a second, of all requests
+    tps: float  # generated tokens per second, of all requests
     first: Sequence[float]  # seconds from each arrival to its first token
     between: Sequence[float]  # seconds between two tokens of a request
     present: Sequence[tuple[float, int]]  # (second, requests that have arrived and not ended)
 
 
 def percentile(values: Sequence[float], p: float) -> float:
-    """The value that `p` percent of all do not exceed."""
+    """The smallest value that at least `p` percent of all values do not exceed."""
     if not len(values) or not 0 <= p <= 100:
         raise ParameterError(f"{len(values)} values, p {p}; expected at least one value, and p from 0 to 100")
     return float(np.percentile(values, p, method="inverted_cdf"))
@@ -376,7 +376,7 @@ STYLES = ((ORANGE, "//", DASHED), (BLUE, "", SOLID), (GREEN, "..", DASHED))
 
 @drawn
 def percentiles(loads: Sequence[Load]) -> Picture:
-    """Throughput, and the 50th and 99th percentile of both waits, a bar for each load test."""
+    """Throughput, and the 50th and 99th percentile of both waits, one bar per load test."""
     _some("loads", loads)
     fig = picture(1.4 + 1.35 * len(loads))
     axes = fig.subplots(1, 3, sharey=True, gridspec_kw={"width_ratios": (2, 3, 3)})

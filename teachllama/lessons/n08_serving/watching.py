@@ -1,6 +1,6 @@
-"""What notebook 08 writes down while a scheduler runs: who holds which page, and a bar for each request.
+"""The records of notebook 08 while a scheduler runs: the holder of each page, and a bar for each request.
 
-Draws nothing.
+This module draws nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Log = Sequence[tuple[float, Event]]  # when an event was read, in seconds or in 
 
 
 class RequestRow(NamedTuple):
-    """Where a request stands."""
+    """The state of a request."""
 
     number: int
     state: str
@@ -37,11 +37,11 @@ class Frame:
     """A scheduler and its pool after one step.
 
     Attributes:
-        step: its number; 0 is before the first.
+        step: the step's number; 0 is before the first step.
         owners: the request that holds each page, 0 for none: (n_pages,).
-        columns: how many pages 64 positions of a session take: a row of the picture.
-        rows: of every request so far, by number.
-        events: what the step decided.
+        columns: the number of pages for `PAGE` positions of a session: one row of the picture.
+        rows: one per request so far, by number.
+        events: the step's events.
     """
 
     step: int
@@ -52,7 +52,7 @@ class Frame:
 
 
 def page_owners(pool: Pool, sessions: Sequence[Session]) -> np.ndarray:
-    """Who holds each page of a pool: 0 for none, n for the n-th of `sessions`, counted from 1; (n_pages,)."""
+    """The holder of each page of a pool, (n_pages,): 0 for none, n for the n-th of `sessions`, counted from 1."""
     owners = np.zeros(pool.n_pages, np.int64)
     for i, session in enumerate(sessions, 1):
         if getattr(session, "pool", None) is not pool:
@@ -63,7 +63,7 @@ def page_owners(pool: Pool, sessions: Sequence[Session]) -> np.ndarray:
 
 
 def watch(scheduler: Scheduler) -> list[Frame]:
-    """Runs a scheduler until every request is done; one frame before the first step, and one after each."""
+    """Runs a scheduler until every request is done. Returns one frame before the first step and one after each step."""
     frames: list[Frame] = []
     known: dict[int, RequestRow] = {}
     for event in scheduler.events():
@@ -90,13 +90,13 @@ def _frame(scheduler: Scheduler, step: int, known: dict[int, RequestRow]) -> Fra
 
 @dataclass
 class Bar:
-    """One request on a time line; times as in the log it was made from.
+    """One request on a time line. Times are those of its log.
 
     Attributes:
         waits: (from, to) spans in which it waited for pages or a place.
         reads: (from, to, tokens, again) steps in which a piece of its prompt was evaluated; again: after a preemption.
-        writes: when each of its tokens came.
-        gave_way: when its pages were taken.
+        writes: the time of each of its tokens.
+        gave_way: the times at which its pages were taken.
     """
 
     number: int
@@ -112,14 +112,14 @@ def bars(log: Log) -> list[Bar]:
     """A bar for each request of a log, by number.
 
     Args:
-        log: (time, event) pairs in the order in which `Scheduler.events` gave them, each read as soon as it was there;
+        log: (time, event) pairs in the order of `Scheduler.events`, with the time at which each event was read;
             or (event.step, event) for a time line in steps.
     """
     found: dict[int, Bar] = {}
-    since: dict[int, float] = {}  # what waits: since when
+    since: dict[int, float] = {}  # waiting request -> since when
     step, began, last = 0, 0.0, 0.0
     for at, event in log:
-        if event.step != step:  # read at its end; it began when the event before it was read
+        if event.step != step:  # events are read at a step's end; it began at the previous event
             step, began = event.step, last
         last = at
         bar = found.setdefault(event.request, Bar(event.request, submitted=at))
@@ -142,7 +142,7 @@ def bars(log: Log) -> list[Bar]:
 
 
 def passes_log(passes: Sequence[Sequence[int]]) -> list[tuple[float, Event]]:
-    """The log of a scheduler by hand: all its requests were there at the beginning, and each writes in every pass.
+    """The log of a schedule made by hand. All requests arrive at the beginning, and each writes in every pass it is in.
 
     Args:
         passes: for each pass of the model, the numbers of the requests in it.
@@ -162,9 +162,9 @@ def passes_log(passes: Sequence[Sequence[int]]) -> list[tuple[float, Event]]:
 
 
 def decode_work(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Operations for one token, with its logits, and bytes of weights that a step reads: notebook 05's count."""
+    """Operations per token, including its logits, and bytes of weights that a step reads, counted as in notebook 05."""
     with open_gguf(path) as file:
         matrices = {name: t for name, t in file.tensors.items() if len(t.shape) == 2}
-        table = matrices.pop("token_embd.weight")  # one row is looked up; most small models end with it, too
+        table = matrices.pop("token_embd.weight")  # only one row is read; most small models use it as output, too
         matrices.setdefault("output.weight", table)
         return 2 * sum(t.n_elements for t in matrices.values()), sum(t.nbytes for t in matrices.values())

@@ -10,7 +10,7 @@ __all__ = ["CheckResult", "fork_bytes", "hint", "order_parts", "reusable", "whic
 
 
 def reusable(function: object) -> CheckResult:
-    """Checks a learner's `f(held, wanted) -> tokens` that need no evaluation; both are arrays of token ids."""
+    """Checks a learner's `f(held, wanted) -> number` of tokens that need no evaluation; both are arrays of ids."""
     return judge(function, REUSABLE)
 
 
@@ -20,7 +20,7 @@ def which_leaf(function: object) -> CheckResult:
 
 
 def order_parts(function: object) -> CheckResult:
-    """Checks a learner's `f(sizes, versions) -> order`, versions being an array (requests, parts)."""
+    """Checks a learner's `f(sizes, versions) -> order`; `versions` is an array (requests, parts)."""
     return judge(function, ORDER)
 
 

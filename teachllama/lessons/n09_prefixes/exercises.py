@@ -28,7 +28,7 @@ def _common(held: Any, wanted: Any) -> int:
 
 
 def _two(about: str, n_same: int, n_held: int, n_wanted: int, again: int | None = None, first: int = 100) -> Case:
-    """Two lists that agree in so many tokens, and from position `again` on once more."""
+    """Two lists that agree in their first `n_same` tokens, and again from position `again` on."""
     held, wanted = np.arange(first, first + n_held), np.arange(first, first + n_wanted)
     wanted[n_same:] += 5000
     if again is not None:
@@ -144,7 +144,7 @@ def _leaf(
     pick: Callable[[Iterable[int], Any], int] = min,
     none: int = -1,
 ) -> int:
-    """The right leaf; each argument makes a mistake."""
+    """The right leaf. Each keyword argument makes a mistake."""
     rows = [tuple(map(int, row)) for row in tree]
     parents = {row[0] for row in rows}
     idle = [i for i, row in enumerate(rows) if not (leaves and i in parents) and not (held and row[2])]
@@ -152,7 +152,7 @@ def _leaf(
 
 
 def _protected(tree: Any) -> int:
-    """A held page above taken to protect the leaf."""
+    """The mistake of treating a leaf as held because the page above it is held."""
     rows = [tuple(map(int, row)) for row in tree]
     parents = {row[0] for row in rows}
     idle = [i for i, r in enumerate(rows) if i not in parents and not r[2] and not (r[0] >= 0 and rows[r[0]][2])]
@@ -171,7 +171,7 @@ def _deepest(tree: Any) -> int:
 
 
 def _place(tree: Any) -> int:
-    """The leaf's place among the leaves."""
+    """The leaf's index among the leaves, instead of its row."""
     rows = [tuple(map(int, row)) for row in tree]
     leaves = [i for i in range(len(rows)) if i not in {row[0] for row in rows}]
     idle = [i for i in leaves if not rows[i][2]]
@@ -189,12 +189,12 @@ def _other_trees(rng: np.random.Generator, model: Any) -> list[Case]:
         parents = [int(rng.integers(-1, i)) if i else -1 for i in range(n)]
         used = rng.permutation(np.arange(1, 3 * n))[:n]
         holders = [int(rng.random() < held) * int(rng.integers(1, 4)) for _ in range(n)]
-        for i in reversed(range(n)):  # whoever holds a page holds those above; whoever used it used those
+        for i in reversed(range(n)):  # holding or using a page holds or uses the pages above it
             if (p := parents[i]) >= 0:
                 holders[p] = max(holders[p], holders[i])
                 used[p] = max(used[p], used[i])
         cases.append(_tree("a tree", *zip(parents, map(int, used), holders, strict=True)))
-    # Always one whose oldest page has pages below it, an old leaf that is held, and a deep one.
+    # Always included: an oldest page with pages below it, an old leaf that is held, and a deep leaf.
     a, b, c = (int(x) for x in rng.permutation(np.arange(2, 40))[:3])
     old, middle, new = sorted((a, b, c))
     cases.append(_tree("a tree", (-1, 1, 0), (0, old + 60, 0), (1, new + 90, 0), (0, old, 2), (-1, middle + 41, 0)))
@@ -277,7 +277,7 @@ EVICT = Exercise(
 
 
 def _shared(sizes: Any, same: Any, order: Any) -> int:
-    """Tokens shared with the request before, over all requests; `same` is (requests - 1, parts)."""
+    """Tokens shared with the previous request, summed over all requests; `same` is (requests - 1, parts)."""
     going_on = np.cumprod(same[:, list(order)], axis=1)
     return int((going_on * np.asarray(sizes)[list(order)]).sum())
 
@@ -301,7 +301,7 @@ def _order(sizes: Any, versions: Any) -> list[int]:
 
 
 def _greedy(sizes: Any, same: Any) -> list[int]:
-    """Puts the part in front that saves most there, then the next."""
+    """Puts the part first that saves most there, then chooses the next in the same way."""
     order: list[int] = []
     while len(order) < len(sizes):
         left = [p for p in range(len(sizes)) if p not in order]
@@ -311,7 +311,7 @@ def _greedy(sizes: Any, same: Any) -> list[int]:
 
 
 def _only(sizes: Any, versions: Any) -> bool:
-    """Whether just one order is the best."""
+    """Whether exactly one order is best."""
     same = _unchanged(versions)
     values = sorted(_shared(sizes, same, order) for order in itertools.permutations(range(len(sizes))))
     return values[-1] > values[-2]

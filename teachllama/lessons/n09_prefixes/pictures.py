@@ -1,8 +1,8 @@
 """The pictures and the widget of notebook 09, prefixes: what two prompts share, a tree of pages as it grows, forks, the
 detective's table, hit rates, and what windows leave.
 
-Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` says in words what it shows.
-`History` looks at the prefixes of a pool and remembers what it saw; it changes nothing there.
+Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` describes it in words.
+`History` records the prefixes of a pool without changing them.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ LEGEND = " ".join(
 
 @drawn
 def agreement(n_same: int, n_tokens: int) -> Picture:
-    """A prompt's tokens, a row per page: kept whole pages, tokens that agree and are evaluated all the same, the rest.
+    """A prompt's tokens, one row per page: whole pages kept, tokens that agree but are evaluated, and the rest.
 
     Args:
         n_same: tokens at its beginning that are held.
-        n_tokens: of the prompt.
+        n_tokens: tokens of the prompt.
     """
     if not 0 <= n_same <= n_tokens or n_tokens < 1:
         raise ParameterError(
@@ -114,9 +114,9 @@ def bars(values: Mapping[str, float], label: str, say: Callable[[float], str] = 
     """A bar for each name.
 
     Args:
-        values: name -> how much.
-        label: of the axis.
-        say: a value in words, which stands beside its bar.
+        values: name -> value.
+        label: the axis label.
+        say: value -> the text beside its bar.
     """
     if not values or min(values.values()) < 0:
         raise ParameterError(f"values are {dict(values)}; expected at least one, none below 0")
@@ -146,7 +146,7 @@ class Snapshot(NamedTuple):
     """The tree after one event."""
 
     event: str
-    states: dict[int, str]  # number of a page -> a key of MEANING; pages that are still to come are not in it
+    states: dict[int, str]  # page number -> a key of MEANING; without pages not yet seen
 
     def count(self, *states: str) -> int:
         """How many pages are in one of these states."""
@@ -154,12 +154,12 @@ class Snapshot(NamedTuple):
 
 
 class History:
-    """What became of a pool's prefixes, look by look. Pages get their number when they are first seen.
+    """The history of a pool's prefixes, look by look. A page gets its number when it is first seen.
 
     Attributes:
         snapshots: one per look.
-        labels: of each page: who brought it, and which page of the prompt it is ("B3").
-        parents: of each page; -1 for a first page.
+        labels: one per page: its owner, and which page of the prompt it is ("B3").
+        parents: one number per page; -1 for a first page.
     """
 
     def __init__(self, prefixes: Prefixes):
@@ -171,11 +171,11 @@ class History:
         self.parents: list[int] = []
 
     def look(self, event: str, owner: str) -> Snapshot:
-        """Remembers the tree as it is now.
+        """Records the current tree.
 
         Args:
             event: what has just happened, in a few words.
-            owner: who brought the pages that are new, in a letter or two.
+            owner: the owner of the new pages, in a letter or two.
         """
         before, states, used = set(self._used), dict.fromkeys(self._numbers.values(), "gone"), dict[int, int]()
         for path, node in sorted((_path(node), node) for node in self._prefixes.nodes()):
@@ -226,7 +226,7 @@ def _alt(history: History, snapshot: Snapshot) -> str:
 
 @drawn
 def growth(history: History, columns: int = 2) -> Picture:
-    """The tree after each event, a panel per look: columns are pages of a prompt, a line leads to what follows."""
+    """The tree after each event, one panel per look. Columns are pages of a prompt; lines lead to the next pages."""
     if not history.snapshots:
         raise ParameterError("nothing was looked at yet; call history.look() first")
     places = history.places()
@@ -334,7 +334,7 @@ def pages(tables: Mapping[str, Mapping[str, Sequence[int]]]) -> Picture:
     """Tables of pages side by side: a row per session, a box per page of one layer with its number.
 
     Args:
-        tables: when -> session -> its pages, the beginning first.
+        tables: moment -> session -> its pages, from the beginning.
     """
     if not tables or not all(tables.values()):
         raise ParameterError("no sessions to draw; expected at least one table with at least one session")
@@ -374,10 +374,10 @@ def pages(tables: Mapping[str, Mapping[str, Sequence[int]]]) -> Picture:
 
 
 class Clues:
-    """A table: what was changed in a conversation, and what `explain_reuse` found.
+    """A table of changes to a conversation, with the findings of `explain_reuse`.
 
     Args:
-        found: what was changed -> what was found.
+        found: description of the change -> finding.
     """
 
     def __init__(self, found: Mapping[str, Reuse]):
@@ -436,14 +436,14 @@ def price(found: Mapping[str, Reuse]) -> Picture:
 
 
 def spelled_otherwise(model: Model, ids: Sequence[int], least: int = 0) -> list[int]:
-    """The same text in other tokens, as a model might have written it: the last token that can be is cut in two.
+    """The same text in other tokens, as a model might have written it: the last token that can be cut is cut in two.
 
     Args:
         ids: a text's tokens.
         least: only a token at this position or later is cut.
 
     Raises:
-        ParameterError: none of them can be cut.
+        ParameterError: no token can be cut.
     """
     tokenizer = model.tokenizer
     for at in range(len(ids) - 1, least - 1, -1):
@@ -464,10 +464,10 @@ def spelled_otherwise(model: Model, ids: Sequence[int], least: int = 0) -> list[
 
 @drawn
 def hit_rates(rooms: Sequence[int], rates: Mapping[str, Sequence[float]]) -> Picture:
-    """Lines: the share of all tokens that were found done, against the room that there is.
+    """Lines: the share of all tokens that were already evaluated, against the room for pages.
 
     Args:
-        rooms: pages.
+        rooms: numbers of pages.
         rates: pattern of traffic -> a share from 0 to 1 for each room.
     """
     if not rates or any(len(values) != len(rooms) for values in rates.values()):
@@ -492,11 +492,11 @@ def hit_rates(rooms: Sequence[int], rates: Mapping[str, Sequence[float]]) -> Pic
 
 @drawn
 def usable(lengths: Sequence[int], reused: Mapping[str, Sequence[int]]) -> Picture:
-    """Steps: of a prompt that is the beginning of a held conversation, how many tokens are reused, by its length.
+    """Steps: how many tokens of a prompt are reused, by its length. The prompt is the beginning of a held conversation.
 
     Args:
         lengths: tokens of the prompt.
-        reused: what holds the conversation -> tokens reused for each length.
+        reused: name of the line -> tokens reused for each length.
     """
     if not reused or any(len(values) != len(lengths) for values in reused.values()):
         raise ParameterError(f"expected {len(lengths)} numbers for each line, one for each length")

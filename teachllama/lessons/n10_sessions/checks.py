@@ -15,15 +15,15 @@ def file_bytes(function: object) -> CheckResult:
 
 
 def fingerprint(function: object) -> CheckResult:
-    """Checks a learner's `f(tensors) -> text`, tensors being a dict of names and bytes.
+    """Checks a learner's `f(tensors) -> text`; `tensors` maps names to bytes.
 
-    Two models may have the same text only if they have the same names with the same bytes, in whatever order.
+    Two models may have the same text only if they have the same names with the same bytes, in any order.
     """
     return judge(function, FINGERPRINT)
 
 
 def after_crash(function: object) -> CheckResult:
-    """Checks a learner's `f(steps) -> "old", "new", "half" or "missing"`: what is under the name "talk" after a crash.
+    """Checks a learner's `f(steps) -> "old", "new", "half" or "missing"`: the state of file "talk" after a crash.
 
     A step is ("write", name), ("flush", name) or ("move", from, to); the crash comes after the last one.
     """
@@ -31,5 +31,5 @@ def after_crash(function: object) -> CheckResult:
 
 
 def decide(function: object) -> CheckResult:
-    """Checks a learner's `f(file, here) -> "restore", "rebuild" or "refuse"`; both are dicts, as the notebook says."""
+    """Checks a learner's `f(file, here) -> "restore", "rebuild" or "refuse"`; the notebook describes both dicts."""
     return judge(function, DECIDE)

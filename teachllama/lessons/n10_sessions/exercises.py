@@ -116,7 +116,7 @@ def _fingerprint(tensors: Tensors) -> str:
 _REORDERED = dict(reversed(list(_MODEL.items())))
 _TRADED = {**_MODEL, "blk.0": _MODEL["blk.1"], "blk.1": _MODEL["blk.0"]}
 _RENAMED = {("blk.2" if name == "blk.1" else name): data for name, data in _MODEL.items()}
-# name of the mistake -> (another model, whether it is the same, what it means if the answer disagrees)
+# (name of the mistake, another model, whether it is the same model, the text if the answer disagrees)
 _PAIRS: tuple[tuple[str, Tensors, bool, str], ...] = (
     ("unstable", dict(_MODEL), True, "The same model gets two fingerprints: is something random in it, or an address?"),
     ("order", _REORDERED, True, "The same tensors in another order get another fingerprint: files list them in any."),
@@ -336,12 +336,12 @@ HERE: Mapping[str, Any] = {"version": 3, "model": "smol", "quantization": "Q4_1"
 
 
 def checksum(array: Any) -> str:
-    """As the notebook's."""
+    """The same function as in the notebook."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
 def _file(n: int = 6, positions: int | None = None, signed: bool = True, **changes: Any) -> dict[str, Any]:
-    """An honest file; `changes` are made before it gets its checksums, so that they are right, unless not `signed`."""
+    """A valid file with `changes`. Its checksums are those after the changes if `signed`, otherwise those before."""
     tokens = np.arange(n, dtype=np.int32) * 7 % 90
     keys = np.linspace(-1, 1, 2 * (n if positions is None else positions) * 4, dtype=np.float32).reshape(2, -1, 4)
     file = {"version": 3, "model": "smol", "quantization": "Q4_1", "tokens": tokens, "keys": keys}
@@ -388,7 +388,7 @@ def _decide(
     quantization: str = REBUILD, tokens: str = REFUSE, vocabulary: str = REFUSE, keys: str = REBUILD,
     positions: str = REBUILD,
 ) -> str:  # fmt: skip
-    """The right decision; each argument "" leaves a question out, another word answers it otherwise."""
+    """The right decision. An argument of "" skips its question; another word changes its answer."""
     ids = np.asarray(file["tokens"])
     questions = (
         (newer, file["version"] > here["version"]),

@@ -1,6 +1,6 @@
-"""The pictures of notebook 10, sessions in files, and what the notebook spoils, forges and reads back.
+"""The pictures of notebook 10, sessions in files, and helpers that spoil, forge and read back what a file holds.
 
-Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` says in words what it shows.
+Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` describes it in words.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from teachllama.lessons.common.style import (
 from teachllama.model import Model
 from teachllama.ops import NumpyOps, rope
 
-LEAST = 1e-13  # nats: below it nothing was measured but rounding
+LEAST = 1e-13  # nats; smaller values are only rounding
 
 
 @drawn
 def bill(seconds: Mapping[str, float]) -> Picture:
-    """A bar for each way to have a conversation in the cache: how long it takes, on a logarithmic scale."""
+    """One bar per way to get a conversation into the cache: its time, on a logarithmic scale."""
     if not seconds or min(seconds.values()) <= 0:
         raise ParameterError(f"seconds are {dict(seconds)}; expected at least one, each above 0")
     names, values = list(seconds), np.array(list(seconds.values()))
@@ -66,7 +66,7 @@ def bill(seconds: Mapping[str, float]) -> Picture:
 
 @drawn
 def inside(parts: Mapping[str, int]) -> Picture:
-    """What a session file's bytes are: one bar, cut into parts.
+    """The parts of a session file in bytes, as one divided bar.
 
     Args:
         parts: name -> bytes, in the order of the bar.
@@ -105,7 +105,7 @@ def bits(moved: Sequence[float]) -> Picture:
     """For each bit of one float32 number in the cache: how far flipping it moves the next token's distribution.
 
     Args:
-        moved: 32 divergences in nats, the lowest bit first; infinity or NaN where there is no distribution left.
+        moved: 32 divergences in nats, the lowest bit first; infinity or NaN if there is no distribution left.
     """
     if len(moved) != 32:
         raise ParameterError(f"{len(moved)} divergences; a float32 has 32 bits")
@@ -132,7 +132,7 @@ def bits(moved: Sequence[float]) -> Picture:
 
 
 class Refusals:
-    """What was done to a file or a model, and what loading said."""
+    """A table of changes to a file or a model, and the results of loading it."""
 
     def __init__(self, rows: Sequence[tuple[str, str, str]]):
         self.rows = list(rows)  # (what was done, reason, message)
@@ -170,13 +170,13 @@ def copy_with(
 
 
 def text_from_keys(model: Model, keys: np.ndarray) -> list[int]:
-    """The token ids of a conversation, from nothing but the first layer's keys.
+    """The token ids of a conversation, from the first layer's keys alone.
 
-    The first layer's key depends on its token and its position alone. So: turn each key back by its position, and look
-    for the token of the vocabulary whose key it is.
+    A key of the first layer depends only on its token and position. Each key is therefore rotated back by its
+    position and compared with the keys of all tokens in the vocabulary.
 
     Args:
-        keys: (n_kv_heads, n, head_dim), as a session file's `layer.0.k` has them.
+        keys: (n_kv_heads, n, head_dim), as in a session file's `layer.0.k`.
     """
     spec, weights = model.spec, model.weights
     ops, layer, a = NumpyOps(spec), weights.layers[0], spec.layers[0].attention
@@ -185,7 +185,7 @@ def text_from_keys(model: Model, keys: np.ndarray) -> list[int]:
     n = keys.shape[1]
     turned = keys.transpose(1, 0, 2).astype(np.float32)  # (n, G, d)
     if a.rope is not None:
-        angles = -np.arange(n)[:, None] * np.asarray(a.rope.frequencies)  # back
+        angles = -np.arange(n)[:, None] * np.asarray(a.rope.frequencies)  # rotates back
         turned[..., a.rope.first :] = rope(
             turned[..., a.rope.first :], np.exp(1j * angles).astype(np.complex64)[:, None, :], a.rope.pairs
         )
@@ -197,7 +197,7 @@ def text_from_keys(model: Model, keys: np.ndarray) -> list[int]:
         batch = Batch.of_one(tokens, 0, nowhere)
         h = ops.norm(ops.embed(weights.embedding, batch, spec.embedding_scale), layer.attn_norm)
         k = ops.norm(ops.linear(h, layer.k), layer.k_norm)  # (tokens, G * d)
-        far = (k * k).sum(axis=1) - 2 * flat @ k.T  # (n, tokens): the squared distance, but for a constant
+        far = (k * k).sum(axis=1) - 2 * flat @ k.T  # (n, tokens): the squared distance, minus a constant per row
         nearest = far.argmin(axis=1)
         distance = far[np.arange(n), nearest]
         ids = np.where(distance < best, first + nearest, ids)

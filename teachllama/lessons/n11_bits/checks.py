@@ -10,12 +10,12 @@ __all__ = ["CheckResult", "choose", "hint", "q8_0", "read_q4_1", "tensor_bytes"]
 
 
 def q8_0(function: object) -> CheckResult:
-    """Checks a learner's `f(x) -> the 32 whole numbers of a block of Q8_0`; x is float32 (32,)."""
+    """Checks a learner's `f(x) -> the 32 whole numbers of a block of Q8_0`; `x` is float32 (32,)."""
     return judge(function, Q8_0)
 
 
 def tensor_bytes(function: object) -> CheckResult:
-    """Checks a learner's `f(shape, weights, nbytes) -> bytes` of a tensor, or -1 where its rows don't divide."""
+    """Checks a learner's `f(shape, weights, nbytes) -> bytes` of a tensor, or -1 if its rows aren't whole blocks."""
     return judge(function, TENSOR_BYTES)
 
 

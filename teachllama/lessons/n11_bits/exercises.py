@@ -29,7 +29,7 @@ def _blocks(seed: int, *spreads: float) -> list[Case]:
 
 
 def _off_ties(x: np.ndarray) -> np.ndarray:
-    """Moves numbers away from the middle between two marks, where rules of rounding differ."""
+    """Moves numbers away from the midpoint between two marks, where rounding rules differ."""
     scale = np.abs(x).max() / 127
     q = x / scale
     near = np.abs(np.abs(q - np.floor(q)) - 0.5) < 0.02

@@ -1,4 +1,4 @@
-"""Block formats by hand, as notebook 11 reads them; and copies of a model with weights changed.
+"""Block formats by hand, as notebook 11 reads them, and copies of a model with changed weights.
 
 Layouts: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h
 """
@@ -25,7 +25,7 @@ class Field(NamedTuple):
     bits: int  # each
 
 
-# What a block is made of, in the order of its bytes (Q4_K's scales and minima share bytes).
+# The fields of a block, in the order of its bytes (Q4_K's scales and minima share bytes).
 LAYOUTS: dict[str, tuple[int, tuple[Field, ...]]] = {
     "Q8_0": (32, (Field("scale", 1, 16), Field("numbers", 32, 8))),
     "Q4_0": (32, (Field("scale", 1, 16), Field("numbers", 32, 4))),
@@ -44,28 +44,28 @@ LAYOUTS: dict[str, tuple[int, tuple[Field, ...]]] = {
 
 
 def bits_per_weight(kind: str) -> float:
-    """The bits of a block, shared out among its weights."""
+    """The bits of a block divided by its number of weights."""
     weights, fields = LAYOUTS[kind]
     return sum(f.how_many * f.bits for f in fields) / weights
 
 
 def round_trip(x: np.ndarray, bits: int, block: int = 32) -> np.ndarray:
-    """Numbers rounded as Q4_0 rounds, with other bits and blocks: one float16 scale a block, marks on both sides of 0.
+    """Rounds numbers as Q4_0 does, with other bits and blocks: one float16 scale per block, marks on both sides of 0.
 
     Args:
         x: float32, its size a multiple of `block`.
-        bits: of a number, 2 or more.
+        bits: bits per number, 2 or more.
         block: how many numbers share a scale.
 
     Returns:
-        float32 of the same shape: what a reader of the blocks would get.
+        float32 of the same shape: the values that a reader of the blocks gets.
     """
     if bits < 2 or block < 1 or x.size % block:
         raise ParameterError(f"{bits} bits, blocks of {block}, {x.size} numbers; expected 2 bits or more, whole blocks")
     rows = x.reshape(-1, block)
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
     half = 2 ** (bits - 1)
-    scale = largest / -half  # the largest gets the one mark without a twin
+    scale = largest / -half  # the largest gets the one mark without a counterpart of the other sign
     inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
     marks = np.clip(np.floor(rows * inverse + np.float32(0.5 + half)), 0, 2 * half - 1) - half
     out: np.ndarray = marks * scale.astype(np.float16).astype(np.float32)
@@ -73,7 +73,7 @@ def round_trip(x: np.ndarray, bits: int, block: int = 32) -> np.ndarray:
 
 
 def pack_q4_k(x: np.ndarray) -> np.ndarray:
-    """Packs float32 as Q4_K, plainly: llama.cpp's own quantizer also searches for the best scales.
+    """Packs float32 as Q4_K in the simplest way. llama.cpp's own quantizer also searches for the best scales.
 
     Args:
         x: its size a multiple of 256.
@@ -81,7 +81,7 @@ def pack_q4_k(x: np.ndarray) -> np.ndarray:
     Returns:
         uint8 (blocks, 144).
     """
-    parts = x.reshape(-1, 8, 32)  # eight parts a block
+    parts = x.reshape(-1, 8, 32)  # eight parts per block
     low = np.minimum(parts.min(axis=2), 0)  # an offset is never above 0
     step = (parts.max(axis=2) - low) / 15
     d = (step.max(axis=1, keepdims=True) / 63).astype(np.float16)  # scale of scales
@@ -94,7 +94,7 @@ def pack_q4_k(x: np.ndarray) -> np.ndarray:
     packed[:, :4] = scales[:, :4] | scales[:, 4:] >> 4 << 6
     packed[:, 4:8] = minima[:, :4] | minima[:, 4:] >> 4 << 6
     packed[:, 8:] = scales[:, 4:] & 15 | (minima[:, 4:] & 15) << 4
-    numbers = (q[:, 0::2] | q[:, 1::2] << 4).reshape(len(parts), 128)  # part 0 below, part 1 above, ...
+    numbers = (q[:, 0::2] | q[:, 1::2] << 4).reshape(len(parts), 128)  # part 0 in the low bits, part 1 in the high, ...
     return np.concatenate([d.view(np.uint8), d_min.view(np.uint8), packed, numbers], axis=1)
 
 
@@ -110,7 +110,7 @@ Change = Callable[[str, np.ndarray], np.ndarray]
 
 
 def rewritten(source: str | os.PathLike[str], target: str | os.PathLike[str], change: Change) -> Path:
-    """Writes a copy of a model with its matrices in float32, each as `change(name, matrix)` gives it."""
+    """Writes a copy of a model with its matrices in float32, each replaced by `change(name, matrix)`."""
     path = requantize(source, target, "F32")
     with open_gguf(path) as file:
         for info in file.tensors.values():
@@ -122,10 +122,10 @@ def rewritten(source: str | os.PathLike[str], target: str | os.PathLike[str], ch
 
 
 def widen(source: str | os.PathLike[str], target: str | os.PathLike[str], seed: int = 0) -> Path:
-    """Writes float32 weights that would make the Q8_0 file `source` when they are quantized, to the last byte.
+    """Writes float32 weights that quantize to the Q8_0 file `source`, byte for byte.
 
-    A number of a block says where a weight was to within half a step; here it is drawn from that range. The block's
-    largest stays on its mark, for it made the scale.
+    A number of a block determines its weight to within half a step; here the weight is drawn from that range. The
+    largest weight of a block stays on its mark, because it determines the scale.
 
     Raises:
         ParameterError: a matrix of the source is of another type.

@@ -1,4 +1,4 @@
-"""What fewer bits cost: divergence and loss by position, lookups in a context, and int8 activations."""
+"""The cost of fewer bits: divergence and loss by position, lookups in a context, and int8 activations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from teachllama.weights import Gated, Linear, Weights
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Of each row's tokens, in float64: (n, vocab_size)."""
+    """Log-probabilities of each row's tokens, in float64: (n, vocab_size)."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
@@ -48,16 +48,16 @@ def logits_along(model: Model, ids: Sequence[int]) -> np.ndarray:
 
 
 class Cost(NamedTuple):
-    """What a model's answers are worth beside a reference's, over a text."""
+    """How far a model is from a reference, over some texts."""
 
     divergence: float  # mean KL divergence from the reference, nats
-    error: float  # of that mean: its standard error
-    loss: float  # mean nats of each next token; the perplexity is its exponential
+    error: float  # the standard error of that mean
+    loss: float  # mean nats per next token; the perplexity is its exponential
     loss_error: float  # the standard error of the difference to the reference's loss
 
 
 def cost(model: Model, texts: Sequence[Sequence[int]], references: Sequence[np.ndarray]) -> Cost:
-    """A model's divergence and loss over texts, beside a reference's logits of the same texts."""
+    """A model's divergence and loss over texts, compared with a reference's logits of the same texts."""
     kl, losses, off = [], [], []
     for ids, reference in zip(texts, references, strict=True):
         logits = logits_along(model, ids)
@@ -81,11 +81,11 @@ def _standard_error(x: np.ndarray) -> float:
 def cache_divergences(
     model: Model, ids: Sequence[int], kv_dtypes: Mapping[str, KVDtype], chunk: int = 64, every: int = 4
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """KL divergence from an f32 cache along a text, for caches of other types, read side by side.
+    """KL divergence from an f32 cache along a text, for caches of other types, evaluated side by side.
 
     Args:
-        chunk: tokens read at a time; the logits of so many positions are in memory at once.
-        every: measure at each of so many positions.
+        chunk: tokens evaluated at a time; the logits of that many positions are in memory at once.
+        every: the distance between measured positions.
 
     Returns:
         The positions, and for each name its divergences there.
@@ -108,7 +108,7 @@ def cache_divergences(
 
 
 class Task(NamedTuple):
-    """A context, and what should follow it."""
+    """A context, and its expected continuation."""
 
     context: str
     answer: str
@@ -136,7 +136,7 @@ def planted(seed: int, n: int = 18) -> Task:
 
 
 def chained(seed: int, n: int = 16) -> Task:
-    """A list of n numbers that is to be said again: each number has to be looked up by the one before it."""
+    """A list of n numbers to be repeated: each number has to be looked up by the one before it."""
     rng = np.random.default_rng(seed)
     numbers = [str(x) for x in rng.permutation(90)[:n] + 10]
     first = f"Copy: 31 75 28 64\nCopied: 31 75 28 64\nCopy: {' '.join(numbers)}\nCopied: {numbers[0]}"
@@ -144,9 +144,9 @@ def chained(seed: int, n: int = 16) -> Task:
 
 
 def lookups(model: Model, task: Task, kv_dtype: KVDtype) -> np.ndarray:
-    """Which tokens of a task's answer the model finds likeliest, each after the right ones before it: bool (n,).
+    """Whether each token of a task's answer is the model's likeliest, given the right tokens before it: bool (n,).
 
-    Greedy decoding says the answer up to the first that is False.
+    Greedy decoding generates the answer up to the first False.
     """
     before, answer = model.encode(task.context), model.encode(task.answer)
     with model.create_session(seq_len=len(before) + len(answer), kv_dtype=kv_dtype) as session:
@@ -159,9 +159,10 @@ def lookups(model: Model, task: Task, kv_dtype: KVDtype) -> np.ndarray:
 
 
 def round_to_int8(x: np.ndarray) -> np.ndarray:
-    """Each 32 numbers of a row as whole numbers from -127 to 127 times a scale of their own, as Q8_0 has them.
+    """Rounds each 32 numbers of a row to whole numbers from -127 to 127 times a scale, as Q8_0 does, but with a
+    float32 scale.
 
-    A row whose length is not a multiple of 32 stays as it is.
+    Rows whose length is not a multiple of 32 are returned unchanged.
     """
     if x.shape[-1] % 32:
         return x
@@ -173,11 +174,11 @@ def round_to_int8(x: np.ndarray) -> np.ndarray:
 
 
 class Int8Activations(NumpyOps):
-    """The reference's operations, but that every product's input is rounded to int8 first, as llama.cpp does."""
+    """The reference's operations with the input of every matrix product rounded to int8, as llama.cpp does."""
 
     def __init__(self, spec: ModelSpec):
         super().__init__(spec)
-        self.seen: list[np.ndarray] = []  # what was rounded
+        self.seen: list[np.ndarray] = []  # the inputs, before rounding
 
     def linear(self, x: np.ndarray, m: Linear) -> np.ndarray:
         """x (n, columns) -> (n, rows)."""
@@ -190,13 +191,13 @@ class Int8Activations(NumpyOps):
         return super().gated(x, Gated(*rounded), s)
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
-        """Of the rows wanted, (m, vocab_size)."""
+        """Logits of the wanted rows, (m, vocab_size)."""
         rounded: Any = SimpleNamespace(output=_Rounding(self, w.output), output_norm=w.output_norm)
         return super().logits(x, rounded, spec, batch)
 
 
 class _Rounding:
-    """A matrix whose products have their input rounded."""
+    """A matrix that rounds the input of its products."""
 
     def __init__(self, ops: Int8Activations, m: Linear):
         self._ops, self._m = ops, m
@@ -213,7 +214,7 @@ def logits_with(ops: NumpyOps, model: Model, ids: Sequence[int]) -> np.ndarray:
 
 
 def tellings(model: Model, n: int, temperature: float = 1.0, most: int = 240) -> list[list[int]]:
-    """Texts that a model tells by itself, as ids, each from nothing but its first token; all in one batch."""
+    """Texts that a model generates from their first token alone, as ids; all in one batch."""
     begin = model.encode("Once", add_special=True)[:1]
     with model.create_pool(nbytes=n * model.config.kv_layout.bytes(most + 64, "f32")) as pool:
         scheduler = Scheduler(pool)

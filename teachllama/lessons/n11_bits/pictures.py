@@ -1,7 +1,7 @@
 """The pictures of notebook 11, fewer bits. Each function takes numbers that the notebook has computed and returns a
-`Picture`; its `alt` says in words what it shows.
+`Picture`; its `alt` describes it in words.
 
-Knows nothing of models, sessions or clocks.
+Independent of models, sessions and clocks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from teachllama.lessons.common.style import (
 )
 from teachllama.lessons.n11_bits.formats import LAYOUTS, bits_per_weight
 
-LEAST = 1e-13  # nats: below it nothing was measured but rounding
+LEAST = 1e-13  # nats; smaller values are only rounding
 PER_ROW = 16  # bytes of a block drawn side by side
 
 
@@ -50,7 +50,7 @@ def _needed(what: str, things: Sequence[object] | Mapping[str, object]) -> None:
 
 
 def nats(value: float) -> str:
-    """2.3e-4 -> '2.3 × 10⁻⁴'; below `LEAST` it says so."""
+    """2.3e-4 -> '2.3 × 10⁻⁴'; below `LEAST`, '0'."""
     if value < LEAST:
         return "0"
     return power_of_ten(value)
@@ -58,7 +58,7 @@ def nats(value: float) -> str:
 
 @drawn
 def paper(kind: str) -> Picture:
-    """A block of a format, a square for each byte, coloured by what is in it.
+    """A block of a format, one square per byte, coloured by its field.
 
     Args:
         kind: one of `LAYOUTS`.
@@ -98,10 +98,10 @@ def paper(kind: str) -> Picture:
 
 @drawn
 def marks(x: np.ndarray, rounded: np.ndarray, levels: np.ndarray, kind: str) -> Picture:
-    """Weights of a block, the marks that its format has, and where each weight goes.
+    """Weights of a block, the marks of its format, and the mark that each weight gets.
 
     Args:
-        x, rounded: (n,), before and after.
+        x, rounded: (n,), the weights before and after rounding.
         levels: all marks of the block.
         kind: the format's name.
     """
@@ -152,11 +152,11 @@ def errors(found: Mapping[str, np.ndarray], spread: float) -> Picture:
 
 @drawn
 def block_sizes(sizes: Sequence[int], plain: Sequence[float], spoiled: Sequence[float]) -> Picture:
-    """Error against the number of weights that share a scale, with and without one weight that stands out.
+    """Error against the number of weights that share a scale, with and without one outlier.
 
     Args:
-        sizes: weights a block.
-        plain, spoiled: root mean square error, as a share of the weights'.
+        sizes: weights per block.
+        plain, spoiled: root mean square error without and with the outlier, as a share of the weights'.
     """
     _needed("sizes", sizes)
     fig = picture(4.4)
@@ -186,17 +186,17 @@ def block_sizes(sizes: Sequence[int], plain: Sequence[float], spoiled: Sequence[
 
 
 class Price(NamedTuple):
-    """What a format takes and what it costs."""
+    """The size of a format and its divergence."""
 
     name: str
     nbytes: int  # of the weights
     divergence: float  # mean KL divergence from the wide weights, nats
-    in_file: bool = True  # False: no file can hold this model so; the bytes are as if
+    in_file: bool = True  # False: no file can hold this model in the format; the bytes are hypothetical
 
 
 @drawn
 def price(rows: Sequence[Price]) -> Picture:
-    """KL divergence against bytes, a point for each format. The best place is below, left."""
+    """KL divergence against bytes, one point per format. The best place is at the lower left."""
     _needed("formats", rows)
     fig = picture(5.8)
     ax = fig.add_subplot()
@@ -228,7 +228,7 @@ def price(rows: Sequence[Price]) -> Picture:
 
 @drawn
 def minds(rows: Sequence[tuple[str, float, float]]) -> Picture:
-    """How much harm each kind of matrix does when it alone has four bits, beside its share of the weights.
+    """The divergence when one kind of matrix alone has four bits, beside the kind's share of the weights.
 
     Args:
         rows: (name, KL divergence in nats, share of all weights).
@@ -261,12 +261,12 @@ _LINES = ((BLUE, SOLID), (GREEN, DASHED), (ORANGE, SOLID), (VERMILION, DASHED), 
 
 @drawn
 def by_position(positions: np.ndarray, found: Mapping[str, np.ndarray], window: int = 16) -> Picture:
-    """KL divergence along a text, a line for each type of cache; each point is the mean of some positions.
+    """KL divergence along a text, one line per type of cache. Each point is the mean of some positions.
 
     Args:
-        positions: (n,), where it was measured.
+        positions: (n,), the measured positions.
         found: name -> divergences there, in nats.
-        window: how many measured positions a point is the mean of.
+        window: how many measured positions each point averages.
     """
     _needed("types", found)
     window = max(1, min(window, len(positions) // 4))
@@ -322,7 +322,7 @@ def scores(rows: Sequence[tuple[str, float, float, float]]) -> Picture:
 
 @drawn
 def ladder(rows: Mapping[str, float], label: str = "KL divergence from float32, nats") -> Picture:
-    """Divergences far apart from each other, as bars on a logarithmic scale."""
+    """Divergences of very different sizes, as bars on a logarithmic scale."""
     _needed("rows", rows)
     fig = picture(1.2 + 0.5 * len(rows))
     ax = fig.add_subplot()

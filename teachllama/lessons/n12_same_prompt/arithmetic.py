@@ -1,6 +1,6 @@
-"""Other arithmetic for the same model: what notebook 12 compares the engine with.
+"""Other arithmetic for the same model, with which notebook 12 compares the engine.
 
-Each class is the NumPy reference with one thing changed. It runs through the page in `forward.py` like any other.
+Each class is the NumPy reference with one change, and runs the forward pass in `forward.py` like any other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def eight_bits(x: np.ndarray) -> np.ndarray:
 
 
 class RoundedActivations(NumpyOps):
-    """Rounds to 8 bits whatever meets a weight matrix, as llama.cpp does where weights are quantized."""
+    """Rounds every input of a weight matrix to 8 bits, as llama.cpp does for quantized weights."""
 
     def linear(self, x: np.ndarray, m: Linear) -> np.ndarray:
         """x (n, columns) -> (n, rows)."""
@@ -52,7 +52,7 @@ class RoundedActivations(NumpyOps):
         return m.down.multiply(eight_bits(activation(gate) * up))
 
     def logits(self, x: np.ndarray, w: Weights, spec: ModelSpec, batch: Batch) -> np.ndarray:
-        """Of the rows wanted: (m, vocab_size)."""
+        """Logits of the wanted rows: (m, vocab_size)."""
         logits = w.output.multiply(eight_bits(self.norm(x[batch.wanted], w.output_norm))) * np.float32(spec.logit_scale)
         return softcap(logits, spec.logit_softcap) if spec.logit_softcap else logits
 
@@ -69,7 +69,7 @@ def half_table(x: np.ndarray) -> np.ndarray:
 
 
 class Gates(NumpyOps):
-    """The reference with gates of one's own, for several copies of a text in one pass: the first copy gets the first.
+    """The reference with one gate per copy of a text, for several copies in one pass; the first copy gets the first.
 
     Attributes:
         streams: the residual stream after the embeddings and after each layer, (copies, n, dim) each.
@@ -85,7 +85,7 @@ class Gates(NumpyOps):
         return x.reshape(len(self._gates), -1, x.shape[-1])  # (copies, n, d)
 
     def embed(self, embedding: Linear, batch: Batch, scale: float) -> np.ndarray:
-        """Rows of the embedding; each number of a copy is off by up to its noise, the same in every row."""
+        """Rows of the embedding. Each number of a copy is off by up to the copy's noise, the same in every row."""
         x = self._copies(super().embed(embedding, batch, scale))
         off = np.random.default_rng(0).uniform(-1, 1, x.shape[-1])
         noise = np.array([noise for _, noise in self._gates])[:, None, None]
@@ -100,7 +100,7 @@ class Gates(NumpyOps):
         return m.down.multiply(made.reshape(len(x), -1) * m.up.multiply(x))
 
     def add(self, x: np.ndarray, h: np.ndarray, norm: np.ndarray | None = None, scale: float = 1.0) -> np.ndarray:
-        """x plus what a branch gives; two such sums make a layer."""
+        """x plus a branch's output. Every second sum ends a layer."""
         out = super().add(x, h, norm, scale)
         self._adds += 1
         if self._adds % 2 == 0:
@@ -111,13 +111,13 @@ class Gates(NumpyOps):
 def evaluated(
     model: Model, ops: Any, texts: Sequence[Sequence[int]], *, last: int = 1, kv_dtype: Any = "f32"
 ) -> np.ndarray:
-    """Texts through the page in one pass, each in a session of its own: every weight is unpacked once for all.
+    """Evaluates texts in one pass, each in its own session, so that every weight is unpacked once for all texts.
 
     Args:
-        model: whose weights are used.
-        ops: who computes.
-        texts: token ids of each.
-        last: of how many tokens at each text's end logits are wanted.
+        model: the model whose weights are used.
+        ops: the operations, such as `NumpyOps`.
+        texts: the token ids of each text.
+        last: the number of tokens at each text's end whose logits are returned.
 
     Returns:
         float32 (texts, last, vocab_size).
@@ -142,7 +142,7 @@ def evaluated(
 
 
 def last_hidden(model: Model, ids: Sequence[int]) -> np.ndarray:
-    """The final hidden state of the last token, float32 (dim,): what is multiplied with each row of the output."""
+    """The final hidden state of the last token, float32 (dim,): the input of the output matrix."""
     with model.create_session(seq_len=len(ids)) as session:
         session._cache.prepare(0, len(ids))
         return model.hidden_states(Batch.of_one(np.asarray(ids), 0, session._cache))[0]

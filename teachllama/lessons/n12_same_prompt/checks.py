@@ -10,7 +10,7 @@ __all__ = ["CheckResult", "hint", "lane_sum", "may_part", "promise", "same_bits"
 
 
 def lane_sum(function: object) -> CheckResult:
-    """Checks a learner's `f(numbers, lanes) -> sum`: float32, as a vector unit with so many lanes adds, bit for bit."""
+    """Checks a learner's `f(numbers, lanes) -> sum`: float32, bit for bit as a vector unit with `lanes` lanes adds."""
     return judge(function, LANES)
 
 
@@ -25,5 +25,5 @@ def same_bits(function: object) -> CheckResult:
 
 
 def promise(function: object) -> CheckResult:
-    """Checks a learner's `f(promise, seen) -> "kept", "broken" or "open"`; the notebook says what both hold."""
+    """Checks a learner's `f(promise, seen) -> "kept", "broken" or "open"`; the notebook describes both."""
     return judge(function, PROMISE)

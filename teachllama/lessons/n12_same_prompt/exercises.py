@@ -1,4 +1,5 @@
-"""The exercises of lesson 12: a sum as a processor adds it, where two runs part, what is promised, what may be."""
+"""The exercises of lesson 12: a sum as a processor adds it, where two runs part, which bits are promised, and
+which promises can be kept."""
 
 from __future__ import annotations
 
@@ -376,7 +377,7 @@ def _other_promises(rng: np.random.Generator, model: Any) -> list[Case]:
         names = rng.permutation(["threads", "cuts", "numpy", "cache"]).tolist()
         states = [int(rng.integers(4)) if i % 4 == 1 else (i // 3 + k) % 4 for k in range(2)]
         seen = [row for name, state in zip(names, states, strict=False) for row in measured(name, says, within, state)]
-        seen += measured(names[2], says, within, 3)  # of a change that is not promised
+        seen += measured(names[2], says, within, 3)  # rows for a change that is not promised
         changes = names[: 1 + i % 2]
         cases.append(Case("a promise", (_says(says, *changes, within=within), seen)))
     return cases

@@ -1,6 +1,6 @@
-"""llama.cpp's figures that notebook 12 predicts: stored, since it is not installed where the notebook runs.
+"""llama.cpp's figures that notebook 12 predicts, stored because llama.cpp is not installed where the notebook runs.
 
-They are those of `tests/golden` and `docs/measured`. `HOW` says how each was obtained.
+The figures are those of `tests/golden` and `docs/measured`. `how` describes how each was obtained.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class Text:
     top_ids: np.ndarray  # (20,): the likeliest tokens after the prompt
     top_logits: np.ndarray  # (20,): their logits
     greedy_ids: list[int]
-    gap: np.ndarray  # of each step: the highest logit minus the second
+    gap: np.ndarray  # the highest logit minus the second, per step
 
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """What is stored of one model's weights. Either list is empty where nothing is."""
+    """The stored figures for one model's weights. A list is empty if nothing is stored."""
 
     float32: list[Text]
-    as_shipped: list[tuple[str, int]]  # prompt; greedy tokens, of 48, before the first that differs
+    as_shipped: list[tuple[str, int]]  # (prompt, how many of 48 greedy tokens come before the first that differs)
 
 
 @lru_cache(maxsize=1)
@@ -57,10 +57,11 @@ def of(model: Model) -> Figures:
 
 
 def two_builds() -> list[tuple[str, float]]:
-    """Gemma 3 270M in two builds of llama.cpp, with its table of GELU and without.
+    """Gemma 3 270M in two builds of llama.cpp, with its GELU table and without.
 
     Returns:
-        for each prompt, the largest difference among the logits of the tokens that are likeliest in both.
+        Per prompt, the largest difference between the builds' logits, over the tokens that are among the likeliest in
+        both.
     """
     found = []
     for stock, exact in zip(_stored()["models"]["gemma3-270m"]["float32"], _stored()["exact_gelu"], strict=True):

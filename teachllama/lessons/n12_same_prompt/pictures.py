@@ -1,6 +1,6 @@
 """The pictures of notebook 12, same prompt, another answer.
 
-Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` says in words what it shows.
+Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` describes it in words.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from teachllama.lessons.common.style import (
 
 
 class Change(NamedTuple):
-    """One thing that was changed while the prompt stayed the same, and what became of the logits."""
+    """One change while the prompt stayed the same, and the difference in the logits."""
 
     what: str
-    kind: str  # "promised": the same bits are promised; "order": the same sums in another order; "numbers": others
+    kind: str  # "promised": the same bits promised; "order": the same sums in another order; "numbers": other numbers
     difference: float  # the largest among the logits; 0: bit for bit the same
 
 
@@ -46,7 +46,7 @@ _MEANINGS = {"promised": "promised: the same bits", "order": "sums in another or
 
 
 class Changes:
-    """The table of what changes bits and what does not; `draw` makes a picture of it."""
+    """A table of changes and whether they alter bits; `draw` makes a picture of it."""
 
     def __init__(self, rows: Sequence[Change]):
         if not rows or any(r.kind not in KINDS or not 0 <= r.difference < np.inf for r in rows):
@@ -72,10 +72,10 @@ class Changes:
 
     @drawn
     def draw(self, gap: float) -> Picture:
-        """Each change's largest difference on a logarithmic scale; what changed no bit stands at the left.
+        """Each change's largest difference on a logarithmic scale; changes that altered no bit are at the left.
 
         Args:
-            gap: between the two highest logits. A difference beyond half of it can change the next word.
+            gap: the gap between the two highest logits. A difference beyond half of it can change the next word.
         """
         if not 0 < gap < np.inf:
             raise ParameterError(f"the gap is {gap}; expected a number above 0")
@@ -113,7 +113,7 @@ class Changes:
 
 @drawn
 def orders(sums: Sequence[float], exact: float) -> Picture:
-    """How often each result came out when the same numbers were added in many orders, in float32.
+    """How often each result occurred when the same numbers were added in many orders, in float32.
 
     Args:
         sums: one result for each order.
@@ -139,11 +139,11 @@ def orders(sums: Sequence[float], exact: float) -> Picture:
 
 @drawn
 def where_they_part(chances: Mapping[str, np.ndarray], parted: Mapping[str, int]) -> Picture:
-    """A strip for each text, a cell for each step: dark where the two best logits are close; a cross where they parted.
+    """One strip per text, one cell per step: dark where the two best logits are close, a cross where the runs parted.
 
     Args:
-        chances: text -> the chance that another engine chooses another token, of each step, (n,) from 0 to 0.5.
-        parted: text -> the step at which it did; n or more: never.
+        chances: text -> the chance at each step that another engine chooses another token, (n,) from 0 to 0.5.
+        parted: text -> the step at which the runs parted; n or more: never.
     """
     if not chances or chances.keys() != parted.keys() or len({len(c) for c in chances.values()}) != 1:
         raise ParameterError("expected strips of one length, and for each where they parted")
@@ -186,11 +186,11 @@ def where_they_part(chances: Mapping[str, np.ndarray], parted: Mapping[str, int]
 
 @drawn
 def gelu_table(x: np.ndarray, exact: np.ndarray, table: np.ndarray, near: float = 1.0) -> Picture:
-    """GELU computed and looked up: a small piece under a magnifying glass, and the error of the table everywhere.
+    """GELU computed and looked up: a small part magnified, and the error of the table over the whole range.
 
     Args:
         x, exact, table: (n,) each, x ascending.
-        near: the middle of the piece.
+        near: the middle of the magnified part.
     """
     if not (len(x) == len(exact) == len(table) and len(x) > 10 and x[0] < near < x[-1]):
         raise ParameterError("x, exact and table are of several lengths, or do not reach around the piece to look at")
@@ -216,10 +216,10 @@ def gelu_table(x: np.ndarray, exact: np.ndarray, table: np.ndarray, near: float 
 
 @drawn
 def growth(curves: Mapping[str, Sequence[float]]) -> Picture:
-    """How far two passes are apart after each layer: a line for each pair of passes, on a logarithmic scale.
+    """How far two passes are apart after each layer: one line per pair of passes, on a logarithmic scale.
 
     Args:
-        curves: name -> the difference after the embeddings, after layer 0, after layer 1, ...; 0 is left out.
+        curves: name -> the difference after the embeddings, after layer 0, after layer 1, ...; zeros are left out.
     """
     if not curves or len({len(c) for c in curves.values()}) != 1 or not any(any(c) for c in curves.values()):
         raise ParameterError("expected curves of one length, not all zero")
@@ -245,7 +245,7 @@ def growth(curves: Mapping[str, Sequence[float]]) -> Picture:
 
 
 class Promises:
-    """What may be promised, each with the section that showed it, and the figure."""
+    """A table of promises, each with the section that shows it and the measured figure."""
 
     def __init__(self, rows: Sequence[tuple[str, str, str]]):
         self.rows = list(rows)  # (promise, section, figure)

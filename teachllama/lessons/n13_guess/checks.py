@@ -15,12 +15,12 @@ def tokens_per_pass(function: object) -> CheckResult:
 
 
 def after_guess(function: object) -> CheckResult:
-    """Checks a learner's `f(p, q, guess, u) -> array`: the distribution of the next token, once u is known."""
+    """Checks a learner's `f(p, q, guess, u) -> array`: the distribution of the next token, given u."""
     return judge(function, AFTER_GUESS)
 
 
 def look_up(function: object) -> CheckResult:
-    """Checks a learner's `f(tokens, n, k) -> list`: what followed the last n tokens the last time, k at most."""
+    """Checks a learner's `f(tokens, n, k) -> list`: at most k tokens after the previous occurrence of the last n."""
     return judge(function, LOOK_UP)
 
 

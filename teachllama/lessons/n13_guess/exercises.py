@@ -71,7 +71,7 @@ TOKENS = Exercise(
 def _after(
     p: Any, q: Any, guess: int, u: float, *, kept: str = "ratio", rest: str = "residual", normal: bool = True
 ) -> Any:
-    """The right answer; the arguments make it wrong."""
+    """The right answer. The keyword arguments make it wrong."""
     p, q = np.asarray(p, float), np.asarray(q, float)
     keeps = {
         "ratio": u * q[guess] < p[guess],

@@ -1,6 +1,6 @@
 """The pictures of notebook 13, guess and check, and the smaller model that it makes.
 
-Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` says in words what it shows.
+Pictures take numbers that the notebook has computed and return a `Picture`; its `alt` describes it in words.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ __all__ = ["bill", "fewer_layers", "gains", "overlap", "passes", "plane", "share
 
 @drawn
 def bill(seconds: Sequence[float]) -> Picture:
-    """What a pass of 1, 2, ... rows takes, as a multiple of a pass of one row.
+    """The time of a pass of 1, 2, ... rows, as a multiple of a pass of one row.
 
     Args:
-        seconds: of passes of 1, 2, ... rows.
+        seconds: the times of passes of 1, 2, ... rows.
     """
     if len(seconds) < 2 or min(seconds) <= 0:
         raise ParameterError(f"seconds are {list(seconds)}; expected two or more, each above 0")
@@ -69,7 +69,7 @@ def bill(seconds: Sequence[float]) -> Picture:
 
 @drawn
 def passes(rows: Sequence[tuple[Sequence[str], int]]) -> Picture:
-    """What each pass evaluated: the new token, guesses that were right, guesses that were wrong.
+    """The tokens that each pass evaluated: the new token, guesses that were right, guesses that were wrong.
 
     Args:
         rows: for each pass the texts of its tokens, the new one first, and how many guesses were right.
@@ -107,7 +107,7 @@ def passes(rows: Sequence[tuple[Sequence[str], int]]) -> Picture:
 
 @drawn
 def gains(rows: Mapping[str, tuple[float, float]]) -> Picture:
-    """How many times as fast as without guesses: measured, and predicted from the bill.
+    """The speed relative to decoding without guesses: measured, and predicted from the bill.
 
     Args:
         rows: name -> (predicted, measured).
@@ -139,7 +139,7 @@ def gains(rows: Mapping[str, tuple[float, float]]) -> Picture:
 
 @drawn
 def overlap(p: Sequence[float], q: Sequence[float], names: Sequence[str]) -> Picture:
-    """Two distributions side by side: what guesses can give, and what is missing."""
+    """Two distributions side by side: the part that guesses can cover, and the rest."""
     if not len(p) == len(q) == len(names):
         raise ParameterError(f"{len(p)}, {len(q)} and {len(names)} values; expected as many of each")
     model, draft, x = np.asarray(p, float), np.asarray(q, float), np.arange(len(p))
@@ -172,9 +172,9 @@ def shares(p: Sequence[float], drawn_shares: Mapping[str, Sequence[float]], name
     """How often each token was drawn by each rule, as a multiple of its probability.
 
     Args:
-        p: the probabilities that are right, none 0.
+        p: the right probabilities, none 0.
         drawn_shares: a rule's name -> how often each token came.
-        names: of the tokens.
+        names: the tokens' names.
     """
     right, x = np.asarray(p, float), np.arange(len(p))
     if not len(right) or right.min() <= 0:
@@ -208,7 +208,7 @@ def plane(pass_cost: float, k: int, drafts: Mapping[str, tuple[float, float, flo
     """The gain of k guesses against their acceptance, for drafts that cost more or less.
 
     Args:
-        pass_cost: of a pass of k + 1 rows, in passes of one.
+        pass_cost: the cost of a pass of k + 1 rows, in passes of one row.
         k: how many guesses.
         drafts: name -> (acceptance, cost of one guess in passes of one row, measured gain).
     """
@@ -229,7 +229,7 @@ def plane(pass_cost: float, k: int, drafts: Mapping[str, tuple[float, float, flo
         side = -1 if share > 0.6 else 1
         place = "right" if side < 0 else "left"
         note(ax, f"{name} ({cost:.2f})", (share, gain), (10 * side, 10 if i % 2 else -10), ha=place, fontsize=SMALL)
-    ax.set_xlim(0, 1.32)  # the curves' names stand right of them
+    ax.set_xlim(0, 1.32)  # leaves room for the curves' names
     ax.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1])
     ax.set_ylim(0, (k + 1) / pass_cost * 1.05)
     ax.set_xlabel("acceptance: how often a guess is right, if those before it were")
@@ -246,13 +246,13 @@ def plane(pass_cost: float, k: int, drafts: Mapping[str, tuple[float, float, flo
 
 
 def fewer_layers(source: str | os.PathLike[str], target: str | os.PathLike[str], keep: Sequence[int]) -> Path:
-    """Writes a copy of a model file with some of its layers only.
+    """Writes a copy of a model file with only some of its layers.
 
     Args:
         keep: numbers of the layers, in their new order.
 
     Raises:
-        ParameterError: there is no such layer, or none is kept.
+        ParameterError: a layer does not exist or is listed twice, or none is kept.
     """
     new = {old: i for i, old in enumerate(keep)}
 
