@@ -123,8 +123,8 @@ def _equivalent(mutant: Any, solution: Any, exercise: Exercise) -> bool:
 
 
 def refused_share(number: str, every: int = 1) -> tuple[int, int, int, list[str]]:
-    """Counts mutants of a lesson's solutions (all, or every third, ...): refused ones, those of them that only the hidden
-    cases refuse, and all that are not equivalent. The last item is the list of accepted ones.
+    """Counts mutants of a lesson's solutions (all, or every third, ...): those refused, those refused by hidden cases
+    alone, and all that are not equivalent. The last item lists those accepted.
     """
     found = lesson(number)
     notebook = nbformat.read(FOLDER / f"{found.notebook}.ipynb", as_version=4)

@@ -5,9 +5,9 @@ each entry; entries without one are listed as not checked in docs/kv-corpus.md.
 
 An entry's `keys` are GGUF keys without the architecture's prefix, as llama.cpp's converters (`conversion/` in its
 repository) write them from the model's `config.json`. `source` names that file by its repository on the Hugging Face
-Hub. An entry whose source begins with "made" is not a published model: it covers a kind of cache that no published model
-small enough to describe shows alone. Keys that have no influence on the cache are left out; `ask_llama_cpp.py` adds
-those that llama.cpp requires.
+Hub. An entry whose source begins with "made" is not a published model: it covers a kind of cache that no published
+model small enough to describe shows alone. Keys that have no influence on the cache are left out; `ask_llama_cpp.py`
+adds those that llama.cpp requires.
 """
 
 # ruff: noqa: E501  (a table: a row per model)
