@@ -22,7 +22,7 @@ from tests.test_gguf_file import split_model
 
 @pytest.fixture
 def gpt_oss(tmp_path: Path) -> str:
-    """A file of an architecture without engine support: 4 layers, 2 of them sliding; 4096 bytes of weights."""
+    """A gpt-oss file with metadata and two small tensors: 4 layers, 2 of them sliding; 4096 bytes of weights."""
     return write(tmp_path / "oss.gguf", "gpt-oss", {
         "block_count": 4, "context_length": 4096, "embedding_length": 512, "attention.head_count": 8,
         "attention.head_count_kv": 2, "attention.key_length": 64, "attention.value_length": 64,
@@ -107,7 +107,7 @@ def test_the_json_has_the_documented_keys(gpt_oss: str, capsys: pytest.CaptureFi
 
 
 def test_what_fits_in_memory_is_what_a_hand_calculation_gives(gpt_oss: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # f32: 2 layers x 2 heads x 128 x 4 = 2048 bytes per token; with the 2 sliding layers 4096, until their windows fill.
+    # f32: 2 layers x 2 heads x 128 x 4 = 2048 bytes per token; with the 2 sliding layers, 4096 until windows fill.
     # One session of 1000 tokens: 2 x (1000 + 128) x 256 x 4 = 2,310,144. In 10 MB less 4096 of weights: 4.32 of them.
     out = run_json(capsys, "kv", gpt_oss, "--seq-len", "1000", "--memory", "10MB", "--kv-dtype", "f32")
     assert out["memory_nbytes"] == 10_000_000
