@@ -48,7 +48,7 @@ def test_a_conversation_goes_on_without_evaluating_anything_again(
     assert session.stats.reused >= chat.session.stats.n_prompt
     assert session.tokens == chat.session.tokens
     assert session.sample(HOT) == chat.session.sample(HOT)
-    assert len(model.sessions) == 2  # the previous session is closed
+    assert len(model.sessions) == 2  # the temporary session that read the file is closed
 
 
 def test_any_other_name_gets_messages_alone_for_people(model: tl.Model, chat: tl.Chat, tmp_path: Path) -> None:
