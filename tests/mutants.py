@@ -34,7 +34,7 @@ NOTEBOOKS = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10", "11", "
 
 
 def mutants(source: str, powers: bool = True) -> Iterator[str]:
-    """Yields each source with one change; without `powers`, none with an added power of whole numbers."""
+    """Yields each source with one change; without `powers`, none that adds a `**`, which may give a huge number."""
     tree = ast.parse(source)
     n_nodes = sum(1 for _ in ast.walk(tree))
     arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}

@@ -635,7 +635,7 @@ def test_smollm2_holds_a_conversation_and_a_replay_is_where_it_is(smollm2_path: 
 def test_both_models_can_write_down_whatever_they_said(smollm2_path: str, gemma3_path: str) -> None:
     for path in (smollm2_path, gemma3_path):
         with tl.load_model(path) as model:
-            model.encode("\ufffd")  # half a character appears in a history as this
+            model.encode("\ufffd")  # replaces half a character in a history
             session = model.create_session(seq_len=200, seed=1)
             chat = Chat(session, template=model.chat_template or "gemma")
             chat.ask("Write in ten languages.", tl.SamplingParams(temperature=3.0), max_new_tokens=40)

@@ -31,7 +31,7 @@ PLAIN = [  # judged by cases, no model needed
 
 
 def called(exercise: Exercise, function: Any) -> Any:
-    """The function as a learner writes it: it takes the arguments passed; the others are known to it."""
+    """The function as a learner writes it: it takes the arguments passed, and the others are fixed."""
     rest = exercise.visible()[0].arguments[exercise.passed :] if exercise.passed else ()
     return (lambda *args: function(*args, *rest)) if rest else function
 

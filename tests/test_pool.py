@@ -348,7 +348,7 @@ def with_fault(after: int | None, call: Any) -> bool:
         if not frame.f_code.co_filename.startswith(PACKAGE) or "kernels" in frame.f_code.co_filename:
             return None
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        # At the end of the block Python returns to the `with` line. No signal arrives there; a fault would skip the exit.
+        # At its block's end Python returns to the `with` line. No signal arrives there; a fault would skip the exit.
         if event == "line" and left[0] is not None and not line.lstrip().startswith("with "):
             left[0] -= 1
             if left[0] < 0:
