@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Under xdist, keeps each file's tests in one process, so that they share fixtures; notebooks are spread singly."""
+    """Under xdist, keeps each file's tests in one process, to share fixtures; notebooks are distributed one by one."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.get_closest_marker("notebook") is None:

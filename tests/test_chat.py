@@ -567,7 +567,7 @@ def test_a_history_can_be_saved_and_loaded(model: Model, tmp_path: Path) -> None
     assert copy.history == chat.history
     assert copy.session.tokens == session.tokens
     copy.history[0]["content"] = "changed"
-    assert copy.history == chat.history  # a copy was handed out
+    assert copy.history == chat.history  # the list was a copy
 
 
 def test_a_damaged_history_file_is_refused_and_changes_nothing(model: Model, tmp_path: Path) -> None:

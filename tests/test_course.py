@@ -1,4 +1,4 @@
-"""A learner's copies of the notebooks, the command that opens them, and the wheel that carries them."""
+"""A learner's copies of the notebooks, the command that opens them, and the wheel that contains them."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class Index:
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """An `Index` that pip is set to use."""
+    """Runs an `Index` that pip is configured to use."""
     index = Index()
 
     class Handler(BaseHTTPRequestHandler):

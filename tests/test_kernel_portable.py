@@ -180,7 +180,7 @@ def test_two_processes_share_one_copy_of_the_weights(smollm2_path: str) -> None:
             process.stdin.flush()
             resident, proportional = map(int, process.stdout.readline().split())
             assert resident > 80_000  # kB: the matrices were read
-            assert proportional < 0.6 * resident  # each page counts half in each of the two
+            assert proportional < 0.6 * resident  # each shared page counts half in each process
     finally:
         for process in processes:
             process.kill()

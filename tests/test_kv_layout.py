@@ -268,7 +268,7 @@ def test_an_unknown_kv_dtype_is_refused_and_the_known_ones_listed(kv_dtype: Any)
         kv_cache_bytes(kv_layout_from_metadata(SMOLLM2), 1, kv_dtype)
 
 
-# Notes on doubts that metadata cannot settle
+# Notes on questions that the metadata leaves open
 
 
 @pytest.mark.parametrize(
