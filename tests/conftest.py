@@ -12,16 +12,16 @@ import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # it has the terminal's width, and our output goes to no terminal
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers inherit the terminal's width, but their output goes to no terminal
     os.environ.pop("COLUMNS", None)
 
-# No test fails because the machine was busy.
+# No deadline: a busy machine must not fail a test.
 hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Side by side, a file's tests stay in one process, which shares what fixtures make; notebooks go one by one."""
+    """Under xdist, keeps each file's tests in one process, to share fixtures; notebooks are distributed one by one."""
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             if item.get_closest_marker("notebook") is None:
@@ -53,5 +53,5 @@ def gemma3_path() -> str:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """llama.cpp's tokens and logits for a model; the file's `how` says how they were made."""
+    """llama.cpp's tokens and logits for a model; `how` in the file describes how they were made."""
     return json.loads((GOLDEN / f"{name}.json").read_text(encoding="utf-8"))

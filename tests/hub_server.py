@@ -1,4 +1,4 @@
-"""A server on this machine that answers like the Hugging Face Hub, for what reading parts of files needs."""
+"""A local server that imitates the Hugging Face Hub, as far as reading parts of files needs it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """One repository, whose files are those of a folder; counts what it sends."""
+    """One repository, served from a folder; records the requests and the bytes sent."""
 
     def __init__(self, repo_id: str, folder: Path):
         self.repo_id, self.folder = repo_id, folder
         self.ranges: list[tuple[str, int, int]] = []
         self.sent = 0
-        self.whole: list[str] = []  # files that were asked for without a range
+        self.whole: list[str] = []  # files requested without a range
 
     def entry(self, path: Path) -> dict[str, Any]:
-        """A file as the Hub's tree describes it."""
+        """A file's entry in the Hub's tree listing."""
         data = path.read_bytes()
         oid = hashlib.sha256(data).hexdigest()
         return {
@@ -35,7 +35,7 @@ class Hub:
         }  # fmt: skip
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
-        """One request."""
+        """Answers one request."""
         path = unquote(urlparse(handler.path).path)
         repo, prefix = re.escape(self.repo_id), f"/{self.repo_id}/resolve/"
         length = int(handler.headers.get("Content-Length") or 0)
@@ -76,7 +76,7 @@ class Hub:
 
     @staticmethod
     def reply(handler: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        """Sends an answer."""
+        """Sends a response."""
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(body)))
         handler.send_header("X-Repo-Commit", COMMIT)
@@ -89,7 +89,7 @@ class Hub:
 
 @contextlib.contextmanager
 def serving(hub: Hub) -> Iterator[str]:
-    """The server's address, while it runs."""
+    """Runs the server; yields its address."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

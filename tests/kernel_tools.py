@@ -15,41 +15,41 @@ from teachllama.kernels.shapes import provide as set_shape
 from tests.tools import _add, tiny_metadata, tiny_tensors
 
 NATIVE = (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
-# Where a block's float16 scales lie; all its other bytes may be anything.
+# Byte offsets of a block's float16 scales; all other bytes may have any value.
 SCALES = {T.Q8_0: [0], T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q4_K: [0, 2], T.Q5_K: [0, 2]}
 SCALES[T.Q6_K], SCALES[T.MXFP4] = [208], []
-# The second scale over the first that centres random blocks on zero.
+# The ratio of the second scale to the first that centres random blocks on zero.
 CENTRED = {T.Q4_1: -7.5, T.Q5_1: -15.5, T.Q4_K: 7.5, T.Q5_K: 15.5}
-GUARD = 4096  # float32 before and after a buffer that must stay as they are
+GUARD = 4096  # float32 values before and after a buffer that must stay unchanged
 CANARY = np.float32(-12345.5)
 
 
 def unit(kind: T) -> int:
-    """The columns of a matrix are a multiple of this: the type's block, or the 32 weights kernels read at a time."""
+    """A matrix has a multiple of this many columns: the type's block size, or the 32 weights kernels read at a time."""
     return max(32, GGML_QUANT_SIZES[kind][0])
 
 
 def random_blocks(kind: T, rows: int, columns: int, rng: np.random.Generator, halves: np.ndarray) -> np.ndarray:
-    """Random raw rows, uint8 (rows, bytes a row). Scales, or plain weights, are drawn from the float16 `halves`."""
+    """Random raw rows, uint8 (rows, bytes per row). Scales, or plain weights, are drawn from the float16 `halves`."""
     if kind in (T.F32, T.F16, T.BF16):
         values = rng.choice(halves, (rows, columns))
         if kind == T.F16:
             return values.view(np.uint8)
         single = values.astype("<f4")
-        if kind == T.F32:  # with all its bits
+        if kind == T.F32:  # fill all bits of the mantissa
             return (single * rng.uniform(1, 2, single.shape).astype("<f4")).view(np.uint8)
         return np.ascontiguousarray(single.view("<u2")[:, 1::2]).view(np.uint8)
     weights, nbytes = GGML_QUANT_SIZES[kind]
     raw = rng.integers(0, 256, (rows * columns // weights, nbytes), np.uint8)
     for at in SCALES[kind]:
         raw[:, at : at + 2] = rng.choice(halves, len(raw)).view(np.uint8).reshape(-1, 2)
-    if kind == T.MXFP4:  # its scale is a power of two: those from 2^-8 to 2^7
+    if kind == T.MXFP4:  # scales are powers of two, here from 2^-8 to 2^7
         raw[:, 0] = rng.integers(120, 136, len(raw))
     return raw.reshape(rows, -1)
 
 
 def as_f32(kind: T, raw: np.ndarray) -> np.ndarray:
-    """The reference: what the gguf package makes of rows of blocks."""
+    """The reference: rows of blocks dequantized by the gguf package."""
     return gguf.quants.dequantize(raw, kind)
 
 
@@ -74,7 +74,7 @@ def model_blocks(kind: T, rows: int, columns: int, rng: np.random.Generator) -> 
 
 
 def native_model(path: Path, kind: T, arch: str = "llama", seed: int = 0, **overrides: Any) -> Path:
-    """A tiny model file whose matrices are all of one type. The dimensions have to be multiples of its block."""
+    """A tiny model file whose matrices are all of one type. Dimensions must be multiples of its block size."""
     metadata = tiny_metadata(arch, **overrides)
     writer = GGUFWriter(path, arch, use_temp_file=False)
     for key, value in metadata.items():
@@ -95,7 +95,7 @@ def native_model(path: Path, kind: T, arch: str = "llama", seed: int = 0, **over
 
 
 def callable_from_python(function: Any) -> Any:
-    """Compiles a function that calls kernels: they themselves can only be called from compiled code."""
+    """Compiles a function that calls kernels, which can be called only from compiled code."""
     from numba import njit
 
     set_shape(0)
@@ -103,7 +103,7 @@ def callable_from_python(function: Any) -> Any:
 
 
 class Guarded:
-    """A float32 buffer between guards, to see that a kernel writes nowhere else. Rather misaligned, as GGUF allows."""
+    """A float32 buffer between guards that detect writes outside it. Misaligned for vectors, as GGUF allows."""
 
     def __init__(self, data: np.ndarray | int):
         values = np.full(data, CANARY, np.float32) if isinstance(data, int) else np.float32(data).ravel()
@@ -123,7 +123,7 @@ class Guarded:
 
 
 def widths(n_tokens: int) -> list[int]:
-    """How wide each tile of n tokens is."""
+    """The width of each tile of n tokens."""
     return [WIDTH if n_tokens - first > 16 else 16 for first in range(0, n_tokens, WIDTH)]
 
 

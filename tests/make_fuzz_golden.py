@@ -31,7 +31,7 @@ print(json.dumps(ids))
 
 
 def write(metadata: dict[str, Any], path: Path) -> None:
-    """A GGUF file of this metadata, without tensors."""
+    """Writes a GGUF file with this metadata and no tensors."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(path, "llama")

@@ -1,8 +1,8 @@
-"""A search by machine for wrong answers that a check accepts: `python -m tests.mutants` prints the share refused.
+"""Searches for wrong answers that a check accepts: `python -m tests.mutants` prints how many are refused.
 
 A mutant is the solution of a notebook's exercise with one thing changed: an operator, a comparison, a sign, a bound, an
-axis, a number off by one, a constant for a variable, one variable for another, a condition turned round, a statement
-dropped. A mutant that gives what the solution gives, on the visible cases and on many others, is equivalent
+axis, a number off by one, a constant for a variable, one variable for another, a negated condition, a dropped
+statement. A mutant that gives the same results as the solution, on the visible cases and on many others, is equivalent
 and not counted.
 """
 
@@ -34,7 +34,7 @@ NOTEBOOKS = ("00", "01", "02", "03", "05", "06", "07", "08", "09", "10", "11", "
 
 
 def mutants(source: str, powers: bool = True) -> Iterator[str]:
-    """Every source with one thing changed; without `powers`, none that raises a large whole number to another."""
+    """Yields each source with one change; without `powers`, none that adds a `**`, which may give a huge number."""
     tree = ast.parse(source)
     n_nodes = sum(1 for _ in ast.walk(tree))
     arguments = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
@@ -116,15 +116,15 @@ def _answer(function: Any, case: Case, exercise: Exercise) -> Any:
 
 
 def _equivalent(mutant: Any, solution: Any, exercise: Exercise) -> bool:
-    """Whether both give the same on the visible cases and on many others."""
+    """Whether both give the same results on the visible cases and on many others."""
     same = exercise.same or close
     cases = [*exercise.visible(), *(c for i in range(40) for c in exercise.hidden(str(i)))]
     return all(same(_answer(mutant, c, exercise), _answer(solution, c, exercise)) for c in cases)
 
 
 def refused_share(number: str, every: int = 1) -> tuple[int, int, int, list[str]]:
-    """Of the mutants (each, every third, ...) of a lesson's solutions: refused, of these by the hidden cases alone, all
-    that are not equivalent, and which were accepted.
+    """Counts mutants of a lesson's solutions (all, or every third, ...): those refused, those refused by hidden cases
+    alone, and all that are not equivalent. The last item lists those accepted.
     """
     found = lesson(number)
     notebook = nbformat.read(FOLDER / f"{found.notebook}.ipynb", as_version=4)
@@ -144,7 +144,7 @@ def refused_share(number: str, every: int = 1) -> tuple[int, int, int, list[str]
             try:
                 function = _run(mutant, names)[exercise.names[0]]
             except Exception:
-                continue  # refused by Python itself
+                continue  # Python itself rejects it
             if not judge(function, exercise).ok:
                 refused += 1
             elif not judge_hidden(function, exercise, "").ok:
@@ -162,7 +162,7 @@ def _run(source: str, names: dict[str, Any] | None = None) -> dict[str, Any]:
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
-    try:  # a mutant of notebook 03 asks for more memory than most machines have
+    try:  # a mutant of notebook 03 allocates more memory than most machines have
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (4_000_000_000, 4_000_000_000))

@@ -1,6 +1,6 @@
-"""What every committed notebook must be: run top to bottom, outputs kept, no trace of the machine it ran on.
+"""Rules for committed notebooks: run top to bottom, outputs kept, no trace of the machine they ran on.
 
-Usage: python tests/notebook_rules.py NOTEBOOK...    (pre-commit calls it so; needs nothing but Python)
+Usage: python tests/notebook_rules.py NOTEBOOK...    (pre-commit calls it; standard library only)
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-# Folders that hold people's or machines' own files; after a letter, a dot, a colon or a slash it is part of an address.
+# Folders for users' or a machine's own files. After a letter, a dot, a colon or a slash the match is part of a URL.
 _PATH = re.compile(r"(?<![\w.:/~-])/(?:home|Users|root|tmp|private|var/folders|opt|mnt|workspaces?|content)/[\w.]")
 _WINDOWS_PATH = re.compile(r"\b[A-Za-z]:\\+(?:Users|Temp|Windows)\b")
 
 
 def problems(path: str | Path, machine_folders: tuple[str, ...] | None = None) -> list[str]:
-    """What is wrong with a notebook, one line each; empty if nothing is.
+    """The problems of a notebook, one line each; empty if there are none.
 
     Args:
         path: the .ipynb file.
-        machine_folders: folders of this machine that must not be named; by default the checkout, the home folder and
+        machine_folders: folders of this machine that must not appear; by default the checkout, the home folder and
             the folder for temporary files.
     """
     try:
@@ -58,7 +58,7 @@ def problems(path: str | Path, machine_folders: tuple[str, ...] | None = None) -
 
 
 def _order(cells: list[dict[str, Any]]) -> Iterator[str]:
-    """Execution counts must be 1, 2, 3, ... over the code cells that hold code."""
+    """Requires execution counts 1, 2, 3, ... over the code cells that are not empty."""
     ran = [(i, c) for i, c in enumerate(cells) if c["cell_type"] == "code" and "".join(c["source"]).strip()]
     for expected, (i, cell) in enumerate(ran, 1):
         count = cell["execution_count"]
@@ -71,13 +71,13 @@ def _order(cells: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _cut(outputs: list[dict[str, Any]]) -> bool:
-    """Whether two neighbouring outputs are texts of one stream."""
+    """Whether two consecutive outputs are text of the same stream."""
     names = [o.get("name") if o["output_type"] == "stream" else None for o in outputs]
     return any(a and a == b for a, b in itertools.pairwise(names))
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """Every text in a cell. Pictures are left out: base64 may spell anything."""
+    """Every text in a cell. Pictures are left out: base64 may contain any word."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, list):
@@ -93,7 +93,7 @@ def _machine_paths(text: str, folders: tuple[str, ...]) -> list[str]:
 
 
 def main(paths: list[str]) -> int:
-    """Prints what is wrong with each notebook; 1 if anything is."""
+    """Prints the problems of each notebook; returns 1 if there are any."""
     found = [f"{path}: {problem}" for path in paths for problem in problems(path)]
     print("\n".join(found), end="\n" if found else "")
     return 1 if found else 0

@@ -13,7 +13,7 @@ N_GEMMA = 262_144
 
 
 def bell(scale: float, n: int = N_GEMMA) -> np.ndarray:
-    """Nearly normal logits of standard deviation 209 * scale, float32 (n,): sums of eight bytes, and a fraction."""
+    """Nearly normal logits of standard deviation 209 * scale, float32 (n,): sums of eight bytes plus a fraction."""
     raw = np.random.PCG64(8).random_raw(n)
     whole = raw.view(np.uint8).reshape(n, 8).sum(axis=1, dtype=np.int64) - 1020
     fraction = (raw >> np.uint64(40)).astype(np.int64) & 0x3FFF
@@ -21,7 +21,7 @@ def bell(scale: float, n: int = N_GEMMA) -> np.ndarray:
 
 
 def made_up(n: int = N_GEMMA) -> dict[str, np.ndarray]:
-    """Made-up rows (n,): as wide as a model's, nearly flat, of few values, of one value, one likely, most ruled out."""
+    """Made-up rows (n,): a model's spread, nearly flat, few values, one value, one likely token, most ruled out."""
     wide = bell(1 / 64, n)
     ruled_out = np.where(np.arange(n) % 10 == 3, wide, np.float32(-np.inf))
     one = bell(1 / 256, n)

@@ -1,6 +1,6 @@
-"""Another process that loads session files and goes on: `python -m tests.session_file_peer MODEL BACKEND WEIGHTS`.
+"""A peer process that loads session files and continues: `python -m tests.session_file_peer MODEL BACKEND WEIGHTS`.
 
-Reads lines of JSON, {"path": ..., "steps": n}; answers each with what `go_on` returns.
+Reads lines of JSON, {"path": ..., "steps": n}; answers each with the result of `go_on`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WARM = tl.SamplingParams(temperature=1.0, top_k=20, repeat_penalty=1.1)
 
 
 def go_on(session: tl.Session, steps: int) -> dict[str, Any]:
-    """Generates from where a session is: its tokens, a digest of all logits on the way, and the next random number."""
+    """Continues a session; returns its tokens, a digest of all logits on the way, and the next random number."""
     digest = hashlib.sha256()
     if session._logits is None:
         session.eval([3])
@@ -33,7 +33,7 @@ def go_on(session: tl.Session, steps: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Answers until there are no more lines."""
+    """Answers until the input ends."""
     path, backend, weights = sys.argv[1:]
     with tl.load_model(path, backend=backend, weights=weights) as model:
         for line in sys.stdin:

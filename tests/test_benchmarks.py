@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: what they read from other programs, and that the C loop multiplies."""
+"""Parts of the benchmarks: parsing other programs' output, and the C loop's product."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def compare() -> Any:
     return module
 
 
-# A program that prints what llama-bench does: a list with the fields that ik_llama.cpp's and llama.cpp's share.
+# A program that prints what llama-bench prints: a list with the fields common to ik_llama.cpp and llama.cpp.
 FAKE = """
 import json, sys
 def after(flag):

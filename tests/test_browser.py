@@ -1,7 +1,7 @@
-"""Notebook 04 as a reader meets it: JupyterLab in a real browser, every cell run, the slider moved.
+"""Notebook 04 in JupyterLab in a real browser: every cell is run, and the slider is moved.
 
-Drives Debian's Chromium through Playwright; skipped with a reason where either is missing. Screenshots land in
-`out/screenshots` (or where TEACHLLAMA_SCREENSHOTS says), for people to look at.
+Drives Debian's Chromium through Playwright; skipped with a reason where either is missing. Screenshots are written to
+`out/screenshots` (or to the folder in TEACHLLAMA_SCREENSHOTS), for people to inspect.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def screenshots() -> Path:
 
 @pytest.fixture(scope="module")
 def lab(smollm2_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A JupyterLab of our own on a copy of the notebook, outputs removed; gives its address."""
+    """Runs a JupyterLab on a copy of the notebook without outputs; yields its address."""
     nbformat = pytest.importorskip("nbformat")
     folder = tmp_path_factory.mktemp("lab")
     notebook = nbformat.read(ROOT / "notebooks" / NAME, as_version=4)
@@ -67,7 +67,7 @@ def lab(smollm2_path: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     config = tmp_path_factory.mktemp("config")
     quiet = config / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     quiet.parent.mkdir(parents=True)
-    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # or a box about news hides the corner
+    quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}')  # otherwise a news popup covers the corner
     env = {
         **os.environ,
         "TEACHLLAMA_MODEL": smollm2_path,
@@ -126,7 +126,7 @@ def test_all_cells_run_and_the_slider_changes_the_number(page: Any, screenshots:
     )
     page.screenshot(path=screenshots / "04_opened.png")
     evaluate_in_lab(page, "await app.commands.execute('notebook:run-all-cells');")
-    # The command returns at the cell that fails on purpose, with the cells after it still queued.
+    # The command returns at the cell that fails on purpose, while later cells are still queued.
     for _ in range(600):
         cells = evaluate_in_lab(page, CELLS)
         if cells[-1]["count"] is not None:
@@ -162,7 +162,7 @@ def test_all_cells_run_and_the_slider_changes_the_number(page: Any, screenshots:
     page.screenshot(path=screenshots / "04_readme.png")
     page.set_viewport_size({"width": 1280, "height": 1000})
 
-    # The whole notebook in screens, to be looked at.
+    # Screenshots of the whole notebook, for inspection.
     headings = page.locator(".jp-Notebook .jp-MarkdownOutput h2")
     assert headings.count() >= 8
     box = page.locator(".jp-WindowedPanel-outer").first
@@ -170,5 +170,5 @@ def test_all_cells_run_and_the_slider_changes_the_number(page: Any, screenshots:
         top = box.evaluate("(e, top) => (e.scrollTop = top)", i * 860)
         page.wait_for_timeout(250)
         page.screenshot(path=screenshots / f"04_screen_{i:02}.png")
-        if box.evaluate("(e, top) => top + e.clientHeight >= e.scrollHeight", top):  # it grows as cells come into view
+        if box.evaluate("(e, top) => top + e.clientHeight >= e.scrollHeight", top):  # grows as cells scroll into view
             break

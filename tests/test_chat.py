@@ -34,7 +34,7 @@ SPECIAL = ["<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"]
 
 
 def tiny_chat_model(folder: Path, arch: str = "llama", template: str | None = FORMATS["chatml"], **more: Any) -> Model:
-    """Random weights, and a vocabulary with ChatML's two tokens: its replies are nonsense in every byte."""
+    """A model with random weights and ChatML's two tokens: its replies are random bytes."""
     ordinary = [t for t in tiny_metadata()["tokenizer.ggml.tokens"] if t not in SPECIAL]
     path = tiny_model(
         folder / "tiny.gguf",
@@ -64,7 +64,7 @@ GOLDEN = golden("chat/formats")
 
 
 def plain_jinja(template: str, variables: dict[str, Any]) -> str:
-    """The same template by Jinja alone, set up as the documentation of apply_chat_template says."""
+    """Renders the template with Jinja alone, configured as documented for apply_chat_template."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.globals["raise_exception"] = lambda text: (_ for _ in ()).throw(jinja2.TemplateError(text))
     return environment.from_string(template).render(variables)
@@ -143,11 +143,11 @@ STOPPED = {
 def test_a_template_that_never_ends_or_eats_memory_is_stopped(name: str) -> None:
     with pytest.raises(TemplateError, match=r"was stopped: it used (more than|deeper nesting)"):
         render(STOPPED[name], [CALL], SMALL)
-    assert render("{{ messages[0].content }}", [CALL]) == ["Hi"]  # and the next one is served
+    assert render("{{ messages[0].content }}", [CALL]) == ["Hi"]  # the next request still works
 
 
 def test_memory_is_watched_also_where_the_system_sets_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A renderer that may reserve anything: as on Windows and macOS, only the watcher stands in the way.
+    # A renderer without a memory limit, as on Windows and macOS: only the watcher can stop it.
     ask = sandbox._renderer.ask
     monkeypatch.setattr(
         sandbox._renderer, "ask", lambda request, limits: ask({**request, "megabytes": 1 << 20}, limits)
@@ -233,7 +233,7 @@ def test_the_rendering_process_ends_with_the_program_that_uses_it() -> None:
     done = subprocess.run([sys.executable, "-X", "dev", "-c", code], capture_output=True, text=True, check=True)
     assert not psutil.pid_exists(int(done.stdout))
     assert done.stderr == ""
-    if os.name == "posix":  # killed without a chance to clean up: the closed pipe ends it all the same
+    if os.name == "posix":  # even if the program is killed without cleaning up, the closed pipe ends the renderer
         code = code.replace("pid)", "pid, flush=True)") + "; import os; os.kill(os.getpid(), 9)"
         pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
         for _ in range(500):
@@ -306,7 +306,7 @@ def test_a_prompt_that_begins_with_the_bos_tokens_text_has_one_of_them(tmp_path:
             with model.create_session() as session:
                 list(session.generate(prompt, max_new_tokens=0))
                 assert session.tokens == ids
-                list(session.generate("the", max_new_tokens=0))  # later in a session there is none
+                list(session.generate("the", max_new_tokens=0))  # later prompts in a session get no BOS
                 assert session.tokens == ids + model.encode("the")
 
 
@@ -386,7 +386,7 @@ def test_breaking_off_keeps_what_was_said_so_far(model: Model) -> None:
     gc.collect()
     assert [m["role"] for m in chat.history] == ["user", "assistant"]
     assert chat.history[-1]["content"] == "".join(pieces)
-    chat.ask("on", HOT, max_new_tokens=5)  # and it goes on from there
+    chat.ask("on", HOT, max_new_tokens=5)  # the conversation continues from there
     assert session.tokens == chat.encode()
 
 
@@ -407,7 +407,7 @@ def test_ctrl_c_in_the_middle_of_a_reply_keeps_a_consistent_conversation(
         return real(*args, **kwargs)
 
     monkeypatch.setattr(session, "eval", interrupted)
-    limit = 1  # while the question is read: nothing was said
+    limit = 1  # during prefill of the question, before any reply
     with pytest.raises(KeyboardInterrupt):
         chat.ask("one", HOT)
     assert chat.history == history
@@ -567,7 +567,7 @@ def test_a_history_can_be_saved_and_loaded(model: Model, tmp_path: Path) -> None
     assert copy.history == chat.history
     assert copy.session.tokens == session.tokens
     copy.history[0]["content"] = "changed"
-    assert copy.history == chat.history  # a copy was handed out
+    assert copy.history == chat.history  # the list was a copy
 
 
 def test_a_damaged_history_file_is_refused_and_changes_nothing(model: Model, tmp_path: Path) -> None:
@@ -635,7 +635,7 @@ def test_smollm2_holds_a_conversation_and_a_replay_is_where_it_is(smollm2_path: 
 def test_both_models_can_write_down_whatever_they_said(smollm2_path: str, gemma3_path: str) -> None:
     for path in (smollm2_path, gemma3_path):
         with tl.load_model(path) as model:
-            model.encode("\ufffd")  # how half a character appears in a history
+            model.encode("\ufffd")  # replaces half a character in a history
             session = model.create_session(seq_len=200, seed=1)
             chat = Chat(session, template=model.chat_template or "gemma")
             chat.ask("Write in ten languages.", tl.SamplingParams(temperature=3.0), max_new_tokens=40)

@@ -45,7 +45,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
 
 
 class Loops:
-    """Every way of looking at it takes for ever."""
+    """Every operation on it loops forever."""
 
     def _loop(self, *_: object) -> Any:
         while True:
@@ -56,7 +56,7 @@ class Loops:
 
 
 class Raises:
-    """Every way of looking at it fails."""
+    """Every operation on it raises an error."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("boo")
@@ -95,7 +95,7 @@ def is_plain_result(result: Any) -> None:
 
 # ---- 1. bytes for a model you choose ----
 
-WRONG_BYTES = [  # who asks, what they computed, what it is called
+WRONG_BYTES = [  # the question (model, seq_len, kv_dtype), a wrong answer, the mistake's name
     (SMOLLM2, 1024, "f32", 2 * 30 * 1024 * 9 * 64 * 4, "query_heads"),
     (GEMMA3, 256, "f32", 2 * 18 * 256 * 1 * 160 * 4, "head_dim"),
     (SMOLLM2, 1024, "f32", 30 * 1024 * 3 * 64 * 4, "no_v"),
@@ -112,7 +112,7 @@ WRONG_BYTES = [  # who asks, what they computed, what it is called
     (SMOLLM2, 8192, "f32", 0.377, "units"),
     (GEMMA3, 4096, "f32", 2 * 18 * 4096 * 256 * 4, "sliding_window"),
     (GEMMA3, 4096, "f32", 2 * 18 * 4096 * 160 * 4, "head_dim and sliding_window"),
-    (SMOLLM2, 1024, "f32", 30 * 1024 * 9 * 64 * 4, "query_heads"),  # and no V, or f16
+    (SMOLLM2, 1024, "f32", 30 * 1024 * 9 * 64 * 4, "query_heads"),  # and either no V, or f16
     (SMOLLM2 | {"llama.attention.value_length": 32}, 64, "f32", 2 * 30 * 64 * 3 * 64 * 4, "value_length"),
 ]
 
@@ -336,7 +336,7 @@ def test_calculators_of_no_use_are_told_so() -> None:
 
 
 def generate_until(session: Any, prompt_ids: list[int], stop: str, max_new_tokens: int) -> str:
-    """The solution in the notebook."""
+    """The notebook's solution."""
     model, ids = session.model, []
     session.eval(prompt_ids)
     while len(ids) < max_new_tokens:
@@ -531,7 +531,7 @@ def test_each_wrong_turn_with_the_leak_is_recognised(model: tl.Model) -> None:
         assert (result.ok, result.mistake) == (False, mistake), result
         assert all(word in result.message for word in words), result
 
-    gc.disable()  # so that nothing is collected but when the learner says so
+    gc.disable()  # so that garbage is collected only when the learner calls gc.collect()
     try:
         puzzle = check.leak_puzzle(model)
         state(puzzle, "packed", "session, stories, picture, on_token = puzzle")
@@ -579,7 +579,7 @@ def test_a_puzzle_hands_its_things_over_once_and_other_things_are_no_puzzle(mode
 # ---- any answer whatever, and the runner ----
 
 
-@pytest.mark.parametrize("i", range(len(NONSENSE)))  # by number: pytest itself would look at the answers
+@pytest.mark.parametrize("i", range(len(NONSENSE)))  # by index: pytest would inspect the answers themselves
 def test_nonsense_of_any_type_is_never_right_and_never_breaks_a_check(i: int, model: tl.Model) -> None:
     answer: Any = NONSENSE[i]
     for result in (

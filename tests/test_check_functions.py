@@ -1,4 +1,4 @@
-"""Judging a learner's answer: right, a known mistake, some cases, an unknown mistake, and what is no function."""
+"""Judging a learner's answer: right, a known mistake, right in some cases, an unknown mistake, not a function."""
 
 from __future__ import annotations
 

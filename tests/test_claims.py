@@ -34,7 +34,7 @@ def test_a_claim_that_does_not_hold_says_what_was_expected_and_raises_nothing(
     assert "expected that reading is faster than writing" in out
     assert words in out
     assert all(line.startswith("busy: ") for line in out.splitlines())
-    # the comparison of a notebook's outputs leaves these lines out
+    # nbval's comparison of outputs must ignore these lines
     nbval = pytest.importorskip("nbval.plugin")
     config = (ROOT / "tests" / "nbval_sanitize.cfg").read_text(encoding="utf-8")
     for before, after in (("before\n", "after\n"), ("", "after\n"), ("before\n", "")):
@@ -47,14 +47,14 @@ def test_a_claim_that_does_not_hold_says_what_was_expected_and_raises_nothing(
 def test_what_others_use_leaves_out_what_this_process_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     hog = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        found = [cores_used_by_others() for _ in range(20)]  # the hog may wait for its turn
+        found = [cores_used_by_others() for _ in range(20)]  # the hog may not be scheduled at once
         assert max(found) > 0.1
         assert max(found) < psutil.cpu_count() + 1
     finally:
         hog.kill()
         hog.wait()
 
-    # a machine on which nothing but this process runs
+    # a machine on which only this process runs
     class Times:
         user, system, steal = 5.0, 0.0, 0.0
 
@@ -86,7 +86,7 @@ def test_no_notebook_asserts_a_time_or_a_whole_process_memory() -> None:
 
 def test_a_check_waits_for_code_that_a_busy_machine_keeps_waiting_and_ends_what_never_ends() -> None:
     def waits_for_its_turn() -> int:
-        time.sleep(0.4)  # as if others ran: the clock advances, and this process does nothing
+        time.sleep(0.4)  # as if other processes ran: the clock advances, but this process uses no CPU time
         return 7
 
     def works() -> None:
@@ -95,12 +95,12 @@ def test_a_check_waits_for_code_that_a_busy_machine_keeps_waiting_and_ends_what_
 
     stop = threading.Event()
 
-    def another_answer() -> None:  # one that could not be ended
+    def another_answer() -> None:  # an earlier answer's thread that could not be stopped
         while not stop.is_set():
             pass
 
     beside = threading.Thread(target=another_answer, daemon=True)
-    if hasattr(time, "pthread_getcpuclockid"):  # elsewhere threads cannot be told apart
+    if hasattr(time, "pthread_getcpuclockid"):  # without it, a thread's CPU time cannot be measured
         beside.start()
     try:
         assert core.run(waits_for_its_turn, seconds=0.1).value == 7

@@ -1,4 +1,4 @@
-"""The classroom: graded notebooks in step with the course's, graded by nbgrader end to end, served by JupyterHub."""
+"""The classroom: graded notebooks match the course's, nbgrader grades them end to end, JupyterHub serves them."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_graded_notebook_has_answer_visible_and_hidden_tests_for_each_exercise
     links = [
         link for c in cells.values() for link in re.findall(r"\]\(([^)]+)\)", c.source) if c.cell_type == "markdown"
     ]
-    assert all(link.startswith("https://") for link in links)  # the course's folders are not beside an assignment
+    assert all(link.startswith("https://") for link in links)  # an assignment has no course folders next to it
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_graded_notebook_has_answer_visible_and_hidden_tests_for_each_exercise
         (a, i)
         for a in WITHOUT_MODEL
         for i in range(1, len(a.exercises) + 1)
-        if a.exercises[i - 1].prepare is None  # is given functions, which are others each time
+        if a.exercises[i - 1].prepare is None  # `prepare` passes functions, which differ each time
     ],
     ids=lambda x: x.notebook if isinstance(x, Lesson) else str(x),
 )
@@ -198,7 +198,7 @@ def test_a_notebook_with_more_exercises_than_are_graded_says_so() -> None:
 # ---- nbgrader ----
 
 
-Demos = dict[bool, tuple[Path, Future[str]] | None]  # with a model or without -> its folder, and what it prints
+Demos = dict[bool, tuple[Path, Future[str]] | None]  # whether it needs a model -> its folder and its output
 
 
 def run(*command: object, **env: str) -> str:
@@ -245,9 +245,9 @@ class TestAssignments:
 
 @pytest.fixture(scope="module")
 def demos(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Demos]:
-    """Both demos, side by side: most of the time is spent in starting kernels.
+    """Runs both demos in parallel: starting kernels takes most of the time.
 
-    With one lesson each, or with TEACHLLAMA_ALL_LESSONS with all. tests/test_grading.py grades every lesson's answers.
+    Each has one lesson, or all with TEACHLLAMA_ALL_LESSONS. tests/test_grading.py grades every lesson's answers.
     """
     env = {}
     with contextlib.suppress(pytest.skip.Exception):
@@ -263,7 +263,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReque
 
 
 class TestGradeDemo:
-    """`make grade-demo`, with the assignments that need a model and without."""
+    """`make grade-demo`, with assignments that need a model and with those that do not."""
 
     pytestmark = needs_nbgrader
 
@@ -285,7 +285,7 @@ class TestGradeDemo:
             assert "Not yet: " not in pages["ada"]
             for student in ("blank", "max"):
                 assert len(re.findall("Not yet: ", pages[student])) >= n
-            assert "most recent call last" not in pages["max"]  # a sentence says what was misunderstood
+            assert "most recent call last" not in pages["max"]  # feedback is a sentence, not a traceback
             released = (folder / "exchange" / "teachllama" / "feedback").glob("*.html")
             assert len([page for page in released if name in page.read_text(encoding="utf-8")]) >= 3
         assert not [m for m in mistakes.read(course) if m.student == "ada"]
@@ -362,7 +362,7 @@ def free_port() -> int:
 
 
 class Hub:
-    """A JupyterHub of our own, on exercises/jupyterhub_config.py as it is."""
+    """Runs a JupyterHub with the unchanged exercises/jupyterhub_config.py."""
 
     def __init__(self, shared: Path):
         import requests
@@ -372,7 +372,7 @@ class Hub:
         (shared / "models").mkdir(parents=True)
         known = hub.KNOWN["smollm2-135m"]
         with (shared / "models" / known.file_name).open("wb") as file:
-            file.truncate(known.nbytes)  # of the right size: enough to be found
+            file.truncate(known.nbytes)  # a file of the right size is enough to be found
         env = {name: value for name, value in os.environ.items() if not name.startswith(("TEACHLLAMA_", "JUPYTER"))}
         command = [
             sys.executable, "-m", "jupyterhub", "-f", str(ROOT / "exercises" / "jupyterhub_config.py"),
@@ -406,7 +406,7 @@ class Hub:
         raise AssertionError(f"{what} is not there: {self.log.read_text()[-4000:]}")
 
     def log_in(self, user: str, password: str) -> Any:
-        """A logged-in session that can call the Hub's REST API; fails with 403 for a wrong password."""
+        """Returns a logged-in session for the Hub's REST API; fails with 403 for a wrong password."""
         session = self.requests.Session()
         session.get(f"{self.address}/hub/login", timeout=30)
         xsrf = session.cookies.get("_xsrf", path="/hub/")
@@ -415,7 +415,7 @@ class Hub:
         return session
 
     def start_server(self, user: str) -> Callable[..., Any]:
-        """Logs a user in, starts their server; gives what calls its REST API."""
+        """Logs a user in and starts their server; returns a function that calls its REST API."""
         session = self.log_in(user, PASSWORD)
         headers = {"X-XSRFToken": session.cookies.get("_xsrf", path="/hub/"), "Referer": f"{self.address}/hub/home"}
         made = session.post(f"{self.address}/hub/api/users/{user}/tokens", headers=headers, json={}, timeout=30)
@@ -437,7 +437,7 @@ class Hub:
         return call
 
     def stop(self) -> None:
-        self.process.terminate()  # it stops the proxy and everybody's servers
+        self.process.terminate()  # this also stops the proxy and all users' servers
         try:
             self.process.wait(30)
         except subprocess.TimeoutExpired:
@@ -460,7 +460,7 @@ def class_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
 
 
 def execute(call: Callable[..., Any], code: str) -> str:
-    """What code prints in a kernel of a user's server."""
+    """Runs code in a kernel of a user's server and returns its output."""
     import asyncio
 
     from tornado.httpclient import HTTPRequest
@@ -498,7 +498,7 @@ def execute(call: Callable[..., Any], code: str) -> str:
 
 @pytest.fixture(scope="module")
 def released(class_hub: Hub) -> str:
-    """An assignment that the instructor has released into the class's exchange."""
+    """The name of an assignment that the instructor has released to the class's exchange."""
     name = WITHOUT_MODEL[0].notebook
     code = f"""
         import sys
@@ -528,7 +528,7 @@ def ada(class_hub: Hub) -> Callable[..., Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 class TestJupyterHub:
-    """exercises/jupyterhub_config.py, as a student and an instructor meet it."""
+    """exercises/jupyterhub_config.py, from a student's and an instructor's side."""
 
     def test_a_students_server_has_nbgrader_and_no_grading_pages(self, ada: Callable[..., Any]) -> None:
         extensions = {e["name"]: e for e in ada("GET", "lab/api/extensions").json()}

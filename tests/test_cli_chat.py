@@ -1,4 +1,4 @@
-"""`teachllama generate` and `teachllama chat`: streaming, figures, commands, and Ctrl-C at a real terminal."""
+"""`teachllama generate` and `teachllama chat`: streaming, statistics, commands, and Ctrl-C at a real terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.test_chat import LACKING, tiny_chat_model
 from tests.tools import tiny_model
 
 COMMAND = [sys.executable, "-m", "teachllama"]
-PROMPT = r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h"  # pasted blocks are marked from now on; the cursor is shown
+PROMPT = r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h"  # bracketed paste is on, and the cursor is shown
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_a_path_with_a_nul_is_refused_and_the_conversation_goes_on(path: str) ->
 def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
     path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # nobody here answers where the cursor is
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # this terminal does not answer cursor position requests
     monkeypatch.setenv("TERM", "xterm")
     pexpect = pytest.importorskip("pexpect")
     file = tmp_path / "talk.json"
@@ -229,7 +229,7 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
     terminal = pexpect.spawn(
         COMMAND[0],
         ["-W", "ignore", *COMMAND[1:], "chat", path, "--no-history", *flags],
-        # a job in the background, as this test may be, has SIGINT ignored, and would hand that down
+        # a background job, as this test may be, ignores SIGINT, and children inherit that
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         encoding="utf-8",
         codec_errors="replace",
@@ -239,9 +239,9 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
         terminal.expect("/help lists the commands")
         terminal.expect(PROMPT)
         deadline = time.monotonic() + 60
-        while True:  # a reply of random weights may end at once
+        while True:  # with random weights a reply may end at once
             terminal.send("the inn\r")
-            terminal.expect(r"\?2004l")  # the prompt is over
+            terminal.expect(r"\?2004l")  # the prompt has been submitted
             terminal.expect(r"\S{3}")
             terminal.sendintr()
             if terminal.expect([r"; stopped by you\]", r"; end of text\]"]) == 0:
@@ -254,7 +254,7 @@ def test_ctrl_c_at_a_terminal_stops_the_reply_and_keeps_the_conversation(
         assert messages[-2] == {"role": "user", "content": "the inn"}
         assert messages[-1]["role"] == "assistant"
         assert messages[-1]["content"]
-        terminal.sendintr()  # at the prompt it leaves nothing and nobody
+        terminal.sendintr()  # at the prompt, Ctrl-C does not quit
         terminal.expect("/quit leaves")
         terminal.send("then\r")
         terminal.expect(r"\?2004l")
@@ -284,7 +284,7 @@ def test_chat_and_generate_say_what_they_left_out(lacking: str, tmp_path: Path) 
     saved = tmp_path / "saved.json"
     done = talk(lacking, f"one\x04two\n/save {saved}\n", "--system", "be\x04")
     assert done.returncode == 0
-    assert done.stderr.count(note) == 2  # of the system message, and of the first
+    assert done.stderr.count(note) == 2  # one for the system message, one for the first user message
     assert talk(lacking, "", "--load", str(saved)).stderr.count(note) == 1
     argv = [*COMMAND, "generate", lacking, "-", "--max-new-tokens", "1"]
     done = subprocess.run(argv, input="a\x04b", capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Ctrl-C in every command: status 130, no traceback, and what there is by then stays."""
+"""Ctrl-C in every command: status 130, no traceback, and finished work is kept."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Start = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a command in a group of processes of its own, as a shell does, so that Ctrl-C reaches all of them."""
+    """Starts a command in its own process group, as a shell does, so that Ctrl-C reaches all its processes."""
     processes: list[subprocess.Popen[str]] = []
 
     def run(*argv: str, code: str = "", **environment: str) -> subprocess.Popen[str]:
@@ -39,7 +39,7 @@ def start() -> Iterator[Start]:
             text=True,
             start_new_session=True,
             env=os.environ | environment,
-            # a job in the background, as this test may be, has SIGINT ignored, and would hand that down
+            # a background job, as this test may be, ignores SIGINT, and children inherit that
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         processes.append(process)
@@ -53,7 +53,7 @@ def start() -> Iterator[Start]:
 
 
 def interrupt(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """Presses Ctrl-C -> what the command wrote from then on."""
+    """Sends Ctrl-C and returns the rest of the command's output."""
     os.killpg(process.pid, signal.SIGINT)
     return process.communicate(timeout=90)
 
@@ -155,7 +155,7 @@ def notebook(path: Path, *cells: str) -> str:
 
 
 def waits(flag: Path, then: str = "") -> str:
-    """A cell that waits for long, and leaves a file when it has begun to."""
+    """A cell that creates the file `flag` and then waits for a long time."""
     return f"import pathlib, time\nprint('waiting')\npathlib.Path({str(flag)!r}).touch()\ntime.sleep(600){then}"
 
 
@@ -277,6 +277,6 @@ def test_an_interrupt_while_the_thread_of_the_cells_starts_leaves_no_kernel_behi
         assert executed == []
     else:
         threading.Timer(0.2, may_end.set).start()
-        execution.abandon()  # returns when the kernel has ended, and no sooner
+        execution.abandon()  # returns only when the kernel has ended
         assert executed
     assert execution.stopped

@@ -22,7 +22,7 @@ from tests.test_gguf_file import split_model
 
 @pytest.fixture
 def gpt_oss(tmp_path: Path) -> str:
-    """A file of an architecture the engine does not run: 4 layers, 2 of them sliding; 4096 bytes of weights."""
+    """A gpt-oss file with metadata and two small tensors: 4 layers, 2 of them sliding; 4096 bytes of weights."""
     return write(tmp_path / "oss.gguf", "gpt-oss", {
         "block_count": 4, "context_length": 4096, "embedding_length": 512, "attention.head_count": 8,
         "attention.head_count_kv": 2, "attention.key_length": 64, "attention.value_length": 64,
@@ -57,7 +57,7 @@ def run_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
 
 
 def damaged_json(capsys: pytest.CaptureFixture[str], *argv: str) -> Any:
-    """What is said of a file that cannot be read whole: the figures, with status 1."""
+    """The JSON for a file that cannot be read completely: the figures, with exit status 1."""
     assert main([*argv, "--json"]) == 1
     return json.loads(capsys.readouterr().out)
 
@@ -107,14 +107,14 @@ def test_the_json_has_the_documented_keys(gpt_oss: str, capsys: pytest.CaptureFi
 
 
 def test_what_fits_in_memory_is_what_a_hand_calculation_gives(gpt_oss: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # f32: 2048 bytes a token while the windows fill, 2 layers x 2 heads x 128 x 4; of 4 layers 4096 bytes a token.
+    # f32: 2 layers x 2 heads x 128 x 4 = 2048 bytes per token; with the 2 sliding layers, 4096 until windows fill.
     # One session of 1000 tokens: 2 x (1000 + 128) x 256 x 4 = 2,310,144. In 10 MB less 4096 of weights: 4.32 of them.
     out = run_json(capsys, "kv", gpt_oss, "--seq-len", "1000", "--memory", "10MB", "--kv-dtype", "f32")
     assert out["memory_nbytes"] == 10_000_000
     assert out["kv"]["f32"]["seq_len_nbytes"] == 2_310_144
-    # Scratch memory is one for all sessions: here 1000 tokens make it about 5 MB, so that of 10 MB 2 sessions are left.
+    # All sessions share scratch memory: with 1000 tokens it takes about 5 MB, so that 2 sessions fit in 10 MB.
     assert out["kv"]["f32"]["fits"]["sessions"] == (10_000_000 - 4096 - out["scratch_nbytes"]) // 2_310_144 == 2
-    # The longest context is the last whose caches and scratch memory fit: a token more costs more than is left.
+    # The longest context is the last whose caches and scratch memory fit: one more token exceeds what is left.
     for sessions in (1, 3):
         argv = ["kv", gpt_oss, "--memory", "10MB", "--kv-dtype", "f32", "--sessions", str(sessions)]
         longest = run_json(capsys, *argv)["kv"]["f32"]["fits"]["longest_seq_len"]
@@ -345,7 +345,7 @@ def test_the_plot_draws_both_dtypes_and_labels_every_line(gpt_oss: str) -> None:
     texts = {text.get_text() for text in ax.texts}
     assert {"f32", "f16", "f32, no windows", "weights 4.1 kB", "10 MB less the weights"} <= texts
     assert {"8.65 MB", "4.33 MB"} <= texts  # at the native context
-    ax.figure.canvas.draw()  # a name with a dollar sign is not mathematics
+    ax.figure.canvas.draw()  # a dollar sign in a name must not start math text
 
 
 def test_a_plot_without_matplotlib_names_the_extra(gpt_oss: str, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

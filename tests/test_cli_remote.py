@@ -1,4 +1,4 @@
-"""`teachllama kv hf:...`: headers read over the network, from a server that answers like the Hugging Face Hub."""
+"""`teachllama kv hf:...`: headers read over the network, from a server that imitates the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ Kv = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Hub:
-    """A repository with a model, a split model, and a large file of which a small part is a header."""
+    """A repository with a model, a split model, and a large file with a small header."""
     folder = tmp_path / "repo"
     split_model(folder)
     large = tiny_model(folder / "large.gguf", **{"tokenizer.chat_template": "x" * 400_000})
-    with large.open("ab") as f:  # what would be gigabytes of weights
+    with large.open("ab") as f:  # stands for gigabytes of weights
         f.truncate(large.stat().st_size + 5_000_000)
     (folder / "page.gguf").write_text("<html>not found</html>" * 3)
     return Hub("owner/repo", folder)
@@ -121,7 +121,7 @@ def test_a_split_model_is_fetched_whole_from_any_of_its_parts(fetch: Kv, hub: Hu
     with open_gguf(path) as file, open_gguf(hub.folder / names[0]) as whole:
         assert file.tensors.keys() == whole.tensors.keys()
     assert find(f"hf:owner/repo/{names[2]}").name == names[2]
-    # What is here is not downloaded again, and a part that is missing is.
+    # Existing parts are not downloaded again; a missing part is.
     path.unlink()
     with pytest.raises(FetchError, match=r"1 of its 3 parts are missing .*: run `teachllama fetch hf:owner/repo/big-"):
         find(f"hf:owner/repo/{names[2]}")

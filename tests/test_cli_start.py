@@ -1,4 +1,4 @@
-"""The first contact: help, version, an account without a home, progress, and what a notebook's run looks like."""
+"""First use: help, version, an account without a home folder, progress, and the output of running a notebook."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path, capsys: Any) 
 
 @pytest.fixture
 def homeless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No home folder -> where the temporary one would be."""
+    """Removes the home folder; returns the path of the temporary replacement."""
     for name in ("TEACHLLAMA_CACHE", "TEACHLLAMA_KERNEL_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
@@ -158,7 +158,7 @@ def test_text_that_is_not_utf_8_gets_advice_for_a_shell(tmp_path: Path) -> None:
     done = run("chat", path, "--max-new-tokens", "1", data=b"caf\xe9\nthe\n")
     assert done.returncode == 0
     assert b"! this line of standard input is not UTF-8 text" in done.stderr
-    assert b"written" in done.stderr  # of the next line
+    assert b"written" in done.stderr  # the next line is answered
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="arguments are bytes on Unix")
@@ -194,7 +194,7 @@ def test_errors_that_a_notebook_shows_on_purpose_are_marked(tmp_path: Path) -> N
     argv = ["run", str(tmp_path / "n.ipynb"), "tiny-stories", "--html", str(tmp_path / "p.html")]
     done = subprocess.run([*COMMAND, *argv], capture_output=True, text=True, timeout=120)
     lines = done.stdout.splitlines()
-    assert lines[0] == "running n.ipynb with tiny-stories.gguf"  # before Jupyter is started, which takes a while
+    assert lines[0] == "running n.ipynb with tiny-stories.gguf"  # printed before the slow start of Jupyter
     assert "(intended) ClosedError: it was closed" in lines
     assert "  TokenError: within a line" in lines
     assert "(intended) ValueError: shown" in lines
@@ -216,7 +216,7 @@ def test_a_cell_that_takes_too_long_is_named(tmp_path: Path, capsys: Any) -> Non
     page = tmp_path / "p.html"
     assert cli.main(["run", str(tmp_path / "n.ipynb"), "tiny-stories", "--timeout", "1", "--html", str(page)]) == 1
     assert "cell 1 ran longer than 1 s (--timeout)" in capsys.readouterr().err
-    assert 'src="http' not in page.read_text("utf-8")  # a page without formulas asks no other server for scripts
+    assert 'src="http' not in page.read_text("utf-8")  # a page without formulas loads no scripts from other servers
 
 
 def test_a_page_with_formulas_keeps_the_script_that_draws_them() -> None:
@@ -236,7 +236,7 @@ def test_a_kernel_that_dies_is_named(tmp_path: Path, capsys: Any) -> None:
     assert "died in cell 1" in capsys.readouterr().err
 
 
-# The installation that `make` runs
+# The installation by `make`
 
 
 def installer() -> Any:

@@ -1,4 +1,4 @@
-"""What reaches a terminal, of whatever encoding; and `teachllama chat` at a real one."""
+"""Output to terminals of any encoding, and `teachllama chat` at a real terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.test_chat import tiny_chat_model
 from tests.tools import tiny_model
 
 COMMAND = [sys.executable, "-m", "teachllama"]
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07")  # what a terminal program itself sends
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07")  # escapes sent by the chat program itself
 EVIL = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202egnp\u2066\x7f"
 
 
@@ -39,21 +39,21 @@ def path(tmp_path: Path) -> str:
 
 
 def steering(c: str) -> bool:
-    """Whether a character may steer a terminal, written apart from the code under test."""
+    """Whether a character may control a terminal; independent of the code under test."""
     control = unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\t\n"
     return control or unicodedata.bidirectional(c) in (
         "LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI",
     )  # fmt: skip
 
 
-# Text of others
+# Untrusted text
 
 
 def test_every_character_that_could_steer_a_terminal_is_an_escape_and_no_other() -> None:
     for c in map(chr, range(sys.maxunicode + 1)):
         if steering(c):
             assert visible(f"a{c}b") == f"a{c.encode('unicode_escape').decode()}b"
-        elif not "\u2028" <= c <= "\u206f":  # among these are old format characters, which are escaped as well
+        elif not "\u2028" <= c <= "\u206f":  # this range has old format characters, which are also escaped
             assert visible(c) == c
 
 
@@ -206,7 +206,7 @@ def test_wrapping_loses_nothing_fits_and_does_not_depend_on_how_the_text_arrived
     assert shown == wrapped([text], width)
     assert re.sub(r"\s", "", shown) == re.sub(r"\s", "", text)
     assert wrapped(pieces, None) == text
-    if not re.search(rf"[^\s]{{{width},}}|\s{{3}}", text):  # words longer than a line are left to the terminal
+    if not re.search(rf"[^\s]{{{width},}}|\s{{3}}", text):  # the terminal breaks words longer than a line
         assert all(width_of(line.rstrip().expandtabs(8)) <= width + 8 for line in shown.split("\n"))
 
 
@@ -249,11 +249,11 @@ at_terminal = pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's file of messages, in an empty folder for state."""
-    monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", str(user_cache_dir() / "kernels"))  # those of the real home
+    """The path of the chat history file, in an empty state folder."""
+    monkeypatch.setenv("TEACHLLAMA_KERNEL_CACHE", str(user_cache_dir() / "kernels"))  # use the real home's kernels
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    monkeypatch.setenv("HOME", str(tmp_path))  # on macOS the folder is below it
-    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # nobody here answers where the cursor is
+    monkeypatch.setenv("HOME", str(tmp_path))  # on macOS the state folder is below HOME
+    monkeypatch.setenv("PROMPT_TOOLKIT_NO_CPR", "1")  # this terminal does not answer cursor position requests
     monkeypatch.setenv("TERM", "xterm")
     import platformdirs
 
@@ -277,7 +277,7 @@ def sit(path: str, state: Path) -> Iterator[Callable[..., Any]]:
         )
         open_ones.append(child)
         child.expect("/help lists the commands")
-        child.greeting = ESCAPES.sub("", child.before.splitlines()[-1])  # the line so far
+        child.greeting = ESCAPES.sub("", child.before.splitlines()[-1])  # the current line
         prompt(child)
         return child
 
@@ -287,7 +287,7 @@ def sit(path: str, state: Path) -> Iterator[Callable[..., Any]]:
 
 
 def prompt(child: Any) -> None:
-    child.expect(r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h")  # pasted blocks are marked from now on; the cursor is shown
+    child.expect(r"\x1b\[\?2004h(?s:.*?)\x1b\[\?25h")  # bracketed paste is on, and the cursor is shown
 
 
 def replied(child: Any) -> None:
@@ -296,7 +296,7 @@ def replied(child: Any) -> None:
 
 
 def leave(child: Any) -> str:
-    """Presses Ctrl-D -> what was shown from then on."""
+    """Sends Ctrl-D and returns the rest of the output."""
     child.sendeof()
     child.expect(pexpect.EOF)
     child.close()
@@ -305,7 +305,7 @@ def leave(child: Any) -> str:
 
 
 def messages_of(child: Any, file: Path) -> list[str]:
-    """What the user said so far, by `/save`."""
+    """The user's messages so far, obtained with `/save`."""
     child.send(f"/save {file}\r")
     child.expect("saved")
     prompt(child)
@@ -322,7 +322,7 @@ def test_a_pasted_block_is_one_message_with_its_indentation(sit: Callable[..., A
     paste(child, "for i in range(3):\r\n    print(i)\n\tx")
     child.send("\r")
     replied(child)
-    paste(child, "/show\n")  # a block that begins like a command, and is one line
+    paste(child, "/show\n")  # a pasted line that looks like a command
     child.send("\r")
     child.expect("im_start")
     prompt(child)
@@ -354,7 +354,7 @@ def test_earlier_messages_come_back_in_the_next_run_from_a_file_for_the_user_alo
     replied(first)
     leave(first)
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
-    state.chmod(0o644)  # as another program may have left it
+    state.chmod(0o644)  # another program may have changed the mode
     second = sit()
     assert stat.S_IMODE(state.stat().st_mode) == 0o600
     second.send("\x1b[A\r")
@@ -396,7 +396,7 @@ def test_a_hostile_history_is_shown_without_being_obeyed(sit: Callable[..., Any]
 
 @at_terminal
 def test_a_history_that_cannot_be_used_ends_nothing(sit: Callable[..., Any], state: Path) -> None:
-    state.mkdir(parents=True)  # a folder in the file's place
+    state.mkdir(parents=True)  # a folder where the file should be
     child = sit()
     child.send("the\r")
     replied(child)
@@ -423,13 +423,13 @@ def test_the_greeting_shows_a_models_name_without_obeying_it(sit: Callable[..., 
 def test_a_reply_is_broken_between_words_at_the_terminals_width() -> None:
     argv = ["generate", "tiny-stories", "One day", "--max-new-tokens", "60", "--seed", "1"]
     plain = subprocess.run([*COMMAND, *argv], capture_output=True, text=True, timeout=120).stdout
-    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}  # readline sets them; they win
+    env = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}  # set by readline; they would win
     child = pexpect.spawn(
         COMMAND[0], [*COMMAND[1:], *argv], env=env, encoding="utf-8", timeout=120, dimensions=(24, 40)
     )
     child.expect(pexpect.EOF)
     child.close()
-    shown = re.sub(r"\r\x1b\[2K[^\r]*(?=\r\x1b\[2K)", "", child.before)  # without a status line, if it took that long
+    shown = re.sub(r"\r\x1b\[2K[^\r]*(?=\r\x1b\[2K)", "", child.before)  # without a status line, if there was one
     reply = ESCAPES.sub("", shown).replace("\r\n", "\n").rpartition("[")[0].replace("\r", "")
     lines = reply.split("\n")
     assert len(lines) > 3

@@ -1,4 +1,4 @@
-"""Sessions on a Dask cluster: the same tokens as alone, wherever they are held, and whoever dies."""
+"""Sessions on a Dask cluster: the same tokens as a single session, on any worker, and when workers die."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_a_new_session_goes_where_its_beginning_is_held(cluster: tl.Cluster, mod
     assert second.worker == first.worker
     n = agreeing(first.tokens, second.tokens)
     assert second.stats.reused >= min(n, module.MIN_SHARED)
-    assert second.stats.n_prompt < 10  # the rest was held already
+    assert second.stats.n_prompt < 10  # the worker already held the rest
 
 
 def test_a_moved_session_brings_its_keys_and_values(cluster: tl.Cluster, model: tl.Model) -> None:

@@ -1,4 +1,4 @@
-"""The compiled forward pass: equal to the page in `model.py`, whatever the file, the threads and the interruptions."""
+"""The compiled forward pass: equal to `forward.py` for any file, any number of threads, and after interruptions."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ few = settings(max_examples=10, deadline=None, suppress_health_check=[HealthChec
 
 
 def llama(**more: Any) -> dict[str, Any]:
-    """Dimensions that the kernels take, and that are small and uneven otherwise."""
+    """Dimensions that the kernels support, otherwise small and uneven."""
     sizes = {"embedding_length": 64, "feed_forward_length": 96, "context_length": 1200}
     return {f"llama.{k}": v for k, v in (sizes | more).items()}
 
@@ -65,7 +65,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module", autouse=True)
 def kernels() -> None:
-    """Compiled before any test is timed out for it."""
+    """Compiles the kernels before any test, so that no test times out."""
     from teachllama.kernels import machine_code as cache
 
     cache.serve()
@@ -78,7 +78,7 @@ def make(folder: Path, shape: str, kind: T = T.F32) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[tl.Model, tl.Model]]]:
-    """For each shape a model on the compiled backend, and the reference: all float32, in NumPy."""
+    """Per shape, a model on the compiled backend and the reference: all float32, in NumPy."""
     folder = tmp_path_factory.mktemp("models")
     pairs = {}
     for i, shape in enumerate(SHAPES):
@@ -98,7 +98,7 @@ def tokens(n: int, seed: int = 0) -> list[int]:
 
 
 def evaluated(model: tl.Model, ids: list[int], sizes: list[int], all_logits: bool = True, **how: Any) -> np.ndarray:
-    """Evaluates ids in calls of these sizes, again and again -> every call's logits, one below the other."""
+    """Evaluates ids in calls of these sizes, repeated as needed; returns the logits of all calls, stacked."""
     rows, at, turn = [], 0, 0
     with model.create_session(seq_len=len(ids), **how) as session:
         while at < len(ids):
@@ -167,7 +167,7 @@ def test_far_into_the_cache_over_several_chunks_equals_the_reference(
     for how in ({}, {"kv_dtype": "f16"}):
         with model.create_session(seq_len=1100, **how) as a, reference.create_session(seq_len=1100, **how) as b:
             for part in (ids[:1000], ids[1000:1001], ids[1001:1002], ids[1002:1060], *([i] for i in ids[1060:])):
-                # rounding a key to float16 on the other side of a half moves logits by more than float32 does
+                # a key may round to the other float16 neighbour, which moves logits by more than float32 rounding
                 assert_equal(a.eval(part), b.eval(part), 2e-3 if how else 1e-4)
 
 
@@ -204,7 +204,7 @@ def test_keys_and_values_land_where_the_reference_puts_them(pairs: dict[str, tup
             for part in (tokens(37), [5], [7]):
                 a.eval(part)
                 b.eval(part)
-            first = max(0, 39 - 8)  # windows may have let go of what is before
+            first = max(0, 39 - 8)  # windowed layers may have released earlier positions
             for mine, theirs in ((a.k_cache, b.k_cache), (a.v_cache, b.v_cache)):
                 assert_equal(np.array(mine[:, first:39]), np.array(theirs[:, first:39]))
                 assert not mine[:, 39:].any(), "positions that are still to come were written"
@@ -254,7 +254,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     model, _ = pairs[shape]
     results = []
-    for n_threads in (1, 2, 3, 5, 2, 1):  # 5: more than this machine may have; and fewer again afterwards
+    for n_threads in (1, 2, 3, 5, 2, 1):  # 5 may exceed the processors; then fewer again
         monkeypatch.setattr(threads, "_n_threads", n_threads)
         results.append(np.concatenate([evaluated(model, tokens(45), [45]), evaluated(model, tokens(20), [1])]))
     for other in results[1:]:
@@ -294,7 +294,7 @@ def test_threads_that_are_no_longer_wanted_leave(pairs: dict[str, tuple[tl.Model
                 tl.set_num_threads(n)
                 session.eval([1])
                 assert helpers() >= n - 1
-                for _ in range(100):  # those that sleep notice when a job wakes them
+                for _ in range(100):  # sleeping helpers notice when a job wakes them
                     if helpers() <= max(n - 1, 0):
                         break
                     time.sleep(0.01)
@@ -352,7 +352,7 @@ def evaluate_for_ever(session: tl.Session, ids: list[int]) -> None:
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    """Makes Ctrl-C raise KeyboardInterrupt even in a background job, which ignores it by default."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -403,7 +403,7 @@ def test_an_interrupt_on_either_side_of_the_compiled_call_changes_nothing(
 
 
 def script(code: str, *args: object) -> str:
-    """Runs Python code in a process of its own, which may crash; returns what it printed."""
+    """Runs Python code in a separate process, which may crash; returns its output."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, args)], capture_output=True, text=True, timeout=240
     )
@@ -499,7 +499,7 @@ def test_an_evaluation_that_waited_while_its_model_was_closed_is_refused(tmp_pat
                 outcome.append(e)
 
         waiting = threading.Thread(target=work)
-        with team(cache.serve()).turn:  # as another session's long evaluation holds it
+        with team(cache.serve()).turn:  # held as by another session's long evaluation
             waiting.start()
             waiting.join(0.5)
             assert waiting.is_alive()
@@ -586,7 +586,7 @@ def test_real_models_logits_equal_the_reference_and_greedy_tokens_equal_llama_cp
             with model.create_session(seq_len=64) as session:
                 session.eval(case["prompt_ids"])
                 for i, (token, gap) in enumerate(zip(case["greedy_ids"], case["gap"], strict=True)):
-                    if gap < 0.02:  # either token is right, and the texts may part here
+                    if gap < 0.02:  # either token is right, and the texts may diverge here
                         break
                     assert session.sample() == token, f"step {i}"
                     session.eval([token])

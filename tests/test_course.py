@@ -1,4 +1,4 @@
-"""A learner's copies of the notebooks, the command that opens them, and the wheel that carries them."""
+"""A learner's copies of the notebooks, the command that opens them, and the wheel that contains them."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_the_courses_own_folder_and_what_is_no_folder_are_refused(tmp_path: Path
 
 
 def test_the_command_says_what_it_wrote_and_what_it_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    n = len(list((ROOT / "notebooks").glob("[0-9]*.ipynb"))) + 1  # and the glossary
+    n = len(list((ROOT / "notebooks").glob("[0-9]*.ipynb"))) + 1  # plus the glossary
     for shown in (f"{n} notebooks written", "0 notebooks written"):
         assert cli.main(["lab", str(tmp_path / "a"), "--copy-only"]) == 0
         assert shown in capsys.readouterr().out

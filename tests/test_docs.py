@@ -1,4 +1,4 @@
-"""The documentation: it builds without a warning, shows the notebooks' pictures, and names everything public."""
+"""The documentation: it builds without warnings, shows the notebooks' pictures, and lists every public name."""
 
 from __future__ import annotations
 

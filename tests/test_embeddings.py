@@ -62,7 +62,7 @@ def test_the_kernels_hidden_states_are_the_references(tmp_path: Path, arch: str)
         for n in (1, 2, 3, 40, 150):
             found, expected = hidden_states(model, ids[:n]), hidden_states(reference, ids[:n])
             np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
-        with model.create_session() as session, reference.create_session() as beside:  # logits are made as before
+        with model.create_session() as session, reference.create_session() as beside:  # logits are still right
             np.testing.assert_allclose(session.eval(ids), beside.eval(ids), rtol=0, atol=1e-4)
 
 
@@ -77,7 +77,7 @@ def test_pooling_is_the_mean_or_the_last_and_normalized_has_length_1(tmp_path: P
         assert unit.dtype == np.float32
         np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(unit * np.linalg.norm(mean, axis=1, keepdims=True), mean, rtol=1e-4, atol=1e-5)
-        np.testing.assert_array_equal(embed(model, TEXTS[1]), unit[1:2])  # one text is a list of one
+        np.testing.assert_array_equal(embed(model, TEXTS[1]), unit[1:2])  # a single text is treated as a list of one
         assert embed(model, []).shape == (0, model.config.dim)
         assert model.sessions == []
 

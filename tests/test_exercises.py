@@ -1,4 +1,4 @@
-"""Every exercise of every lesson: what is right is right, each usual mistake is named, hidden cases are told apart, and
+"""Every exercise of every lesson: right answers pass, each usual mistake is named, hidden cases distinguish them, and
 mutants of the right solution are refused.
 """
 
@@ -22,7 +22,7 @@ from tests.mutants import NOTEBOOKS
 
 ROOT = Path(__file__).parents[1]
 
-PLAIN = [  # judged by cases, without a model
+PLAIN = [  # judged by cases, no model needed
     pytest.param(e, id=f"{l.number}-{e.check}")
     for l in lessons()
     for e in l.exercises
@@ -31,7 +31,7 @@ PLAIN = [  # judged by cases, without a model
 
 
 def called(exercise: Exercise, function: Any) -> Any:
-    """As a learner would write it: it takes the arguments that are passed, and knows the others."""
+    """The function as a learner writes it: it takes the arguments passed, and the others are fixed."""
     rest = exercise.visible()[0].arguments[exercise.passed :] if exercise.passed else ()
     return (lambda *args: function(*args, *rest)) if rest else function
 
@@ -56,7 +56,7 @@ def test_each_usual_mistake_is_refused_and_named(exercise: Exercise) -> None:
 @pytest.mark.parametrize("exercise", PLAIN)
 def test_each_usual_mistake_is_refused_by_the_hidden_cases_too(exercise: Exercise) -> None:
     accepted = {f.name for f in exercise.faults if judge_hidden(called(exercise, f.function), exercise, "ada").ok}
-    # The visible cases refuse these; values that are drawn rarely show the difference.
+    # The visible cases refuse these; randomly drawn values rarely show the difference.
     assert accepted <= {"no_eps", "one_more", "overflow", "rounded", "one_too_many", "no_generation_prompt"}, accepted
 
 
@@ -103,7 +103,7 @@ def test_a_lesson_is_found_by_its_number_and_its_name() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no bound on memory to set")
 @pytest.mark.parametrize("number", NOTEBOOKS)
 def test_mutants_of_the_right_solutions_are_refused(number: str) -> None:
-    # A process of its own, with a bound: a mutant may ask for any amount of memory. All of them with this variable; the
+    # A separate process with a memory limit: a mutant may allocate any amount. The variable selects all mutants; the
     # table in docs/instructors.md counts all.
     every = "--every=1" if os.environ.get("TEACHLLAMA_ALL_MUTANTS") else "--every=10"
     done = subprocess.run(

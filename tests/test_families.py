@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["numpy", "numba"])
 def loaded(request: pytest.FixtureRequest) -> Any:
-    """How a backend is asked for: the reference in float32, or kernels on the file's own weights."""
+    """Arguments that select a backend: the reference in float32, or kernels on the file's own weights."""
     if request.param == "numba":
         pytest.importorskip("numba")
         return {"backend": "numba", "weights": "native"}
@@ -42,7 +42,7 @@ def loaded(request: pytest.FixtureRequest) -> Any:
 
 
 def evaluated(model: tl.Model, ids: list[int], sizes: tuple[int, ...]) -> np.ndarray:
-    """All logits of ids, evaluated in calls of these sizes again and again."""
+    """All logits of ids, evaluated in calls of these sizes, repeated as needed."""
     rows, at, turn = [], 0, 0
     with model.create_session(seq_len=1024) as session:
         while at < len(ids):
@@ -53,7 +53,7 @@ def evaluated(model: tl.Model, ids: list[int], sizes: tuple[int, ...]) -> np.nda
 
 
 def assert_close(logits: np.ndarray, golden: dict[str, Any]) -> float:
-    """Compares what is stored; returns the largest difference."""
+    """Compares logits with the stored figures; returns the largest difference."""
     vocab_size = logits.shape[1]
     found = np.take_along_axis(logits, columns_of(vocab_size), axis=1)
     wide = logits.astype(np.float64)
@@ -73,7 +73,7 @@ def test_logits_and_greedy_tokens_equal_llama_cpps(variant: str, folder: Path, l
         with model.create_session(seq_len=1024) as session:
             session.eval(ids)
             for step, (expected, gap) in enumerate(zip(golden["greedy"], golden["gap"], strict=True)):
-                if gap < CLEAR:  # either token is right, and the texts may part here
+                if gap < CLEAR:  # either token is right, and the texts may diverge here
                     break
                 assert session.sample() == expected, f"step {step}"
                 session.eval([expected])
@@ -110,7 +110,7 @@ def test_a_replayed_program_gives_the_pages_own_logits(variant: str, folder: Pat
 def test_golden_figures_are_of_today_and_end_nowhere_early(variant: str) -> None:
     golden = load_golden(variant)
     assert len(golden["greedy"]) == len(golden["gap"]) == N_GREEDY
-    assert golden["gap"].min() > CLEAR  # else the comparison would end before the 50th step
+    assert golden["gap"].min() > CLEAR  # otherwise the comparison would end before the 50th step
     assert len(set(golden["greedy"])) > 1  # a text that repeats one token would prove little
 
 
@@ -121,7 +121,7 @@ def test_every_golden_file_has_its_variant() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_tensor_and_every_multiplier_moves_the_logits(variant: str, folder: Path) -> None:
-    # A weight or key that moved nothing would be compared with llama.cpp in vain.
+    # Comparing with llama.cpp proves nothing about a weight or key that does not change the logits.
     metadata = metadata_of(variant)
     tensors, arch = tensors_of(variant, metadata, SEEDS.get(variant, 0)), VARIANTS[variant].arch
     ids = prompt(len(metadata["tokenizer.ggml.tokens"]))[:150]
@@ -136,7 +136,7 @@ def test_every_tensor_and_every_multiplier_moves_the_logits(variant: str, folder
         if name.startswith("blk.") and not name.startswith("blk.1."):
             continue
         if name == "rope_factors_short.weight" and f"{arch}.rope.scaling.original_context_length" in metadata:
-            continue  # the session is longer than that
+            continue  # the session is longer than this, so the long factors apply
         if name == "rope_factors_long.weight" and f"{arch}.rope.scaling.original_context_length" not in metadata:
             continue
         moved = data * np.linspace(0.9, 1.2, data.size, dtype=np.float32).reshape(data.shape)
@@ -147,7 +147,7 @@ def test_every_tensor_and_every_multiplier_moves_the_logits(variant: str, folder
         number = isinstance(value, float) and not key.endswith(harmless)
         if number and np.abs(logits(metadata | {key: value * 1.1}, tensors) - plain).max() < TOLERANCE:
             still.add(key)
-    expected = {f"{arch}.attention.layer_norm_rms_epsilon"}  # of 1e-5: it counts only where a row is nearly 0
+    expected = {f"{arch}.attention.layer_norm_rms_epsilon"}  # 1e-5 matters only where a row is nearly 0
     if metadata.get("granite.rope.scaling.finetuned") is False:
         expected.add("granite.rope.freq_base")
     assert still <= expected
@@ -202,7 +202,7 @@ def test_fused_biases_stand_for_those_of_q_k_and_v(folder: Path) -> None:
         assert_close(evaluated(model, prompt(model.config.vocab_size), (N_PROMPT,)), load_golden("qwen2"))
 
 
-# What llama.cpp rounds: each time the cause is put into the engine, and the difference goes.
+# Where llama.cpp rounds: each test adds the rounding to the engine, and the difference disappears.
 
 
 @pytest.mark.parametrize("variant", [n for n, v in VARIANTS.items() if v.gelu])
@@ -241,7 +241,7 @@ def test_activations_rounded_to_8_bits_explain_what_llama_cpp_differs_by_with_mx
 
     path = build("gpt-oss-mxfp4", folder / "mxfp4.gguf")
     with tl.load_model(path, weights="f32", backend="numpy") as model:
-        ids = prompt(model.config.vocab_size)[:5]  # further on, some activation is nearer to a step than engines agree
+        ids = prompt(model.config.vocab_size)[:5]  # later, an activation is too close to a rounding step
         columns = columns_of(model.config.vocab_size)[: len(ids)]
         differs = []
         for _ in range(2):
@@ -260,12 +260,12 @@ def test_angles_multiplied_up_in_float32_explain_most_of_what_rotations_differ_b
     by = f4(1 / sizes["rope.scaling.factor"]) if sizes.get("rope.scaling.type") == "yarn" else None
 
     def rotations(r: Any, batch: Batch) -> np.ndarray:
-        """As ggml makes them: from pair to pair the angle is multiplied by base^(-2 / dim), rounded each time."""
+        """Rotations as ggml computes them: from pair to pair the angle is multiplied by base^(-2 / dim) and rounded."""
         frequencies, magnitude = r.at_length(batch.runs[0].cache.seq_len)
         n = len(frequencies)
         theta, out = batch.positions.astype(f4), np.empty((len(batch.tokens), 1, n), np.complex64)
         for i, frequency in enumerate(frequencies):
-            scaled = frequency / 10000.0 ** (-i / n)  # by YaRN, or by a factor of the file
+            scaled = frequency / 10000.0 ** (-i / n)  # scaled by YaRN, or by a factor in the file
             if by is None:
                 angle = theta / f4(1 / scaled)
             else:
@@ -302,10 +302,10 @@ def test_a_fresh_seed_equals_llama_cpp_live(variant: str, folder: Path, peer: st
     with tl.load_model(path, weights="f32", backend="numpy") as reference:
         ids = prompt(reference.config.vocab_size, seed)[:100]
         unsure = tied(reference, ids)
-    # Where experts nearly tie, either choice is right, and all later positions look back at what it gave.
+    # Where experts nearly tie, either choice is right, and all later positions attend to the result.
     n = int(unsure.argmax()) if unsure.any() else len(ids)
     expected = evaluate(peer, path, ids, 0)["logits"]
     with tl.load_model(path, **loaded) as model:
         found = evaluated(model, ids, (100,))
-    tolerance = 0.1 if VARIANTS[variant].gelu else TOLERANCE  # the peer has its table of GELU
+    tolerance = 0.1 if VARIANTS[variant].gelu else TOLERANCE  # the peer uses the GELU table
     np.testing.assert_allclose(found[:n], expected[:n], rtol=0, atol=tolerance, err_msg=f"seed {seed}")

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and whole numbers."""
+"""Files that are written whole or not at all, and checks of whole numbers."""
 
 from __future__ import annotations
 

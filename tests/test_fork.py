@@ -1,4 +1,4 @@
-"""Forked processes: they end, share no helper with their parent, and find no lock that nobody will release."""
+"""Forked processes: they end, share no helper with their parent, and never wait for a lock held by a lost thread."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def in_the_background(work):
 
 
 def script(code: str, *args: object, most: float = 240) -> str:
-    """Runs `COMMON` and code in a process of its own; returns what it printed."""
+    """Runs `COMMON` and code in a separate process; returns its output."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", COMMON + textwrap.dedent(code), *map(str, args)],
         stdout=subprocess.PIPE,
@@ -80,7 +80,7 @@ def script(code: str, *args: object, most: float = 240) -> str:
     )
     try:
         out, err = process.communicate(timeout=most)
-    finally:  # children too: they would go on for ever
+    finally:  # kill children too: they would run forever
         if process.returncode is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -90,7 +90,7 @@ def script(code: str, *args: object, most: float = 240) -> str:
 
 
 def gone(pid: int) -> bool:
-    """True once a process has ended; waits for it."""
+    """Waits for a process to end; True if it did."""
     for _ in range(1000):
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
             return True
@@ -171,7 +171,7 @@ def test_children_forked_while_a_thread_starts_and_ends_renderers_end_with_right
 
 
 def test_a_renderer_ends_with_the_process_that_started_it_although_a_forked_child_lives_on() -> None:
-    # The child would keep it alive by holding the other ends of its pipes.
+    # A child that holds the other ends of the renderer's pipes would keep it alive.
     code = """
 rendered(3)
 child = os.fork()

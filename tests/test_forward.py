@@ -1,4 +1,4 @@
-"""The forward pass: equal to llama.cpp on real models, and to a plain restatement of it on tiny ones."""
+"""The forward pass: equal to llama.cpp on real models, and to a plain reimplementation on tiny ones."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_against(model: tl.Model, case: dict, tolerance: float) -> None:
         assert abs(float(logits.mean()) - case["logit_mean"]) < tolerance
         assert abs(float(logits.std()) - case["logit_std"]) < tolerance
         for i, (expected, gap) in enumerate(zip(case["greedy_ids"], case["gap"], strict=True)):
-            if gap < 0.02:  # either token is right, and the texts may part here
+            if gap < 0.02:  # either token is right, and the texts may diverge here
                 break
             assert session.sample() == expected, f"step {i}"
             session.eval([expected])
@@ -54,8 +54,8 @@ def test_gemma3_logits_and_greedy_tokens_equal_llama_cpp_with_exact_gelu(gemma3:
 @pytest.mark.model
 @pytest.mark.parametrize("i", range(3))
 def test_gemma3_equals_stock_llama_cpp_up_to_its_half_precision_gelu_table(gemma3: tl.Model, i: int) -> None:
-    # llama.cpp looks GELU up in a table of 65,536 float16 values. Its steps turn float32 noise of 1e-7 into logits that
-    # move by several 1e-3; see docs/measured.md.
+    # llama.cpp looks GELU up in a table of 65,536 float16 values. Its steps amplify float32 noise of 1e-7 to
+    # differences of several 1e-3 in the logits; see docs/measured.md.
     check_against(gemma3, golden("gemma3-270m")["generate"][i], tolerance=1e-2)
 
 
@@ -64,7 +64,7 @@ def test_text_in_is_ids_out_as_llama_cpp_makes_them(smollm2: tl.Model, gemma3: t
     for model, name in ((smollm2, "smollm2-135m"), (gemma3, "gemma3-270m")):
         for case in golden(name)["generate"]:
             assert model.encode(case["prompt"], add_special=True, parse_special=True) == case["prompt_ids"]
-            # llama.cpp leaves special tokens out of its text
+            # llama.cpp's text omits special tokens
             assert model.tokenizer.decode(case["greedy_ids"], skip_special=True) == case["greedy_text"]
 
 
@@ -72,7 +72,7 @@ def test_text_in_is_ids_out_as_llama_cpp_makes_them(smollm2: tl.Model, gemma3: t
 def test_prefill_in_one_call_in_chunks_or_token_by_token_gives_the_same_logits(
     smollm2: tl.Model, gemma3: tl.Model
 ) -> None:
-    for model, n in ((smollm2, 80), (gemma3, 600)):  # Gemma's window is 512: go past it
+    for model, n in ((smollm2, 80), (gemma3, 600)):  # 600 exceeds Gemma's window of 512
         ids = (model.encode("The history of the sea is the history of those who sail it. ") * 60)[:n]
         results = []
         for size in (n, 7, 1) if n < 100 else (n, 97, 531):
@@ -85,7 +85,7 @@ def test_prefill_in_one_call_in_chunks_or_token_by_token_gives_the_same_logits(
 
 
 def plain_forward(metadata: dict, tensors: dict[str, np.ndarray], ids: list[int]) -> np.ndarray:
-    """All tokens at once in float64, with loops where the engine has array tricks: (n, vocab_size)."""
+    """Evaluates all tokens at once in float64, with loops instead of array tricks; returns (n, vocab_size)."""
     arch = metadata["general.architecture"]
     gemma = arch == "gemma3"
     get = lambda key, default=None: metadata.get(f"{arch}.{key}", default)

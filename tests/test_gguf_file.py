@@ -1,4 +1,4 @@
-"""Opening GGUF files, sound and hostile."""
+"""Opening GGUF files, valid and malicious."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_type_that_gguf_dequantizes_loads_as_a_model(tmp_path: Path) -> No
                 continue
             try:
                 raw = gguf.quants.quantize(data, kind)
-            except NotImplementedError:  # no quantizer: any bytes are a valid block of these types
+            except NotImplementedError:  # no quantizer for these types, but any bytes are valid blocks
                 raw = rng.integers(0, 60, (data.shape[0], data.shape[1] // block * nbytes), np.uint8)
             writer.add_tensor(name, raw, raw_dtype=kind)
             expected[name] = gguf.quants.dequantize(raw, kind) if kind.name != "F16" else raw.astype(np.float32)
@@ -204,7 +204,7 @@ def test_things_that_are_not_files_are_clear_errors(tmp_path: Path) -> None:
 
 def test_a_file_cut_anywhere_is_a_clear_error(tmp_path: Path) -> None:
     data = tiny_model(tmp_path / "t.gguf").read_bytes()
-    end = len(data) - 32  # the last tensor may be followed by padding
+    end = len(data) - 32  # padding may follow the last tensor
     for cut in [*range(0, 4000, 7), *range(4000, end, 997), end]:
         with pytest.raises(tl.GGUFError):
             open_bytes(tmp_path, data[:cut])
@@ -212,7 +212,7 @@ def test_a_file_cut_anywhere_is_a_clear_error(tmp_path: Path) -> None:
 
 def test_a_header_made_to_cost_memory_is_refused_cheaply(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    strings = 30_000_000  # empty strings: 240 MB of header, and as many Python objects if believed
+    strings = 30_000_000  # empty strings: a header of 240 MB, and as many Python objects if the count is trusted
     with path.open("wb") as f:
         f.write(header(keys=1, body=key("a", 9, U32(8) + U64(strings))))
         f.truncate(8 * strings + 1000)
@@ -243,7 +243,7 @@ def mutations(data: bytes, n: int, seed: int) -> list[bytes]:
     out = []
     for _ in range(n):
         copy = np.frombuffer(data, np.uint8).copy()
-        for _ in range(rng.integers(1, 4)):  # mostly in the header, where the structure is
+        for _ in range(rng.integers(1, 4)):  # mostly in the header, which holds the structure
             at = rng.integers(4, header_end if rng.random() < 0.9 else len(data))
             match rng.integers(3):
                 case 0:
@@ -263,7 +263,7 @@ def mutations(data: bytes, n: int, seed: int) -> list[bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["llama", "gemma3"])
 def test_cut_and_flipped_files_raise_our_errors_or_run(arch: str, tmp_path: Path) -> None:
-    """At least 5,000 damaged files in all: each opens and runs, or is refused with an error of ours."""
+    """At least 5,000 damaged files in all: each opens and runs, or raises one of our errors."""
     data = tiny_model(tmp_path / "t.gguf", arch).read_bytes()
     path = tmp_path / "fuzz.gguf"
     ran = refused = 0
@@ -333,7 +333,7 @@ def split_model(folder: Path, count: int = 3, stem: str = "big") -> list[Path]:
 
 
 def write_part(path: Path, metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
-    """`write_gguf`, without the architecture that its writer adds, which a later part does not have."""
+    """Like `write_gguf`, but without the architecture key that its writer adds: later parts do not have it."""
     writer = gguf.GGUFWriter(path, "", use_temp_file=False)
     writer.kv_data[0].clear()
     for k, v in metadata.items():
@@ -382,7 +382,7 @@ def test_a_split_model_gives_the_logits_of_the_whole_model(tmp_path: Path) -> No
 
 def test_renamed_parts_are_found_by_their_metadata(tmp_path: Path) -> None:
     parts = split_model(tmp_path / "parts")
-    split_model(tmp_path / "parts", stem="other")  # named by the rule, so these parts are each other's
+    split_model(tmp_path / "parts", stem="other")  # named by the convention, so these parts belong together
     tiny_model(tmp_path / "parts" / "whole.gguf")
     (tmp_path / "parts" / "page.gguf").write_text("<html>")
     renamed = [p.rename(p.with_name(f"{letter}.gguf")) for letter, p in zip("cab", parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Grading: what is right gets its points, mistakes are named, cheats get nothing, and nobody vanishes."""
+"""Grading: right answers get their points, mistakes are named, cheats get no points, and no student is lost."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def small_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def notebook(found: Lesson, of: Any) -> str:
-    """A submission's text; `of(i, exercise, solution)` is the source of answer i."""
+    """The text of a submission; `of(i, exercise, solution)` returns the source of answer i."""
     graded = make.graded_notebook(found)
     for cell in graded.cells:
         name = cell.metadata.nbgrader.grade_id
@@ -111,9 +111,9 @@ def lies(exercise: Any) -> str:
 
 
 def pairs_of(ways: Iterable[str], share: int) -> list[Any]:
-    """Each way with some of the lessons, in turn, so that every lesson meets some; with TEACHLLAMA_ALL_CHEATS with all.
+    """Pairs each way with some lessons, in turn, so that every lesson has some; with TEACHLLAMA_ALL_CHEATS with all.
 
-    All together take twenty minutes.
+    All pairs take twenty minutes.
     """
     every = bool(os.environ.get("TEACHLLAMA_ALL_CHEATS"))
     chosen = [
@@ -158,7 +158,7 @@ def test_a_function_that_breaks_a_limit_is_stopped_in_every_exercise_and_the_res
             assert (mark.visible, mark.hidden) == exercise.points
         else:
             assert mark.visible + mark.hidden == 0
-            # A machine that is very busy may run out of time before it has filled the memory.
+            # On a busy machine the time limit may apply before memory is full.
             assert mark.mistake in (limit, "endless" if limit == "memory" else limit)
 
 
@@ -338,7 +338,7 @@ def test_a_class_is_graded_resumed_and_reported_and_feedback_shows_no_hidden_val
     assert "This goes the other way" in page
     for secret in ("judge_hidden", "hidden_cases", "a program", "rng"):
         assert secret not in page
-    # Again: nothing is graded twice.
+    # A second run grades nothing twice.
     monkeypatch.setattr(batch, "grade_text", lambda *_: pytest.fail("graded twice"))
     assert cli.main(arguments) == 1
 
@@ -399,7 +399,7 @@ def test_a_cluster_that_cannot_grade_is_named_and_nothing_is_kept_of_it(
     for words in ("no Dask scheduler answers at tcp://127.0.0.1:9", "answers at nonsense://1", "has no workers"):
         assert words in said, said
     assert "Traceback" not in said
-    # A worker that died is no fault of the notebook's: the next run tries again.
+    # A worker's death is not the notebook's fault: the next run tries again.
     answer = {"failed": "the cluster could not grade it: KilledWorker()", "again": True}
     monkeypatch.setattr(batch, "_here", lambda jobs: lambda waiting, *_: ((s, answer) for s in waiting))
     submissions = [Submission("ann", "a.ipynb", right, 0)]

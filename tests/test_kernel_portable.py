@@ -1,4 +1,4 @@
-"""The kernels' source names no processor: it becomes AVX2 and ARM64 code as well, and gives the same numbers."""
+"""The kernels' source names no processor: it also compiles to AVX2 and ARM64 code, with the same results."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_the_kernels_become_arm64_vector_code(ir: str) -> None:
     assert "fmaf" not in assembly, "a fused multiply-add that the processor does not do itself would be a slow call"
 
 
-CODE_FOR = {  # the processor, by LLVM's names, and the shape its tiles must have
+CODE_FOR = {  # LLVM's names for the target, and the expected tile shape
     "AVX-512": ("x86_64-unknown-linux-gnu", "x86-64-v4", (8, 32)),
     "AVX2": ("x86_64-unknown-linux-gnu", "haswell", (6, 16)),
     "NEON": ("aarch64-unknown-linux-gnu", "neoverse-n1", (6, 16)),
@@ -75,7 +75,7 @@ CODE_FOR = {  # the processor, by LLVM's names, and the shape its tiles must hav
 
 
 def loops(assembly: str) -> list[list[str]]:
-    """The instructions of each innermost loop: of each block that jumps back to its own beginning."""
+    """The instructions of each innermost loop, that is, each block that jumps back to its own beginning."""
     found, label, block = [], "", []
     for line in assembly.splitlines():
         begins = re.match(r"^(\.L\w+):", line)
@@ -108,8 +108,8 @@ def test_the_sums_of_a_tile_stay_in_registers_on_every_kind_of_processor(ir: str
     text = f'target datalayout = "{machine.target_data}"\ntarget triple = "{triple}"\n{text}'
     module = cache.optimized(text, machine)
     assembly = machine.emit_assembly(module)
-    n_registers = {"AVX-512": 16, "AVX2": 12, "NEON": 24}[kind]  # those that hold sums
-    # A tile's loop takes float32 weights one at a time, and converts and fetches nothing.
+    n_registers = {"AVX-512": 16, "AVX2": 12, "NEON": 24}[kind]  # registers that hold sums
+    # A tile's loop reads float32 weights one at a time, without conversions or prefetches.
     tiles = [
         block
         for block in loops(assembly)
@@ -135,11 +135,11 @@ def undefined_in(elf: bytes) -> set[str]:
 
 @pytest.mark.parametrize("processor", ["x86-64-v3", "x86-64-v4"])
 def test_on_windows_the_kernels_need_nothing_but_our_two_symbols(ir: str, processor: str) -> None:
-    triple = "x86_64-pc-windows-msvc-elf"  # with -elf, as llvmlite makes it on Windows: its linker reads no other files
+    triple = "x86_64-pc-windows-msvc-elf"  # -elf, as llvmlite uses on Windows: its linker reads only ELF
     machine = cache.machine_of(triple, processor)
     head = f'target datalayout = "{machine.target_data}"\ntarget triple = "{triple}"\n'
     code = cache.object_code(head + re.sub(r"^target (?:triple|datalayout).*\n", "", ir, flags=re.M), machine)
-    # Neither sched_yield, which Windows lacks, nor __chkstk, expf or memcpy, which a process there need not export.
+    # Not sched_yield, which Windows lacks, nor __chkstk, expf or memcpy, which a process there may not export.
     assert undefined_in(code) == {symbols.YIELD, symbols.F16_TABLE}
 
 
@@ -148,7 +148,7 @@ def test_on_windows_another_thread_is_let_run_by_switch_to_thread(monkeypatch: p
     kernel32 = types.SimpleNamespace(SwitchToThread=switch)
     monkeypatch.setattr(symbols.sys, "platform", "win32")
     monkeypatch.setattr(ctypes, "windll", types.SimpleNamespace(kernel32=kernel32), raising=False)
-    monkeypatch.setattr(ctypes, "CDLL", None)  # Windows has no sched_yield to ask for
+    monkeypatch.setattr(ctypes, "CDLL", None)  # there is no sched_yield on Windows
     monkeypatch.setattr(llvm, "add_symbol", added.__setitem__)
     symbols.add_symbols()
     assert added == {
@@ -180,7 +180,7 @@ def test_two_processes_share_one_copy_of_the_weights(smollm2_path: str) -> None:
             process.stdin.flush()
             resident, proportional = map(int, process.stdout.readline().split())
             assert resident > 80_000  # kB: the matrices were read
-            assert proportional < 0.6 * resident  # each page counts half in each of the two
+            assert proportional < 0.6 * resident  # each shared page counts half in each process
     finally:
         for process in processes:
             process.kill()

@@ -60,21 +60,21 @@ def kernel() -> Kernel:
 
 
 def table(rows: np.ndarray, kind: int | None = None) -> np.ndarray:
-    """The table of a cache of one head, whose pages are not beside each other."""
+    """The page table of a cache of one head, with pages that are not adjacent."""
     kinds = {np.dtype(np.float32): T.F32, np.dtype(np.float16): T.F16}
     pages = [rows[at : at + BLOCK].copy() for at in range(0, len(rows), BLOCK)]
     kept.append(pages)
     return np.array([kind or kinds[rows.dtype], 0, *(page.ctypes.data for page in pages)], np.int64)
 
 
-kept: list[object] = []  # an address keeps nothing alive
+kept: list[object] = []  # references to pages: an address alone does not keep them alive
 
 
 def one_token(kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float) -> np.ndarray:
     """q (heads, d), keys (n, d), values (n, dv) -> (heads, dv)."""
     (heads, d), (n, dv) = q.shape, values.shape
     out, parts = Guarded(heads * dv), Guarded(heads * -(-n // CHUNK) * (dv + 16))
-    scratch, given_q = Guarded(heads * CHUNK + BLOCK * max(d, dv)), Guarded(q)  # named: an address keeps nothing alive
+    scratch, given_q = Guarded(heads * CHUNK + BLOCK * max(d, dv)), Guarded(q)  # named to stay alive
     given_keys, given_values = table(keys), table(values)
     kernel(
         CHUNKS, given_q.at, heads, d, given_keys.ctypes.data, given_values.ctypes.data, dv, 0, n,
@@ -89,7 +89,7 @@ def tile(
     kernel: Kernel, q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, own: int, window: int,
     begin: int = 0,
 ) -> np.ndarray:  # fmt: skip
-    """One head of `width` tokens: q (width, d), keys (n, d), values (n, dv), seen from `begin` on -> (width, dv)."""
+    """One head of `width` tokens: q (width, d), keys (n, d), values (n, dv), from `begin` on -> (width, dv)."""
     (width, d), (n, dv) = q.shape, values.shape
     given_q, out, scratch = Guarded(q.T), Guarded(dv * width), Guarded(n * width + BLOCK * max(d, dv))
     given_keys, given_values = table(keys), table(values)
@@ -109,7 +109,7 @@ def cached(rng: np.random.Generator, n: int, d: int, half: bool) -> np.ndarray:
 def reference(
     q: np.ndarray, keys: np.ndarray, values: np.ndarray, factor: float, n_ahead: int, window: int | None
 ) -> np.ndarray:
-    """q (n, heads, d), all of one group, in float64."""
+    """Attention in float64; q is (n, heads, d), all heads of one group."""
     with np.errstate(invalid="ignore"):
         return ops.attention(
             q.astype(np.float64),
@@ -164,12 +164,12 @@ def test_one_key_that_outweighs_all_others_is_found_in_whichever_chunk_it_lies(k
 def test_a_tile_of_tokens_sees_what_it_may_and_nothing_else(
     kernel: Kernel, ahead: int, n: int, window: int, d: int, dv: int, half: bool, seed: int
 ) -> None:
-    """n tokens with `ahead` positions before them, in a tile that is wider than n, as the last of a prompt is."""
+    """n tokens after `ahead` positions, in a tile that may be wider than n, like the last tile of a prompt."""
     rng = np.random.default_rng(seed)
     width = WIDTH if n > 16 else 16
     keys, values = cached(rng, ahead + n, d, half), cached(rng, ahead + n, dv, half)
     q = rng.standard_normal((width, d)).astype(np.float32)
-    first = max(0, ahead + 1 - window) if window else 0  # as `step.prefill` leaves out what nobody sees
+    first = max(0, ahead + 1 - window) if window else 0  # as kernels/run.py skips positions outside the window
     got = tile(kernel, q, keys, values, d**-0.5, ahead, window, first)
     expected = reference(q[:n, None], keys, values, d**-0.5, ahead, window or None)
     np.testing.assert_allclose(got[:n], expected, rtol=0, atol=1e-5)
@@ -201,7 +201,7 @@ def test_a_heads_numbers_are_stored_as_the_gguf_package_stores_them(
     x[0] = 1e-7  # a subnormal float16
     if seed % 3 == 0:
         x[:32] = 0
-    elif seed % 3 == 1:  # halves, and largest numbers of both signs
+    elif seed % 3 == 1:  # multiples of 0.5, and the largest magnitude with both signs
         x[:32] = rng.integers(-8, 9, (32, step)) / 2
         x[5:7] = [[127], [-127]]
     expected = gguf.quants.quantize(np.ascontiguousarray(x[:, 0]), kind).view(np.uint8)

@@ -1,4 +1,4 @@
-"""Quantized blocks: unpacked, and multiplied as they are, they are what the gguf package makes of them."""
+"""Quantized blocks: unpacking and direct multiplication agree with the gguf package's dequantization."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def kernel() -> Kernel:
     def run(op: int, kind: int, w: int, columns: int, x: int, n: int, out: int, begin: int, end: int) -> Any:
         if op == 0:
             blocks.matvec(kind, w, columns, x, out, begin, end)
-        elif op == 2:  # vectors one behind the other; results 3 float32 behind the last row's
+        elif op == 2:  # vectors are adjacent; each one's results begin `end` + 3 float32 after the previous one's
             blocks.multiply_few(kind, w, columns, x, 4 * columns, n, out, 4 * (end + 3), begin, end)
         elif op == 1:
             for row in range(begin, end):
@@ -63,7 +63,7 @@ def multiplied(kernel: Kernel, kind: T, raw: np.ndarray, x: np.ndarray, begin: i
 
 def check_dots(kernel: Kernel, kind: T, raw: np.ndarray, x: np.ndarray, begin: int, end: int) -> None:
     weights = as_f32(kind, raw).astype(np.float64)[begin:end]
-    # Rounding of float32, carried through a block's scale and offset: none is larger than 32 of a row's largest weight.
+    # Float32 rounding, carried through a block's scale and offset; no term exceeds 32 times a row's largest weight.
     bound = 32 * 6e-8 * np.abs(weights).max(axis=1, initial=0) * np.abs(x).sum() + 1e-37
     error = np.abs(multiplied(kernel, kind, raw, x, begin, end) - weights @ x.astype(np.float64))
     assert (error <= bound).all(), f"{(error / bound).max()} of the error allowed"
@@ -131,7 +131,7 @@ def test_a_few_vectors_get_the_bits_that_each_gets_alone(
 
 @pytest.mark.parametrize("kind", NATIVE, ids=lambda k: k.name)
 def test_a_rows_dot_product_has_the_same_bits_whichever_range_of_rows_it_is_in(kernel: Kernel, kind: T) -> None:
-    # What makes logits the same whatever the number of threads.
+    # This makes logits independent of the number of threads.
     rng = np.random.default_rng(1)
     raw = random_blocks(kind, 23, 2 * unit(kind), rng, ORDINARY)
     x = rng.standard_normal(2 * unit(kind)).astype(np.float32)
@@ -159,14 +159,14 @@ def test_blocks_whose_bytes_are_all_the_same_are_read_right(kernel: Kernel, kind
     if kind in SCALES and (kind, byte) != (
         T.MXFP4,
         0xFF,
-    ):  # of the others every byte is a weight, and 0xFF is no number
+    ):  # for the other types all bytes are weights, and 0xFF gives NaN
         raw[:] = byte
         for at in SCALES[kind]:
             raw[:, at : at + 2] = whole[:, at : at + 2]
     elif byte not in (0x7F, 0xFF):
         raw[:] = byte
     np.testing.assert_array_equal(unpacked(kernel, kind, raw, unit(kind)), as_f32(kind, raw))
-    if kind not in (T.F32, T.BF16):  # 0xAAAAAAAA and its like are far below what a sum's error is measured by
+    if kind not in (T.F32, T.BF16):  # 0xAAAAAAAA and similar are too small for the relative error bound
         check_dots(kernel, kind, raw, np.random.default_rng(4).standard_normal(unit(kind)).astype(np.float32), 0, 5)
 
 

@@ -1,4 +1,4 @@
-"""Products of many tokens, in tiles, equal NumPy's."""
+"""Matrix products of many tokens, in tiles, equal NumPy's."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def kernel() -> Kernel:
         kind: int, w: int, columns: int, begin: int, end: int, x: int, n: int, out: int, out_rows: int, at_row: int,
         add: int, panel: int,
     ) -> int:  # fmt: skip
-        if kind < 0:  # any steps: w is float32, `begin` bytes from row to row and `end` from column to column
+        if kind < 0:  # any strides: w is float32, `begin` bytes per row and `end` bytes per column
             matmul.multiply_tile(w, begin, end, out_rows, x, columns, out, add != 0, n)
             return 0
         no_bias = np.int64(0)
@@ -104,7 +104,7 @@ def test_a_range_of_rows_times_all_tokens_equals_numpy_and_leaves_other_rows_alo
 @pytest.mark.parametrize("kind", NATIVE, ids=lambda k: k.name)
 def test_every_type_and_every_number_of_tokens_around_the_tiles_edges(kernel: Kernel, kind: T) -> None:
     rng = np.random.default_rng(1)
-    raw = model_blocks(kind, 51, unit(kind), rng)  # a panel of 48, and 3 rows that are not 8
+    raw = model_blocks(kind, 51, unit(kind), rng)  # a panel of 48 rows, and 3 that do not fill 8
     for n in (2, 15, 16, 17, 31, 32, 33, 48, 49, 64, 100):
         x = rng.standard_normal((n, unit(kind))).astype(np.float32)
         got = product(kernel, kind, raw, x, 0, 51, np.zeros((n, 51)), 0, False)

@@ -1,4 +1,4 @@
-"""Wrong answers that a check once accepted, or named wrongly; right ones that it refused."""
+"""Wrong answers that a check once accepted or misnamed, and right answers that it once refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_temperature_that_is_not_used_is_named_so() -> None:
         e = np.exp(logits - logits.max())
         return e / e.sum()
 
-    # Dividing the probabilities, and scaling them back to 1, comes to the same: both are named.
+    # Dividing the probabilities and rescaling them to 1 gives the same result, so both mistakes are named.
     assert judge(softmax, BY_NAME["temperature"]).mistake == "probabilities or ignored"
 
 

@@ -1,7 +1,7 @@
-"""The files for a class on Kubernetes: keys that the chart has, and two files that agree with each other.
+"""The files for a class on Kubernetes: all keys exist in the chart, and the two files agree with each other.
 
-The keys were compared with `jupyterhub/values.schema.yaml` of Zero to JupyterHub, which refuses others; of it, `CHART`
-has those that are used here. What a cluster makes of the files is not tested.
+The keys were compared with `jupyterhub/values.schema.yaml` of Zero to JupyterHub, which refuses others; `CHART`
+has the part used here. Deployment on a cluster is not tested.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ yaml = pytest.importorskip("yaml", reason="the lab extra is not installed")
 FOLDER = Path(__file__).parents[1] / "binder" / "kubernetes"
 CHART: dict[str, Any] = {
     "proxy": {"https": {"enabled": bool, "hosts": list, "letsencrypt": {"contactEmail": str}}},
-    "hub": {"concurrentSpawnLimit": int, "config": None},  # None: the chart takes anything
+    "hub": {"concurrentSpawnLimit": int, "config": None},  # None: the chart accepts anything
     "singleuser": {
         "image": {"name": str, "tag": str}, "defaultUrl": str, "startTimeout": int, "extraEnv": None,
         "cpu": {"guarantee": (int, float), "limit": (int, float)},
@@ -40,7 +40,7 @@ def load(name: str) -> Any:
 
 
 def wrong(values: Any, chart: Any, at: str = "") -> list[str]:
-    """Keys that the chart lacks, and values of another type."""
+    """Keys that the chart lacks, and values of the wrong type."""
     if chart is None:
         return []
     if not isinstance(chart, dict):
@@ -72,7 +72,7 @@ def test_students_mount_read_only_what_each_node_is_given() -> None:
     there = {e["name"]: e["value"] for e in fill["env"]}
     for name in ("TEACHLLAMA_CACHE", "TEACHLLAMA_KERNEL_CACHE"):
         assert there[name].replace(f"{inside['mountPath']}/filling-{tag}", mount["mountPath"]) == user["extraEnv"][name]
-    assert user["storage"]["homeMountPath"] != "/home/jovyan"  # the image has the package there
+    assert user["storage"]["homeMountPath"] != "/home/jovyan"  # the image keeps the package there
     assert user["defaultUrl"].removeprefix("/lab/tree/") in user["lifecycleHooks"]["postStart"]["exec"]["command"][-1]
 
 
@@ -82,7 +82,7 @@ def test_what_is_to_be_changed_is_marked_and_no_password_is_in_the_files() -> No
             assert "example.org" not in line or "# EDIT" in line
     config = load("values.yaml")["hub"]["config"]
     assert config["JupyterHub"]["authenticator_class"] == "shared-password"
-    assert "SharedPasswordAuthenticator" not in config  # without one nobody can log in
+    assert "SharedPasswordAuthenticator" not in config  # without a password nobody can log in
 
 
 def test_the_commands_of_the_files_exist() -> None:

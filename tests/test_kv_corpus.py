@@ -1,4 +1,4 @@
-"""The corpus of KV caches: our figures, llama.cpp's own, and the page that shows them."""
+"""The corpus of KV caches: our figures, llama.cpp's figures, and the page that shows them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def name_of(entry: Any) -> str:
 def test_llama_cpp_reserves_what_our_rules_say_to_the_byte(entry: Entry) -> None:
     model = model_of(entry)
     for answer in ANSWERS[entry.name]["answers"]:
-        if "error" in answer:  # a setting that it refuses is refused here
+        if "error" in answer:  # settings that llama.cpp refuses are refused here too
             with pytest.raises(ParameterError):
                 reserve(model, answer["setting"])
             continue
@@ -44,8 +44,8 @@ def test_llama_cpp_reserves_what_our_rules_say_to_the_byte(entry: Entry) -> None
 
 @pytest.mark.parametrize("entry", ASKED, ids=name_of)
 def test_the_log_is_exact_enough_to_give_every_byte(entry: Entry) -> None:
-    # A figure is printed with two digits of a MiB, from a float of 32 bits; beside it stands the number of cells. Bytes
-    # per cell are whole, so they are known exactly where the figure is good to less than half a byte per cell.
+    # The log prints MiB with two digits, from a float32, and the number of cells. Bytes per cell are a whole number, so
+    # they are known exactly where the figure's error is less than half a byte per cell.
     caches = [line for a in ANSWERS[entry.name]["answers"] for line in lines_of(a["log"]) if line.v is not None]
     sharp = [x for x in caches if max(0.005, float(x.k) / 2**24) * 2**20 < 0.5 * x.cells * x.sequences]
     assert bool(sharp) == bool(caches)

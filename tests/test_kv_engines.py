@@ -1,4 +1,4 @@
-"""What engines reserve beyond the rule, and which mistakes give other people's numbers."""
+"""What engines reserve beyond the formula, and which mistakes explain published numbers."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_llama_cpp_never_reserves_less_than_the_rule(name: str, seq_len: int, n_
     assert reserved.state_nbytes == n_sessions * model.layout.state_nbytes
 
 
-# vLLM: the figures are worked out by hand from its rules
+# vLLM: figures computed by hand from its rules
 
 
 def test_vllm_fills_whole_blocks() -> None:
@@ -89,14 +89,14 @@ def test_vllm_groups_layers_of_different_windows() -> None:
     reserved = engines.vllm(model_of("gpt-oss-20b"), 32768)
     page = 16 * 8 * 128 * 2
     assert [b.nbytes for b in reserved.buffers] == [2048 * 12 * page, 137 * 12 * page]
-    # Gemma 3 1B: 4 full and 22 sliding: groups of 4, of which the last is padded with 2
+    # Gemma 3 1B: 4 full and 22 sliding: groups of 4, the last padded with 2
     groups = engines.vllm(model_of("gemma-3-1b"), 32768)
     assert len(groups.buffers) == 1 + 6
     assert any("2 layers are padding" in rule.text for rule in groups.rules)
 
 
 def test_vllm_pads_to_the_larger_group_where_they_are_nearly_equal() -> None:
-    layers = model_of("gemma-2-9b").layout.layers  # 21 and 21; one full layer more makes 22 and 21
+    layers = model_of("gemma-2-9b").layout.layers  # 21 and 21; one more full layer makes 22 and 21
     from dataclasses import replace
 
     layout = replace(model_of("gemma-2-9b").layout, layers=(*layers, replace(layers[1], window=None)))
@@ -199,7 +199,7 @@ def test_what_fits_fits_and_one_more_does_not(name: str, gigabytes: int, engine:
     assert cost(found.longest_seq_len + 1, 1) > memory * share
 
 
-# Whose number is that?
+# Explaining a number
 
 
 def names(model: str, nbytes: int, seq_len: int, **more: Any) -> list[tuple[str, ...]]:
@@ -211,7 +211,7 @@ def names(model: str, nbytes: int, seq_len: int, **more: Any) -> list[tuple[str,
     [
         # a calculator's 87.4 GB for Gemma 3 27B, +682 %: dim / n_heads is 168, and no layer slides
         ("gemma-3-27b", 62 * 131072 * 16 * 168 * 2 * 2, 131072, {}, ("head_dim", "sliding_window")),
-        # DeepSeek V3, -81 %: 7,168 / 128 = 56 numbers of K and 56 of V where a compressed key has 576
+        # DeepSeek V3, -81 %: 7,168 / 128 = 56 numbers each for K and V, where a compressed key has 576
         ("deepseek-v3", 61 * 163840 * 56 * 2 * 2, 163840, {}, ("head_dim",)),
         ("deepseek-v3", 61 * 163840 * 128 * 320 * 2, 163840, {}, ("latent_in_full",)),
         ("gemma-3-27b", 62 * 131072 * 16 * 256 * 2, 131072, {}, ("sliding_window",)),
@@ -235,7 +235,7 @@ def names(model: str, nbytes: int, seq_len: int, **more: Any) -> list[tuple[str,
         ("llama-3.1-8b", 4_920_000_000, 8192, {"weights": 4_920_000_000}, ("only_weights",)),
         ("qwen3.5-27b", 65536 * 4096 + 156_893_184, 4096, {}, ("state",)),
         ("qwen3.5-27b", 156_893_184, 4096, {}, ("only_state",)),
-        # llama.cpp's log for Gemma 3 270M at 4,096: 27 MiB in all, of which 15 in windows
+        # llama.cpp's log for Gemma 3 270M at 4,096: 27 MiB in all, 15 of them for windows
         ("gemma-3-270m", 27 * 2**20, 4096, {"unit": "MiB"}, ("engine_llama_cpp",)),
         ("gemma-3-270m", 15 * 2**20, 4096, {"unit": "MiB"}, ("engine_llama_cpp",)),
         ("gpt-oss-20b", (2048 + 137) * 12 * 16 * 8 * 128 * 2, 32768, {}, ("engine_vllm",)),

@@ -1,4 +1,4 @@
-"""KV-cache sizes from metadata: known models' figures, llama.cpp's own, properties, and metadata that lies."""
+"""KV-cache sizes from metadata: known models' figures, llama.cpp's figures, properties, and false metadata."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from teachllama.kv import (
 def metadata(
     arch: str, n_layers: int, heads: Any, kv_heads: Any, dim: int, context: int, **more: Any
 ) -> dict[str, Any]:
-    """A model's metadata; `more` are further keys, `__` for a dot: attention__key_length=64."""
+    """A model's metadata; `more` has further keys, with `__` for a dot: attention__key_length=64."""
     keys = {
         "block_count": n_layers, "attention.head_count": heads, "attention.head_count_kv": kv_heads,
         "embedding_length": dim, "context_length": context, **{k.replace("__", "."): v for k, v in more.items()},
@@ -69,23 +69,23 @@ DEEPSEEK_V3 = metadata(
         # SmolLM2 135M: 30 x 8192 x 3 x (64 + 64) x 4
         (SMOLLM2, 8192, "f32", 377_487_360),
         (SMOLLM2, 1024, "f32", 47_185_920),
-        # Llama 2 7B has no head_count_kv: every query head has its own keys and values; half a MiB a token
+        # Llama 2 7B has no head_count_kv: every query head has its own keys and values; half a MiB per token
         (metadata("llama", 32, 32, None, 4096, 4096), 1, "f16", 524_288),
         # Mistral 7B: 32 x 32768 x 8 x 256 x 2
         (metadata("llama", 32, 32, 8, 4096, 32768), 32768, "f16", 4_294_967_296),
-        # Qwen2.5 7B and 0.5B: 28 x 4 x 256 x 2 and 24 x 2 x 128 x 2 a token
+        # Qwen2.5 7B and 0.5B: 28 x 4 x 256 x 2 and 24 x 2 x 128 x 2 per token
         (metadata("qwen2", 28, 28, 4, 3584, 32768), 32768, "f16", 32768 * 57_344),
         (metadata("qwen2", 24, 14, 2, 896, 32768), 1, "f16", 12_288),
         # Gemma 3 270M at 4096: (3 x 4096 + 15 x 512) x 1 x 512 x 2
         (GEMMA3, 4096, "f16", 20_447_232),
         (GEMMA3, 512, "f16", 18 * 512 * 512 * 2),
-        # gpt-oss-20b: every second of 24 layers slides over 128
+        # gpt-oss-20b: every second of 24 layers has a window of 128
         (
             metadata("gpt-oss", 24, 64, 8, 2880, 131072, attention__key_length=64, attention__value_length=64,
                      attention__sliding_window=128),
             131072, "f16", 12 * (131072 + 128) * 8 * 128 * 2,
         ),
-        # DeepSeek V3: one compressed key of 512 + 64 numbers, 70272 bytes a token where full heads would need 5 MB
+        # DeepSeek V3: one compressed key of 512 + 64 numbers, 70272 bytes per token where full heads would need 5 MB
         (DEEPSEEK_V3, 1, "f16", 70_272),
         # DeepSeek V2 Lite, converted before llama.cpp cached the compressed key
         (
@@ -100,7 +100,7 @@ DEEPSEEK_V3 = metadata(
          1, "f16", 12 * 2 * 512 * 2),
         # Phi-2: heads of 80
         (metadata("phi2", 32, 32, 32, 2560, 2048), 2048, "f16", 32 * 2048 * 32 * 160 * 2),
-        # A file with heads by layer (OpenELM 270M's first four)
+        # A file with head counts by layer (OpenELM 270M's first four)
         (metadata("openelm", 4, [12, 12, 12, 12], [3, 3, 3, 4], 1280, 2048, attention__key_length=64,
                   attention__value_length=64), 2048, "f32", 2048 * 13 * 128 * 4),
     ],
@@ -109,9 +109,9 @@ def test_known_models_take_these_bytes(model: dict[str, Any], seq_len: int, kv_d
     assert kv_cache_bytes(kv_layout_from_metadata(model), seq_len, kv_dtype) == expected
 
 
-# What llama.cpp (llama-cpp-python 0.3.36) itself reserved, in MiB of f16, for such metadata with random weights at
-# n_ctx 4096 and n_ubatch 256: all of a model's full layers, and all of its sliding-window layers, to which it gives
-# 768 cells where the window is 512 (window and n_ubatch, padded to 256) and 4096 where it is 8192.
+# MiB of f16 that llama.cpp (llama-cpp-python 0.3.36) reserved for such metadata with random weights, at n_ctx 4096 and
+# n_ubatch 256: for all full layers, and for all sliding-window layers, which get 768 cells where the window is 512
+# (window and n_ubatch, padded to 256) and 4096 where it is 8192.
 BY_LAYER = [2 if i % 4 == 3 or i == 0 else 0 for i in range(12)]
 NEMOTRON = [2 if i % 3 == 0 else 0 for i in range(12)]
 MLA = {
@@ -176,7 +176,7 @@ def test_the_layout_reserves_what_llama_cpp_reserves(model: dict[str, Any], full
 
 
 @pytest.mark.parametrize(
-    ("model", "expected_mib"),  # llama.cpp's "RS buffer size", to the two digits it prints
+    ("model", "expected_mib"),  # llama.cpp's "RS buffer size", to the two printed digits
     [
         (metadata("jamba", 12, 4, BY_LAYER, 256, 4096, ssm__inner_size=512, ssm__conv_kernel=4, ssm__state_size=128),
          2.05),
@@ -205,7 +205,7 @@ def test_every_sixth_layer_of_gemma_3_attends_to_everything() -> None:
 
 
 def test_llama_cpps_buffers_for_gemma_3_270m_follow_from_the_layout() -> None:
-    # n_ctx 4096, n_ubatch 32, f16: it prints 12.00 MiB for 3 layers of 4096 cells, 11.25 MiB for 15 layers of 768
+    # n_ctx 4096, n_ubatch 32, f16: llama.cpp prints 12.00 MiB for 3 layers of 4096 cells, 11.25 MiB for 15 of 768
     layers = kv_layout_from_metadata(GEMMA3).layers
     full = sum(4096 * sum(layer.rows) * 2 for layer in layers if layer.window is None)
     sliding = sum(768 * sum(layer.rows) * 2 for layer in layers if layer.window is not None)
@@ -268,7 +268,7 @@ def test_an_unknown_kv_dtype_is_refused_and_the_known_ones_listed(kv_dtype: Any)
         kv_cache_bytes(kv_layout_from_metadata(SMOLLM2), 1, kv_dtype)
 
 
-# Notes: what the metadata cannot settle is said
+# Notes on questions that the metadata leaves open
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_an_unknown_architecture_is_read_by_what_its_file_says_of_itself() -> No
         assert [layer.n_kv_heads for layer in hybrid.layers] == attends
         assert hybrid.bytes(100, "f16") == 2 * 100 * 2 * (64 + 64) * 2
         assert hybrid.state_nbytes == 6 * 4 * (3 * (512 + 2 * 2 * 128) + 128 * 512)
-    assert layout(full_attention_interval=4).state_nbytes == 0  # of a size that the file does not give
+    assert layout(full_attention_interval=4).state_nbytes == 0  # the file does not give its size
     assert layout(full_attention_interval=4).elements(1) == 2 * 2 * 128
     encoder = layout(attention__causal=False)
     assert encoder.bytes(4096) == 0
@@ -382,7 +382,7 @@ def test_an_array_may_leave_out_the_multi_token_prediction_layers() -> None:
     assert [layer.window for layer in layers] == [512, None, 512, None]
 
 
-# Metadata that lies
+# False metadata
 
 
 @pytest.mark.parametrize("key", ["block_count", "context_length", "attention.head_count_kv", "attention.key_length"])

@@ -1,4 +1,4 @@
-"""Caches of every type and pair: both backends agree, sizes are the formula's, and every move of a session works."""
+"""Caches of every type and pair: both backends agree, sizes match the formula, and all session operations work."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.tools import tiny_model, write_gguf
 
 TYPES = list(ENGINE_DTYPES)
 PAIRS: list[Any] = [*TYPES, ("q8_0", "f16"), ("f16", "q4_0"), ("q4_0", "q8_0"), ("f32", "bf16")]
-# How far logits may be from those of an f32 cache, relative to the largest: blocks of random keys are coarse.
+# Tolerance of logits against an f32 cache, relative to the largest. Random keys lose much in blocks.
 FIDELITY = {"f32": 1e-5, "f16": 5e-3, "bf16": 3e-2, "q8_0": 5e-2, "q4_0": 0.6}
 SIZES = {"embedding_length": 128, "feed_forward_length": 96, "context_length": 600}
 SIZES |= {"attention.key_length": 32, "attention.value_length": 64}
 
-LATENT = {"rope.dimension_count": 32, "attention.key_length": 96, "attention.key_length_mla": 64}  # values of 64
+LATENT = {"rope.dimension_count": 32, "attention.key_length": 96, "attention.key_length_mla": 64}  # value length 64
 
 
 def ids(n: int, seed: int = 0) -> list[int]:
@@ -91,7 +91,7 @@ def test_both_backends_agree_on_every_type_and_pair(
         assert a.kv_dtype == b.kv_dtype == kv_dtype
         for part in (tokens[:100], tokens[100:101], tokens[101:103], tokens[103:]):
             expected, got, best = a.eval(part), b.eval(part), exact.eval(part)
-            # a number on the other side of a rounding moves logits by a step of the type
+            # a number that rounds the other way moves logits by one step of the type
             kinds = (kv_dtype,) if isinstance(kv_dtype, str) else kv_dtype
             worst = max(FIDELITY[k] for k in kinds)
             assert np.abs(got - expected).max() <= max(1e-4, worst / 3) * np.abs(expected).max()
@@ -203,7 +203,7 @@ def test_a_rank_that_the_kernels_do_not_divide_is_run_by_the_reference(tmp_path:
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
-    """How much is lost where q stands for p, in nats: the mean over rows of logits."""
+    """The KL divergence of q from p in nats, averaged over rows of logits."""
     p, q = (x.astype(np.float64) - np.logaddexp.reduce(x.astype(np.float64), axis=-1, keepdims=True) for x in (p, q))
     return float((np.exp(p) * (p - q)).sum(axis=-1).mean())
 

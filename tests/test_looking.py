@@ -44,7 +44,7 @@ def test_alternatives_refuse_what_makes_no_sense(tmp_path: Path) -> None:
 
 
 def by_hand(model: tl.Model, ids: list[int]) -> np.ndarray:
-    """The first layer's attention weights of a llama with adjacent rotation, one head and one pair at a time."""
+    """Attention weights of the first layer of a llama with adjacent rotation, one head and one pair at a time."""
     c, layer = model.config, model.weights.layers[0]
     x = model.weights.embedding.take(np.array(ids)).astype(np.float64)
     h = x / np.sqrt((x**2).mean(axis=1, keepdims=True) + c.norm_eps) * layer.attn_norm

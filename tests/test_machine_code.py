@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: kept, found again, and compiled anew where the file cannot be written or trusted."""
+"""Compiled kernels on disk: kept, found again, and recompiled if the file cannot be written or trusted."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ print(json.dumps({"backend": model.backend, "ids": ids, "modules": found, "warni
 
 @pytest.fixture(scope="module")
 def code() -> bytes:
-    """The kernels' machine code, from this machine's cache if it is there."""
+    """The kernels' machine code, from the cache if present."""
     cache.serve()
     kept = cache._read(cache.file())
     return cache._compile() if kept is None else kept
@@ -49,7 +49,7 @@ def code() -> bytes:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: bytes) -> list[int]:
-    """A process that has compiled nothing, whose cache folder is new and whose compiler is quick; counts its calls."""
+    """Simulates a process that has compiled nothing, with a new cache folder and a fast compiler; counts its calls."""
     calls: list[int] = []
     monkeypatch.setattr(cache, "_serve", None)
     monkeypatch.setattr(cache, "_compile", lambda: (calls.append(1), code)[1])
@@ -58,7 +58,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: bytes) -> li
 
 
 def served() -> None:
-    """Calls the compiled function as a helper does that finds no job: that it returns shows that it is machine code."""
+    """Calls the compiled function like a helper that finds no job. Its return shows that it is machine code."""
     from teachllama.kernels.fields import GENERATION, N_SYNC
 
     sync = np.zeros(N_SYNC, np.int64)
@@ -71,7 +71,7 @@ def another_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def generate(path: Path, folder: Path | None, **environment: str) -> tuple[dict[str, Any], str]:
-    """Loads a model in a new process and generates -> what it found, and what it said on stderr."""
+    """Loads a model in a new process and generates; returns its results and its stderr."""
     env = os.environ | environment
     if folder is not None:
         env["TEACHLLAMA_KERNEL_CACHE"] = str(folder)
@@ -169,7 +169,7 @@ def test_the_file_is_its_checksum_and_the_code(compiled: list[int], code: bytes)
 
 
 def warned_once(folder: Path) -> str:
-    """Starts, which has to work and to warn once -> the warning."""
+    """Starts, expecting success and exactly one warning; returns the warning."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         served()
@@ -187,7 +187,7 @@ def test_a_folder_that_cannot_be_written_costs_one_warning_and_leaves_nothing_be
     write = Path.write_bytes
 
     def failing(path: Path, data: bytes) -> int:
-        write(path, data[:1000])  # as far as a full disk lets it
+        write(path, data[:1000])  # as much as a full disk allows
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr(Path, "write_bytes", failing)
@@ -267,7 +267,7 @@ class Screen(io.StringIO):
 
 
 def compiled_slowly(monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO) -> str:
-    """What a compilation of a little over a second says."""
+    """The output of a compilation that takes a little over a second."""
     monkeypatch.setattr(sys, "stderr", stderr)
     with cache._Progress():
         time.sleep(1.4)
@@ -319,7 +319,7 @@ def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pyte
 @pytest.mark.parametrize("before", ["", " local_unnamed_addr", " unnamed_addr"])
 @pytest.mark.parametrize("attributes", ["", " #5"])
 def test_what_must_stay_a_function_of_its_own_is_marked_where_llvm_wants_it(before: str, attributes: str) -> None:
-    # Numba writes the second form, with attributes, where it has compiled these functions before, as a notebook may.
+    # Numba writes the form with attributes if it has already compiled these functions, as in a notebook.
     name = "_ZN10teachllama7kernels6blocks10_functions12_3clocals_3e3fewB2v6"
     body = "{\n  ret i32 0\n}\n"
     text = f"define linkonce_odr i32 @{name}(ptr captures(none) %a, i64 %b){before}{attributes} {body}"

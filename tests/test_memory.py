@@ -1,4 +1,4 @@
-"""Measuring memory, and finding who keeps it: `teachllama.memory` and its staircase."""
+"""Measuring memory, and finding what holds it: `teachllama.memory` and its staircase plot."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells thi
 
 
 def pages(nbytes: int) -> mmap.mmap:
-    """An anonymous private mapping without huge pages, as a KV cache has it."""
+    """An anonymous private mapping without huge pages, like a KV cache's."""
     if sys.platform == "win32":
         return mmap.mmap(-1, nbytes)
     mapping = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -56,7 +56,7 @@ def pages(nbytes: int) -> mmap.mmap:
 
 @pytest.fixture(autouse=True, scope="module")
 def small_heap() -> Iterator[None]:
-    """Sets pytest's own objects aside, which each search would look through; one test searches a million of its own."""
+    """Excludes pytest's own objects from searches; one test searches a million objects of its own."""
     gc.collect()
     gc.freeze()
     yield
@@ -79,7 +79,7 @@ def test_touching_64_mb_raises_private_memory_by_64_mb_and_giving_it_back_lowers
         assert most - before == pytest.approx(64 * MB, abs=4 * MB)
         assert after - before == pytest.approx(0, abs=4 * MB)
     assert touched.file_backed == pytest.approx(reserved.file_backed, abs=4 * MB)
-    assert given_back.peak_resident >= touched.resident - MB  # the kernel counts the peak in batches
+    assert given_back.peak_resident >= touched.resident - MB  # the kernel updates the peak in batches
 
 
 @linux
@@ -201,8 +201,8 @@ def test_the_resident_bytes_of_a_cache_are_those_of_the_positions_written() -> N
     n_layers, n_heads, seq_len, head_dim = 4, 3, 256, 64
     stored = np.frombuffer(pages(n_layers * n_heads * seq_len * head_dim * 4), np.float32)
     stored = stored.reshape(n_layers, n_heads, seq_len, head_dim)
-    view = stored.transpose(0, 2, 1, 3)  # (n_layers, seq_len, n_heads, head_dim), as a session shows it
-    view[:, :32] = 1  # 8 kB a head: whole pages
+    view = stored.transpose(0, 2, 1, 3)  # (n_layers, seq_len, n_heads, head_dim), as in a session
+    view[:, :32] = 1  # 8 kB per head: whole pages
     assert resident_of(view[:, :32]) == resident_of(view) == view[:, :32].nbytes
     assert resident_of(view[:, 32:]) == 0
     assert sum(resident_of(view[layer]) for layer in range(n_layers)) == resident_of(view)
@@ -215,9 +215,9 @@ def test_pages_of_a_mapped_file_count_once_this_process_has_touched_them(tmp_pat
     path.write_bytes(os.urandom(1000 * PAGE))
     with path.open("rb") as f:
         mapped = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-    assert resident_of(mapped) == 0  # though all of it is in the system's page cache
+    assert resident_of(mapped) == 0  # although all of it is in the system's page cache
     assert np.frombuffer(mapped, np.uint8)[500 * PAGE] >= 0
-    assert PAGE <= resident_of(mapped) <= 1000 * PAGE  # the kernel maps neighbours along, as many as it likes
+    assert PAGE <= resident_of(mapped) <= 1000 * PAGE  # the kernel may map any number of neighbours too
 
 
 @given(st.data())
@@ -294,7 +294,7 @@ def test_without_cgroups_the_machines_memory_is_its_ram(tmp_path: Path) -> None:
 
 
 def made_up(*megabytes: float, **fields: Any) -> Timeline:
-    """A timeline with these resident sizes, 10 MB of each file-backed and 1 MB shared."""
+    """A timeline with these resident sizes, each with 10 MB file-backed and 1 MB shared."""
     names = ["baseline", "model", "three sessions", "close one", "close all"]
     steps = [
         Usage(int(x * MB), int((x - 5) * MB), 10 * MB, int((x - 11) * MB), 1 * MB, int(x * MB), "made up")
@@ -365,7 +365,7 @@ def test_measuring_imports_no_matplotlib_and_no_jupyter() -> None:
 
 
 class Cache:
-    """A stand-in for a KV cache: one anonymous mapping, arrays over it."""
+    """A stand-in for a KV cache: arrays over one anonymous mapping."""
 
     def __init__(self) -> None:
         self.pages = pages(4 * PAGE)
@@ -400,7 +400,7 @@ class Story:
 
 
 class Slotted:
-    """The same, without a dictionary."""
+    """Like `Story`, but with slots instead of a dictionary."""
 
     __slots__ = ("empty", "session")
 
@@ -413,7 +413,7 @@ Lesson = Callable[[str], list[str]]
 
 @pytest.fixture
 def lesson() -> Iterator[Lesson]:
-    """Runs code as a module named `lesson`, in which `session` is a session; gives the holders of it that it adds."""
+    """Runs code in a module `lesson` with a global `session`; returns the holders of it that the code adds."""
     module = types.ModuleType("lesson")
     sys.modules["lesson"] = module
     namespace = vars(module)
@@ -760,7 +760,7 @@ def test_a_watch_does_not_mistake_new_memory_at_the_same_address_for_the_old() -
     w = watch(mapping)
     address = np.frombuffer(mapping, np.uint8).ctypes.data
     del mapping
-    fresh = [np.frombuffer(pages(64 * PAGE), np.uint8) for _ in range(8)]  # the kernel likes to use a gap again
+    fresh = [np.frombuffer(pages(64 * PAGE), np.uint8) for _ in range(8)]  # the kernel tends to reuse gaps
     assert repr(w) == "gone: nobody refers to the mmap"
     assert any(array.ctypes.data == address for array in fresh) or sys.platform != "linux"
 
@@ -782,7 +782,7 @@ def test_a_closed_session_can_still_be_asked_about() -> None:
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """With the collector off, whatever is not freed at once stays: a cycle made by the tool would show."""
+    """Turns garbage collection off, so that a reference cycle made by the tool would be detected."""
     gc.collect()
     gc.disable()
     yield
@@ -916,7 +916,7 @@ CELLS = {
 
 @pytest.fixture(scope="module")
 def notebook() -> dict[str, str]:
-    """What each of `CELLS` prints in a real IPython shell, which is another process."""
+    """The output of each of `CELLS` in a real IPython shell, in another process."""
     pytest.importorskip("IPython")
     code = """
 import contextlib, io, json, sys

@@ -1,4 +1,4 @@
-"""Every key of a file is read, harmless, or refused by name; and files that contradict themselves are refused whole."""
+"""Every key of a file is read, harmless, or refused by name; files that contradict themselves are refused."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from tests.families.generate import metadata_of, tensors_of
 from tests.tools import tiny_metadata, tiny_tensors, write_gguf
 
 F32 = {"backend": "numpy", "weights": "f32"}
-# One variant for each family: its tensors stay as they are while keys of its metadata change.
+# One variant per family: its tensors stay the same while its metadata keys change.
 OF_FAMILY = {
     "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "phi3": "phi3", "gemma2": "gemma2", "gemma3": "gemma3",
     "granite": "granite", "olmo2": "olmo3", "qwen2moe": "qwen2moe", "qwen3moe": "qwen3moe", "gpt-oss": "gpt-oss",
     "deepseek2": "deepseek3",
 }  # fmt: skip
 
-# All keys that llama.cpp's loader knows (src/llama-arch.cpp of llama-cpp-python 0.3.36) and that any family reads, with
-# a value that would change the arithmetic if it were read.
+# All keys in llama.cpp's loader (src/llama-arch.cpp of llama-cpp-python 0.3.36) that any family reads, each with a
+# value that would change the arithmetic if read.
 LLAMA_CPP_KEYS: dict[str, Any] = {
     "vocab_size": 7, "embedding_length_out": 7, "leading_dense_block_count": 1, "expert_feed_forward_length": 7,
     "expert_shared_feed_forward_length": 7, "expert_chunk_feed_forward_length": 7, "use_parallel_residual": True,
@@ -67,7 +67,7 @@ LLAMA_CPP_KEYS: dict[str, Any] = {
 
 
 def writes(path: Path, variant: str, **changes: Any) -> Path:
-    """A variant's file with other metadata (dots are two underscores; None removes a key) and the same tensors."""
+    """Writes a variant with changed metadata (two underscores for a dot; None removes a key) and the same tensors."""
     arch, metadata = VARIANTS[variant].arch, metadata_of(variant)
     tensors = tensors_of(variant, metadata, SEEDS.get(variant, 0))
     for key, value in changes.items():
@@ -83,30 +83,30 @@ def what_it_computes(path: Path) -> tuple[Any, ...]:
 
 
 def is_idle(arch: str, key: str, value: Any, metadata: dict[str, Any]) -> bool:
-    """True where a key rightly changes nothing in this file; each line says why."""
+    """True where a key rightly changes nothing in this file; one line per reason."""
     get = lambda name: metadata.get(f"{arch}.{name}")
     has_windows = FAMILIES[arch].slides and get("attention.sliding_window")
     return (
         (key in HARMLESS and not key.startswith("attention."))
         or (key in ("attention.layer_norm_epsilon",))  # RMSNorm has a key of its own
         or (key in NEUTRAL and value in NEUTRAL[key])
-        or (key in EXPERT_KEYS and not get("expert_count"))  # of a dense model
+        or (key in EXPERT_KEYS and not get("expert_count"))  # the model is dense
         or (key == "leading_dense_block_count" and not get("expert_count"))
-        or (key == "expert_group_used_count" and (get("expert_group_count") or 1) == 1)  # one group: all are used
+        or (key == "expert_group_used_count" and (get("expert_group_count") or 1) == 1)  # with one group, all are used
         or (key.startswith("rope.scaling.yarn_") and key != "rope.scaling.yarn_log_multiplier"
             and get("rope.scaling.type") != "yarn")
-        or (key == "rope.scaling.yarn_log_multiplier" and not get("rope.scaling.factor"))  # its factor's logarithm: 0
-        or (key == "rope.scaling.type" and not get("rope.scaling.factor"))  # a factor of 1, of any kind
+        or (key == "rope.scaling.yarn_log_multiplier" and not get("rope.scaling.factor"))  # the factor's logarithm is 0
+        or (key == "rope.scaling.type" and not get("rope.scaling.factor"))  # the factor is 1 for any type
         or (key == "rope.scaling.original_context_length" and get("rope.scaling.type") != "yarn" and arch != "phi3")
-        or (key == "rope.scale_linear" and get("rope.scaling.factor"))  # the older name, beside the newer
+        or (key == "rope.scale_linear" and get("rope.scaling.factor"))  # the old name, overridden by the new one
         or (key in ("rope.freq_base_swa", "attention.key_length_swa", "attention.value_length_swa") and not has_windows)
         # llama.cpp doesn't read a window in these families, Phi 3 and Qwen among them
         or (key == "attention.sliding_window" and not FAMILIES[arch].slides)
         or (key == "attention.sliding_window_pattern" and not (get("attention.sliding_window") and arch != "phi3"))
         or (key.startswith("rope.") and get("rope.scaling.finetuned") is False and arch == "granite")  # nothing rotates
-        or (key == "expert_weights_norm" and arch in ("llama", "qwen3moe"))  # they always do
+        or (key == "expert_weights_norm" and arch in ("llama", "qwen3moe"))  # always normalized
         or (key == "feed_forward_length" and get("expert_count") and get("expert_feed_forward_length")
-            and not get("leading_dense_block_count"))  # of dense layers, which this file doesn't have
+            and not get("leading_dense_block_count"))  # the file has no dense layers
     )  # fmt: skip
 
 
@@ -116,14 +116,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ignored(path: Path, before: tuple[Any, ...], arch: str, key: str, value: Any, metadata: dict) -> list[str]:
-    """What is wrong where a file with this value neither computes something else nor is refused by a name."""
+    """An error message, unless a file with this value computes something else or is refused by name."""
     try:
         if what_it_computes(path) != before or is_idle(arch, key, value, metadata):
             return []
         return [f"{arch}.{key} = {value!r} is silently ignored"]
     except tl.TeachLlamaError as e:
         if key in str(e) or f"metadata '{arch}." in str(e) or any(n in str(e) for n in ("tensor '", "(attention.")):
-            return []  # the key itself, or the other one that it contradicts, or a tensor
+            return []  # named: the key, one that it contradicts, or a tensor
         return [f"{arch}.{key} = {value!r} is refused without a name: {e}"]
 
 
@@ -153,7 +153,7 @@ def test_no_key_of_the_generator_is_silently_ignored(variant: str, folder: Path)
         if key == "rope.dimension_count":
             changed = value // 2
         if key == "rope.scaling.original_context_length":
-            changed = 16 * value  # twice as much may come to the same pairs
+            changed = 16 * value  # twice the value may give the same pairs
         if changed == value:
             continue
         path = writes(folder / "b.gguf", variant, **{key: changed})
@@ -173,7 +173,7 @@ def test_every_key_of_a_real_model_is_read_or_harmless(name: str, request: pytes
                 assert key in reader.read or short in HARMLESS or short in family.harmless, key
 
 
-# What llama.cpp's converter writes beside the keys that a family needs (its conversion/*.py), as those models have it.
+# Further keys that llama.cpp's converters (conversion/*.py) write besides those a family needs, with real values.
 CONVERTED: dict[str, dict[str, Any]] = {
     "llama": {"vocab_size": 268, "rope.scaling.finetuned": False, "tensor_data_layout": "Meta AI original pth"},
     "mixtral": {"expert_gating_func": 1, "expert_weights_scale": 1.0, "expert_weights_norm": True},
@@ -204,7 +204,7 @@ def test_keys_that_a_converter_writes_change_nothing_and_are_accepted(variant: s
     assert what_it_computes(writes(folder / "b.gguf", variant, **CONVERTED[variant])) == plain
 
 
-# Files that llama.cpp loads, with the same meaning: (variant, changes).
+# Files that llama.cpp loads with the same meaning: (variant, changes).
 SAME = {
     "an expert count of 0": ("llama", {"expert_count": 0, "expert_used_count": 0, "expert_group_count": 0}),
     "expert lengths of a dense model": ("llama", {"expert_count": 0, "expert_feed_forward_length": 0}),
@@ -369,7 +369,7 @@ def test_the_default_pre_tokenizer_gives_llama_cpps_ids(smollm2_path: str) -> No
 
 @pytest.mark.parametrize("variant", ["phi3", "gemma3", "deepseek3", "gpt-oss"])
 def test_a_batch_of_several_sessions_gives_each_the_logits_it_has_alone(variant: str, folder: Path) -> None:
-    # Phi 3's sessions are of both kinds: shorter than the length it was trained for, and longer.
+    # Phi 3 has sessions of both kinds: shorter than its original context, and longer.
     with tl.load_model(writes(folder / "a.gguf", variant, rope__scaling__original_context_length=100), **F32) as model:
         parts = [[7, 1, 8, 2], [8], [1, 8, 2, 8, 4, 5, 9]]
         sizes, ahead = (64, 300, 200), (0, 70, 11)
@@ -386,7 +386,7 @@ def test_a_batch_of_several_sessions_gives_each_the_logits_it_has_alone(variant:
         runs = tuple(Run(c, int(e) - len(ids), int(e)) for c, e, ids in zip(caches, ends, parts, strict=True))
         positions = np.concatenate([np.arange(n, n + len(ids)) for n, ids in zip(ahead, parts, strict=True)])
         batch = Batch(np.concatenate(parts), positions, runs, ends - 1)
-        # NumPy rounds a little otherwise for another number of rows; a wrong cache or rotation shows at 0.1 and more
+        # NumPy rounds slightly differently for other row counts; a wrong cache or rotation differs by 0.1 or more
         np.testing.assert_allclose(model.run(batch), expected, rtol=0, atol=1e-4)
 
 
@@ -394,7 +394,7 @@ def test_a_batch_of_several_sessions_gives_each_the_logits_it_has_alone(variant:
 
 
 def registered(family: tl.Family, path: Path, **changes: Any) -> Path:
-    """A llama file that says it is this family's."""
+    """Writes a llama file with this family's architecture name."""
     metadata = {k.replace("llama.", f"{family.name}."): v for k, v in tiny_metadata().items()}
     metadata |= {"general.architecture": family.name} | {f"{family.name}.{k}": v for k, v in changes.items()}
     return write_gguf(path, metadata, tiny_tensors(metadata))
@@ -409,7 +409,7 @@ def own() -> Iterator[None]:
 
 
 def windowed(m: Metadata, spec: ModelSpec) -> ModelSpec:
-    """Layer 0 slides."""
+    """Gives layer 0 a sliding window."""
     from dataclasses import replace
 
     first = spec.layers[0]

@@ -1,4 +1,4 @@
-"""A decode step with every value in it, the picture that plays it, and its still."""
+"""A decode step with all its values, the animation of it, and its still picture."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_a_frame_shows_what_is_computed_by_then_and_nothing_else(pictures: Any, 
     empty = [page.count('class="s none"') for page in pages]
     assert empty[:6] == sorted(empty[:6], reverse=True)
     assert empty[0] > empty[1] > empty[2] > empty[3] > empty[4] > empty[5]
-    newest = [page.split('fill="#E69F00"')[0].rsplit('d="', 1)[1].count("M") for page in pages]  # orange rows of caches
+    newest = [page.split('fill="#E69F00"')[0].rsplit('d="', 1)[1].count("M") for page in pages]  # orange cache rows
     assert newest == [0, 0, 0, 1, 1, *range(1, len(plain.layers) + 1), *[len(plain.layers)] * 2]
     older = [page.split('fill="#d9ecf7"')[0].rsplit('d="', 1)[1].count("M") for page in pages]
     assert set(older) == {(n - 1) * len(plain.layers)}
@@ -200,8 +200,8 @@ def test_the_still_tells_the_same_step_in_words(pictures: Any, plain: tl.Step) -
     picture = pictures.step_stages(plain, head=1)
     pixels = np.asarray(image.open(io.BytesIO(picture._repr_png_()[0])).convert("RGB"), int)
     assert (pixels[0, 0] == 255).all()
-    for colour in ((0, 158, 115), (213, 94, 0), (230, 159, 0)):  # bars of attention and probability; the new row's edge
-        assert np.abs(pixels - colour).max(axis=-1).min() <= 12  # a palette of 256 keeps what few pixels have
+    for colour in ((0, 158, 115), (213, 94, 0), (230, 159, 0)):  # attention and probability bars; the new row's edge
+        assert np.abs(pixels - colour).max(axis=-1).min() <= 12  # the palette of 256 approximates rare colours
     assert pictures._percent(plain.likeliest[0].probability) in picture.alt
     assert f"over {len(plain.layers)} layers" in picture.alt
     assert pictures._percent(float(plain.layers[0].weights[1].max())) in picture.alt

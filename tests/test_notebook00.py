@@ -1,4 +1,4 @@
-"""Notebook 00's pictures and checks: what they draw, and every answer that they know by name."""
+"""Notebook 00's pictures and checks: what they draw, and every answer that they recognise."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ PICTURES: dict[str, Callable[[], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("error")  # a letter that the font lacks is a warning
+@pytest.mark.filterwarnings("error")  # a missing glyph is a warning
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_draws_with_labels_inside_its_edges_and_clear_of_each_other(name: str) -> None:
     figure = PICTURES[name]()
@@ -164,7 +164,7 @@ TINY = {"n_layers": 22, "dim": 2048, "hidden_dim": 5632, "n_heads": 32, "n_kv_he
         "vocab_size": 32_000, "tied": False}  # fmt: skip
 SMOL = {"n_layers": 30, "dim": 576, "hidden_dim": 1536, "n_heads": 9, "n_kv_heads": 3, "head_dim": 64,
         "vocab_size": 49152, "tied": True}  # fmt: skip
-RIGHT = {"tiny": 1_100_048_384, "smol": 134_515_008}  # what the two files hold
+RIGHT = {"tiny": 1_100_048_384, "smol": 134_515_008}  # the parameters in the two files
 
 
 def is_plain(result: object) -> CheckResult:
@@ -281,7 +281,7 @@ def test_only_the_right_functions_are_right() -> None:
 
 
 class Raises:
-    """Every way of looking at it fails."""
+    """Every operation on it raises an error."""
 
     def _raise(self, *_: object) -> Any:
         raise RuntimeError("boo")

@@ -1,4 +1,4 @@
-"""Notebook 01's pictures draw what they are given; its checks know right answers and the usual mistakes."""
+"""Notebook 01: its pictures draw their data; its checks recognise right answers and the usual mistakes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def failing(*_: object) -> Any:
 
 
 class Raises:
-    """Every way of looking at it fails."""
+    """Every operation on it raises an error."""
 
     def __getattribute__(self, name: str) -> Any:
         raise RuntimeError("boo")
@@ -67,7 +67,7 @@ class Raises:
 
 
 class Loops:
-    """Looking at it as a number takes for ever."""
+    """Converting it to a number loops forever."""
 
     __index__ = __float__ = endless
 
@@ -106,7 +106,7 @@ PICTURES: dict[str, Callable[[tl.Model], Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("error")  # a letter that the font lacks is a warning
+@pytest.mark.filterwarnings("error")  # a missing glyph is a warning
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_draws_with_its_texts_inside_its_edges_and_clear_of_each_other(name: str, model: tl.Model) -> None:
     figure = PICTURES[name](model)
@@ -241,7 +241,7 @@ def test_a_number_that_never_comes_is_stopped(model: tl.Model) -> None:
 
 
 def join(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
-    """The solution in the notebook."""
+    """The notebook's solution."""
     symbols = list(symbols)
     while True:
         pairs = [(ranks[p], i) for i, p in enumerate(pairwise(symbols)) if p in ranks]
@@ -252,7 +252,7 @@ def join(symbols: list[str], ranks: dict[tuple[str, str], int]) -> list[str]:
 
 
 def every_place_at_once(symbols: list[str], ranks: dict[tuple[str, str], int]) -> tuple[str, ...]:
-    """As in the paper: all places of the best pair in one round."""
+    """As in the paper: merges all places of the best pair in one round."""
     row = tuple(symbols)
     while best := min((p for p in pairwise(row) if p in ranks), key=ranks.__getitem__, default=None):
         out, i = [], 0
@@ -324,7 +324,7 @@ def test_more_that_is_wrong_with_merging_is_told(model: tl.Model) -> None:
 
 
 def turn(model: Any, before: str, text: str, after: str) -> list[int]:
-    """The solution in the notebook."""
+    """The notebook's solution."""
     parsed = [model.encode(mark, parse_special=True) for mark in (before, after)]
     return parsed[0] + model.encode(text) + parsed[1]
 
@@ -353,7 +353,7 @@ def test_a_turn_made_part_by_part_is_right(model: tl.Model) -> None:
 
 @pytest.mark.parametrize("mistake", TURN_MISTAKES)
 def test_each_usual_mistake_in_a_turn_is_recognised(mistake: str, model: tl.Model, monkeypatch: Any) -> None:
-    if mistake == "endless":  # five seconds are for a real model
+    if mistake == "endless":  # five seconds are the limit for a real model
         monkeypatch.setattr(exercises, "TURN_SECONDS", 0.3)
     result = check.safe_turn(TURN_MISTAKES[mistake], model)
     is_plain_result(result)

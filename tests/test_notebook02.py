@@ -1,4 +1,4 @@
-"""Notebook 02's pictures draw what they are given; its checks know right answers and the usual mistakes."""
+"""Notebook 02: its pictures draw their data; its checks recognise right answers and the usual mistakes."""
 
 from __future__ import annotations
 

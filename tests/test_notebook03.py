@@ -210,7 +210,7 @@ PROBABILITIES = softmax(LOGITS)
 
 
 def drawn(picture: Any) -> list[str]:
-    """The texts of a picture that has been drawn."""
+    """Draws a picture and returns its texts."""
     FigureCanvasAgg(picture).draw()
     texts = [t.get_text() for ax in picture.axes for t in (*ax.texts, *ax.get_yticklabels())]
     texts += [ax.get_title(loc="left") for ax in picture.axes]

@@ -277,7 +277,7 @@ def test_the_divergence_is_the_mean_of_kl_over_positions() -> None:
     p, q = rng.normal(size=(2, 5, 40)).astype(np.float32)
     assert pictures.divergence(p, p + 3) == pytest.approx(0, abs=1e-9)
     assert pictures.divergence(p, q) == pytest.approx(np.mean([kl(a, b) for a, b in zip(p, q)]), rel=1e-5)
-    assert pictures.divergence(1000 * p, q) > 0  # and no overflow
+    assert pictures.divergence(1000 * p, q) > 0  # without overflow
     with pytest.raises(tl.ParameterError, match="expected the same"):
         pictures.divergence(p, q[:2])
 
@@ -406,7 +406,7 @@ def test_rows_that_no_block_fits_stay_as_they_are_and_odd_metadata_survives(tmp_
         assert copy.metadata["a.third"] == pytest.approx(1 / 3, rel=1e-7)
         assert copy.metadata["a.text"] == "ü"
         assert copy.metadata["a.numbers"].tolist() == [0, 1, 2]
-        assert copy.metadata["general.file_type"] == 7  # Q8_0: the source's would be wrong
+        assert copy.metadata["general.file_type"] == 7  # Q8_0: the source's type would be wrong
 
 
 def test_an_unknown_type_a_missing_file_and_the_source_itself_are_refused(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ NAMES, TOPICS = ["a", "$b$", "中", "d" * 40], ["one", "one", "two", "two"]
 
 
 def drawn(picture: Any) -> list[str]:
-    """The texts of a picture that has been drawn."""
+    """Draws a picture and returns its texts."""
     FigureCanvasAgg(picture).draw()
     assert picture.alt
     assert picture._repr_png_()[0].startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Notebook 08: its checks on right answers and usual mistakes; what it writes down of a scheduler; its pictures."""
+"""Notebook 08: its checks on right answers and usual mistakes; its recording of a scheduler; its pictures."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     judge, answer, mistake = case
     result = judge(answer)
     assert result.ok == (mistake is None), result.message
-    if mistake not in ("never", "type"):  # wrong in a way of its own
+    if mistake not in ("never", "type"):  # wrong, but not a usual mistake
         assert result.mistake == mistake
 
 
@@ -109,7 +109,7 @@ def test_the_pages_of_the_exercise_are_those_that_a_request_holds_at_its_end(mod
             scheduler = tl.Scheduler(pool, prefixes=False)
             request = scheduler.submit([100] * n_prompt, max_new_tokens=n_new)
             scheduler.run()
-            with pool.create_session() as session:  # as many positions as the request had evaluated when it ended
+            with pool.create_session() as session:  # with the positions that the request had evaluated at its end
                 session.eval([100] * request.n_evaluated)
                 assert session.kv_nbytes == right(n_prompt, n_new, model.config.n_layers, 64) * pool.page_nbytes
 
@@ -120,7 +120,7 @@ def test_the_pages_of_the_exercise_are_those_that_a_request_holds_at_its_end(mod
 def test_frames_show_every_page_with_its_holder_and_every_request_to_its_end(frames: list[watching.Frame]) -> None:
     assert [frame.step for frame in frames] == list(range(len(frames)))
     assert not frames[0].owners.any()
-    assert not frames[-1].owners.any()  # all pages are back
+    assert not frames[-1].owners.any()  # all pages are free again
     for frame in frames:
         held = {row.number: int((frame.owners == row.number).sum()) for row in frame.rows}
         for row in frame.rows:
@@ -142,7 +142,7 @@ def test_bars_have_every_token_every_wait_and_what_was_read_again(frames: list[w
         assert len(bar.waits) == 1 + len(bar.gave_way)
         assert bar.ended == bar.writes[-1]
     assert found[3].gave_way
-    assert not found[0].gave_way  # the oldest is never chosen
+    assert not found[0].gave_way  # the oldest is never preempted
 
 
 def test_a_bar_in_seconds_begins_where_the_step_before_ended() -> None:

@@ -35,7 +35,7 @@ def leaf(tree: Any) -> Any:
 
 
 def greedy(sizes: Any, versions: Any) -> list[int]:
-    """A plausible answer that isn't always right: the part that saves most in front, and so on."""
+    """A plausible answer that isn't always right: repeatedly puts the part that saves most next."""
     same, left, order = versions[1:] == versions[:-1], list(range(len(sizes))), list[int]()
     while left:
         going_on = same[:, order].all(axis=1)
@@ -92,7 +92,7 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     judge, answer, mistake = case
     result = judge(answer)
     assert result.ok == (mistake is None), result.message
-    if mistake != "never":  # wrong in a way of its own
+    if mistake != "never":  # wrong, but not a usual mistake
         assert mistake is None or mistake in (result.mistake or "").split(" or ")
 
 
@@ -116,7 +116,7 @@ def model() -> Iterator[tl.Model]:
 
 @pytest.fixture(scope="module")
 def history(model: tl.Model) -> pictures.History:
-    """A and B share a page; A is let go of when C wants room."""
+    """A and B share a page; A is evicted when C needs pages."""
     with model.create_pool(nbytes=4 * tl.kv_cache_bytes(model.config, 64)) as pool:
         history = pictures.History(pool.prefixes)
         for owner, tokens in (("A", [1] * 64 + [2] * 64), ("B", [1] * 64 + [3] * 64), ("C", [4] * 128)):

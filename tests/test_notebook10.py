@@ -88,7 +88,7 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     judge, answer, mistake = case
     result = judge(answer)
     assert result.ok == (mistake is None), result.message
-    if mistake != "never":  # wrong in a way of its own
+    if mistake != "never":  # wrong, but not a usual mistake
         assert result.mistake == mistake
 
 

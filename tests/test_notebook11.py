@@ -89,7 +89,7 @@ def test_a_block_of_q4_k_reads_back_within_a_step_of_its_part(seed: int, middle:
     parts = x.reshape(-1, 8, 32)
     low = np.minimum(parts.min(axis=2), 0)
     step = (parts.max(axis=2) - low) / 15
-    widest = np.repeat(step.max(axis=1), 256) + np.repeat(-low.min(axis=1), 256) / 63  # a 6-bit scale errs, too
+    widest = np.repeat(step.max(axis=1), 256) + np.repeat(-low.min(axis=1), 256) / 63  # 6-bit scales round, too
     assert (np.abs(read - x) <= widest).all()
 
 
@@ -200,7 +200,7 @@ def test_the_reference_with_int8_activations_differs_and_without_is_the_models_o
         assert np.array_equal(exact, measures.logits_along(model, ids))
         ops = measures.Int8Activations(model.spec)
         assert 0 < measures.divergences(exact, measures.logits_with(ops, model, ids)).mean() < 1e-2
-        assert len(ops.seen) == 7 * model.config.n_layers + 1  # and the output matrix
+        assert len(ops.seen) == 7 * model.config.n_layers + 1  # plus the output matrix
 
 
 def test_tellings_begin_alike_and_differ() -> None:

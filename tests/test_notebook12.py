@@ -98,7 +98,7 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     result = judge(answer)
     assert result.ok == (mistake is None), result.message
     if mistake == "never" and answer is not None and judge is check.same_bits:
-        return  # wrong in one of two ways: refusing everything, or all but equal ones
+        return  # wrong in one of two ways: refuses everything, or everything that is not equal
     assert mistake is None or mistake in (result.mistake or "").split(" or "), (result.mistake, result.message)
 
 

@@ -28,7 +28,7 @@ def rule(p: Any, q: Any, guess: int, u: float) -> Any:
 
 
 def by_text(tokens: list[int], n: int, k: int) -> tuple[int, ...]:
-    """Looks in a text, backwards."""
+    """Searches backwards in a text."""
     text, tail = " " + " ".join(map(str, tokens[:-1])) + " ", " " + " ".join(map(str, tokens[-n:])) + " "
     at = text.rfind(tail)
     return tuple(int(t) for t in [*text[at + len(tail) :].split(), tokens[-1]][:k]) if at >= 0 else ()
@@ -60,7 +60,7 @@ def test_right_answers_pass_and_each_usual_mistake_is_named(case: Any) -> None:
     judge, answer, mistake = case
     result = judge(answer)
     assert result.ok == (mistake is None), result.message
-    if mistake != "never":  # wrong in a way of its own
+    if mistake != "never":  # wrong, but not a usual mistake
         assert result.mistake == mistake
 
 

@@ -1,4 +1,4 @@
-"""The rules for committed notebooks: the notebooks here keep them, and each broken rule is found."""
+"""The rules for committed notebooks: the notebooks here follow them, and each violation is found."""
 
 from __future__ import annotations
 

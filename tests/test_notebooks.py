@@ -15,10 +15,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-FIRST, *REST = NOTEBOOKS  # 00 is about the model in the package, and about plain Llamas
-# Another real model takes minutes for all: the shortest that depends on a family, or all with this variable.
+FIRST, *REST = NOTEBOOKS  # 00 covers the model in the package, and plain Llamas
+# All notebooks on another real model take minutes: run the shortest one that depends on a family, or, with this
+# variable, all of them.
 ON_GEMMA = [p for p in REST if p.stem[:2] in ("10",) or os.environ.get("TEACHLLAMA_ALL_MODELS")]
-# The model in the package: some of them, or all with this variable.
+# On the model in the package: some notebooks, or, with this variable, all of them.
 ON_TINY = (
     REST if os.environ.get("TEACHLLAMA_ALL_MODELS") else [p for p in REST if p.stem[:2] in ("01", "04", "09", "13")]
 )
@@ -33,7 +34,7 @@ def run(*command: str, model: str) -> subprocess.CompletedProcess[str]:
 
 
 class Peak(threading.Thread):
-    """The most memory that one process among this one's descendants had resident, looked at 20 times a second."""
+    """The peak resident memory of any one descendant process, sampled 20 times per second."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -55,7 +56,7 @@ class Peak(threading.Thread):
 
 
 def lax(path: Path, model: str) -> None:
-    """Runs a notebook on another model than its own: its assertions must hold, its outputs may differ."""
+    """Runs a notebook on a model other than its own: its assertions must hold, its outputs may differ."""
     options = ("--nbval-lax", "--nbval-cell-timeout", "300", "-q", "-p", "no:cacheprovider", "--timeout", "0")
     done = run("pytest", *options, str(path), model=model)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it costs, the public names, the command line."""
+"""The package as a whole: import cost, public names, the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions that share a pool: the same logits as with memory of their own, and no page lost whatever happens."""
+"""Sessions that share a pool: the same logits as with their own memory, and no page is ever lost."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def pool_of(model: tl.Model, n_blocks: int, kv_dtype: Any = "f32") -> tl.Pool:
-    """A pool with room for n_blocks times 64 positions."""
+    """A pool with room for n_blocks * 64 positions."""
     with model.create_pool(nbytes=10**7, kv_dtype=kv_dtype) as other:
         size = other.page_nbytes
     return model.create_pool(nbytes=n_blocks * model.config.n_layers * size + size // 2, kv_dtype=kv_dtype)
 
 
 def assert_every_page_is_accounted_for(pool: tl.Pool, sessions: list[tl.Session]) -> None:
-    """What sessions and prefixes hold, and what is free, is the pool; nobody holds a page that is free."""
+    """Asserts that held and free pages together make up the pool, and that no free page is held."""
     held: set[int] = set()
     for session in sessions:
         pages = session._cache.held  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def test_a_pooled_sessions_logits_are_bit_for_bit_those_of_a_session_of_its_own(
         pooled, alone = pool.create_session(seq_len=700), model.create_session(seq_len=700, kv_dtype=kv_dtype)
         tokens, at = ids(600), 0
         for n in (1, 70, 5, 64, 130, 1, 1, 200, 1, 1, 40):
-            others[n % 2].eval(ids(20, seed=at))  # pages are taken in turns: they lie apart
+            others[n % 2].eval(ids(20, seed=at))  # sessions allocate in turns, so pages are not adjacent
             np.testing.assert_array_equal(pooled.eval(tokens[at : at + n]), alone.eval(tokens[at : at + n]))
             at += n
         assert pooled.can_rewind_to == alone.can_rewind_to
@@ -151,9 +151,9 @@ def test_a_fork_shares_pages_until_one_of_the_two_writes(model: tl.Model) -> Non
         session.eval(ids(100))
         other = session.fork()
         assert pool.n_free == 8 * layers
-        expected = session.eval([7])  # copies the second page
+        expected = session.eval([7])  # copies the second page before writing
         assert pool.n_free == 7 * layers
-        np.testing.assert_array_equal(other.eval([7]), expected)  # the only one who holds the old one now
+        np.testing.assert_array_equal(other.eval([7]), expected)  # now the only holder of the original page
         assert pool.n_free == 7 * layers
         session.close()
         assert pool.n_free == 8 * layers
@@ -186,7 +186,7 @@ def test_a_full_pool_is_an_error_that_changes_nothing(model: tl.Model) -> None:
         np.testing.assert_array_equal(a.logits, logits)
         b.eval(ids(64))
         c = a.fork()
-        with pytest.raises(tl.PoolFullError):  # its last page is shared, and there is none to copy it to
+        with pytest.raises(tl.PoolFullError):  # its last page is shared, and no page is free for a copy
             c.eval([1])
         b.close()
         c.eval([1])
@@ -242,7 +242,7 @@ def test_a_forked_process_goes_on_with_its_pool_though_a_thread_held_the_lock(mo
         if not pid:
             try:
                 signal.alarm(60)
-                session.eval(ids(10))  # takes pages
+                session.eval(ids(10))  # allocates pages
                 os._exit(0 if pool.n_free == 3 * model.config.n_layers else 1)
             finally:
                 os._exit(2)
@@ -266,7 +266,7 @@ def test_a_reused_prefix_gives_the_logits_of_evaluating_everything(model: tl.Mod
         assert pool.prefixes.donate(whole) == 320
         assert pool.prefixes.donate(first) == 0
         for end, n in ((340, 320), (321, 320), (320, 256), (300, 256), (65, 64), (64, 0), (1, 0)):
-            # a short way into the prompt windows hold nothing any more: only whole.n_past can be gone on from
+            # windowed layers no longer hold early pages: continuing works only near whole.n_past
             assert pool.prefixes.match(tokens[:end]) in ({n} if model.spec.family == "llama" else {n, 0})
         reused = pool.create_session(seq_len=500)
         n = pool.prefixes.attach(reused, tokens)
@@ -293,7 +293,7 @@ def test_writing_after_a_shared_prefix_leaves_the_prefix_as_it_was(model: tl.Mod
         session.eval(tokens)
         pool.prefixes.donate(session)
         session.rewind(150)
-        session.eval(ids(100, 9))  # the page of positions 128 to 191 is the tree's too
+        session.eval(ids(100, 9))  # the tree also holds the page of positions 128 to 191
         other = pool.create_session(seq_len=300)
         assert pool.prefixes.attach(other, tokens) == 192
         assert_equals_its_replay(other)
@@ -330,9 +330,9 @@ def test_prefixes_are_evicted_by_least_recent_use_when_pages_are_wanted_and_neve
 
 step = st.tuples(
     st.sampled_from(["eval", "eval", "eval", "fork", "rewind", "reset", "close", "donate", "attach", "drop"]),
-    st.integers(0, 3),  # which session
-    st.integers(1, 150),  # how many tokens, or where to
-    st.one_of(st.none(), st.none(), st.integers(0, 120)),  # after how many lines of the package a fault comes
+    st.integers(0, 3),  # index of the session
+    st.integers(1, 150),  # number of tokens, or the position to rewind to
+    st.one_of(st.none(), st.none(), st.integers(0, 120)),  # lines of the package until the fault
 )
 
 
@@ -341,14 +341,14 @@ class Fault(BaseException):
 
 
 def with_fault(after: int | None, call: Any) -> bool:
-    """Calls, and raises a fault after so many lines of the package; says whether the call came to its end."""
+    """Makes a call, with a fault raised after so many lines of the package; True if the call completed."""
     left = [after]
 
     def trace(frame: FrameType, event: str, arg: object) -> Any:
         if not frame.f_code.co_filename.startswith(PACKAGE) or "kernels" in frame.f_code.co_filename:
             return None
         line = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-        # Python itself comes back to a `with` when its block ends, where no signal can; a fault there skips the end
+        # At its block's end Python returns to the `with` line. No signal arrives there; a fault would skip the exit.
         if event == "line" and left[0] is not None and not line.lstrip().startswith("with "):
             left[0] -= 1
             if left[0] < 0:
@@ -402,7 +402,7 @@ def test_whatever_is_done_and_wherever_it_is_interrupted_no_page_is_lost_and_no_
             common = ids(200, seed=n % 2)
 
             def act(name: str = name, session: tl.Session = session, n: int = n, common: list[int] = common) -> None:
-                if name == "eval":  # mostly what others evaluate, too
+                if name == "eval":  # mostly tokens that others evaluate too
                     session.eval(common[session.n_past : session.n_past + n] or ids(n))
                 elif name == "fork":
                     sessions.append(session.fork())

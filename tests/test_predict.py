@@ -1,4 +1,4 @@
-"""Predictions: what counts as a guess, how it fares, and that nobody is told before the answer is out."""
+"""Predictions: what counts as a guess, how it is judged, and that nothing is revealed before the answer."""
 
 from __future__ import annotations
 

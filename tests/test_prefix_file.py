@@ -1,4 +1,4 @@
-"""Files of prefixes: what is saved is reused bit for bit, and what does not belong together is refused by name."""
+"""Prefix files: saved prefixes are reused bit for bit, and mismatches are refused by name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
 
 
 def grow(pool: tl.Pool, prompts: list[list[int]], seq_len: int = 400) -> None:
-    """Puts prompts into a pool's prefixes, one after another."""
+    """Adds prompts to a pool's prefixes, one after another."""
     for prompt in prompts:
         with pool.create_session(seq_len=seq_len) as session:
             session.eval(prompt[pool.prefixes.attach(session, prompt) :])
@@ -57,7 +57,7 @@ def grow(pool: tl.Pool, prompts: list[list[int]], seq_len: int = 400) -> None:
 
 
 def first_logits(pool: tl.Pool, prompt: list[int], seq_len: int = 400) -> tuple[int, bytes]:
-    """How many positions of a prompt are reused, and the logits after all of it."""
+    """The number of reused positions of a prompt, and the logits after the whole prompt."""
     with pool.create_session(seq_len=seq_len) as session:
         n = pool.prefixes.attach(session, prompt)
         logits = session.eval(prompt[n:]).tobytes()
@@ -66,7 +66,7 @@ def first_logits(pool: tl.Pool, prompt: list[int], seq_len: int = 400) -> tuple[
 
 
 def contents(pool: tl.Pool) -> dict[tuple[int, ...], list[bytes | None]]:
-    """Every prefix of a pool, by its tokens, with the bytes of each layer's page of its last block."""
+    """Maps every prefix of a pool, as tokens, to the bytes of each layer's page of its last block."""
     names: dict[Any, tuple[int, ...]] = {root: (i,) for i, root in enumerate(pool.prefixes.roots)}
     found = {}
     for node in pool.prefixes.nodes():
@@ -77,14 +77,14 @@ def contents(pool: tl.Pool) -> dict[tuple[int, ...], list[bytes | None]]:
 
 @pytest.fixture
 def saved(model: tl.Model, tmp_path: Path) -> Path:
-    """The prefixes of three prompts, nine blocks, in a file."""
+    """A file with the prefixes of three prompts, nine blocks."""
     with pool_of(model, 20) as pool:
         grow(pool, PROMPTS)
         pool.prefixes.save(tmp_path / "a.prefixes")
     return tmp_path / "a.prefixes"
 
 
-# What survives --------------------------------------------------------------------------------------------------------
+# Round trips ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_only_whole_pages_and_tokens_are_in_the_file_and_each_once(
 def test_statistics_are_true_after_loading(model: tl.Model, saved: Path) -> None:
     with pool_of(model, 20) as pool:
         grow(pool, PROMPTS[:1])
-        assert pool.prefixes.load(saved) == 4 * 64  # 5 of the 9 blocks were there
+        assert pool.prefixes.load(saved) == 4 * 64  # 5 of the 9 blocks existed already
         s = pool.prefixes.statistics
         assert (s.n_tokens, s.n_pages, s.n_loaded) == (9 * 64, 9 * model.config.n_layers, 4 * 64)
         assert (s.n_lookups, s.n_hits, s.n_reused, s.n_evicted) == (1, 0, 0, 0)
@@ -168,8 +168,8 @@ def test_a_pool_too_small_refuses_or_takes_what_was_used_last(model: tl.Model, s
         assert f"{6 * model.config.n_layers} of the pool's" in text
         assert pool.prefixes.statistics.n_tokens == 0
         assert pool.prefixes.load(saved, partial=True) == 6 * 64
-        assert [pool.prefixes.match([*prompt, 0]) for prompt in PROMPTS] == [192, 256, 128]  # PROMPTS[2] was last
-        assert pool.prefixes.load(saved, partial=True) == 0  # nothing is evicted for it
+        assert [pool.prefixes.match([*prompt, 0]) for prompt in PROMPTS] == [192, 256, 128]  # PROMPTS[2] was used last
+        assert pool.prefixes.load(saved, partial=True) == 0  # nothing is evicted to make room
         assert_every_page_is_accounted_for(pool, [blocker])
 
 
@@ -197,7 +197,7 @@ def test_a_windowed_session_from_a_file_donates_only_pages_that_are_whole(window
     prompt = ids(260)
     with pool_of(windowed, 40) as pool, pool_of(windowed, 40) as fresh:
         with fresh.create_session(seq_len=1000) as junk:
-            junk.eval(ids(300, 9))  # pages are used again with what was in them
+            junk.eval(ids(300, 9))  # reused pages still hold old data
         with pool.create_session(seq_len=1000) as session:
             session.eval(prompt)
             session.save(tmp_path / "s")
@@ -247,7 +247,7 @@ def test_whatever_was_done_a_tree_goes_to_a_file_and_comes_back(windowed: tl.Mod
             assert_every_page_is_accounted_for(pool, [])
 
 
-# What does not belong together ----------------------------------------------------------------------------------------
+# Mismatches -----------------------------------------------------------------------------------------------------------
 
 
 def test_other_models_and_caches_are_refused_by_name(

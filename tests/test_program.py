@@ -1,4 +1,4 @@
-"""The recorded program: its steps, where threads meet, and what is split."""
+"""The recorded program: its steps, where threads meet, and which work is split."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from teachllama.kernels.record import Program, record
 from tests.families import VARIANTS, build
 from tests.tools import tiny_model
 
-# What a hand would write for one layer of a plain Llama and one token: between two barriers stands what needs no wait.
+# The hand-written program of one plain Llama layer for one token; steps between two barriers need no wait.
 LAYER_OF_ONE_TOKEN = [
     ["norm", "linear q", "linear k", "linear v"],
     ["rope", "rope", "attend"],
     ["join", "linear output"],
     ["add", "norm", "linear gate", "linear up", "gate"],
     ["linear down"],
-    ["add"],  # the next layer goes on here
+    ["add"],  # the next layer continues this stage
 ]
 LAYER_OF_MANY = [
     ["norm"],
     ["linear q", "linear k", "linear v"],
     ["rope", "rope", "store", "store"],
     ["attend"],
-    ["linear output"],  # adds to the residual stream as it multiplies
+    ["linear output"],  # with the addition to the residual stream fused in
     ["norm"],
     ["linear gate", "linear up", "gate"],
     ["linear down"],
@@ -76,7 +76,7 @@ def test_a_llama_layer_of_one_token_has_the_five_barriers_a_hand_would_write(
 def test_a_llama_layer_of_many_tokens_has_eight(recorded: tuple[Program, tl.ModelSpec]) -> None:
     program, spec = recorded
     found = stages(lower(program, spec, few=False))
-    # The first norm needs no wait: the thread that embedded a tile normalizes it.
+    # The first norm needs no wait: the thread that embedded a tile also normalizes it.
     hand = [["embed", "norm"]] + [plain(stage) for stage in LAYER_OF_MANY[1:]]
     for _ in range(2):
         hand += [plain(stage) for stage in LAYER_OF_MANY]
@@ -103,7 +103,7 @@ def test_every_value_is_made_once_and_before_it_is_read(recorded: tuple[Program,
     assert "<8 x 32>" not in text.splitlines()[0]
 
 
-READS = {  # the operands that each operation reads, for one token
+READS = {  # operands that each operation reads, for one token
     "norm": "x", "linear": "x", "rope": "x", "attend": "xyz", "add": "xy", "gate": "xy", "copy": "x",
     "linear_heads": "x", "select": "x", "experts_up": "x", "experts_down": "x", "times_sigmoid": "xy", "logits": "x",
 }  # fmt: skip
@@ -111,10 +111,10 @@ READS = {  # the operands that each operation reads, for one token
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_what_a_thread_wrote_its_share_of_is_read_after_a_barrier(variant: str, tmp_path: Path) -> None:
-    # An independent look at the operands: places of the workspace are used again and again.
+    # An independent check of the operands, because places in the workspace are reused.
     with tl.load_model(build(variant, tmp_path / "t.gguf"), backend="numpy", weights="f32") as model:
         made = lower(record(model.spec, model.weights), model.spec, few=True)
-    written: dict[int, tuple[str, int]] = {}  # shared offset -> which instruction wrote a share of it, since they met
+    written: dict[int, tuple[str, int]] = {}  # shared offset -> the instruction that wrote it since the last barrier
     read: set[int] = set()
     for i, (row, (name, how)) in enumerate(zip(made.table, made.listing(), strict=True)):
         if how == "all meet":

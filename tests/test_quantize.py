@@ -141,7 +141,7 @@ def test_values_that_a_type_cannot_hold_are_refused_by_tensor(
 
 
 def test_blocks_that_hold_no_numbers_are_refused(tmp_path: Path) -> None:
-    damaged, q8_0 = np.full((2, 34), 255, np.uint8), GGMLQuantizationType.Q8_0  # a scale that is not a number
+    damaged, q8_0 = np.full((2, 34), 255, np.uint8), GGMLQuantizationType.Q8_0  # the scales are NaN
     source = write_gguf(
         tmp_path / "s.gguf",
         {"general.architecture": "x"},

@@ -1,4 +1,4 @@
-"""Why a conversation is evaluated again: the first token that differs, where it lies, and the reason."""
+"""Why a conversation is evaluated again: the first token that differs, its place, and the reason."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_another_template_and_another_tokenization_are_told_apart(model: tl.Mode
         assert other != FORMATS["chatml"]
         found = chat.explain_reuse(BASE, template=other)
         assert found.reason == "template"
-        word = model.encode(" a two")  # a token that the tokenizer merges, written as the model may: in two
+        word = model.encode(" a two")  # the tokenizer gives one token here, but a model may write two
         assert len(word) < len(" a two")
         session.reset()
         ids = chat.encode([{"role": "user", "content": "x a two"}])
@@ -108,7 +108,7 @@ def test_another_template_and_another_tokenization_are_told_apart(model: tl.Mode
 def test_a_dropped_space_that_changes_the_tokens_before_it_is_not_a_seam() -> None:
     old, new = ([{"role": "user", "content": text}] for text in ("see the bears eat", "see the bearseat"))
     texts = [messages[0]["content"] for messages in (old, new)]
-    after_bears = len("see the bears")  # the first token that differs: " bears" was held, and " be" is wanted
+    after_bears = len("see the bears")  # the first difference: " bears" is held, " be" is wanted
     assert reason_of(*texts, after_bears, old, new, True) == "space"
     assert reason_of(texts[0], texts[0], after_bears, old, old, True) == "seam"
 

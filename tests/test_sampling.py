@@ -1,4 +1,4 @@
-"""From logits to a token."""
+"""Sampling: from logits to a token."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_draws_equal_those_of_the_release_that_ranked_the_whole_vocabulary(name:
 
 @st.composite
 def logit_rows(draw: st.DrawFn) -> np.ndarray:
-    """Rows as models have them and as they do not: flat, peaked, of few values, with tokens ruled out."""
+    """Rows of logits, realistic or not: flat, peaked, with few values, with tokens ruled out."""
     n, rng = draw(st.integers(1, 400)), np.random.default_rng(draw(st.integers(0, 2**32)))
     logits = rng.normal(size=n) * draw(st.sampled_from([0.0, 1e-6, 0.3, 3.0, 30.0]))
     if draw(st.booleans()):
@@ -152,7 +152,7 @@ def logit_rows(draw: st.DrawFn) -> np.ndarray:
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A search among few values, in several blocks."""
+    """Makes the search use several blocks for few values."""
     for name, value in {"SMALL": 12, "BUCKETS": 12, "BLOCK": 16}.items():
         monkeypatch.setattr(quick_draw, name, value)
 
@@ -189,7 +189,7 @@ def test_the_quick_way_is_hardly_ever_unsure() -> None:
     ]
     for logits in (*made_up(20_000).values(), made_up()["flat"]):
         if (logits == logits[0]).all():
-            continue  # every border is where a share of equal weights may fall
+            continue  # with equal weights, any target may fall on a border
         for more in knobs:
             for fraction in np.linspace(0.001, 0.999, 20):
                 quick_draw.quick_draw(logits, tl.SamplingParams(temperature=0.8, **more), fraction, sampling.drawn)
@@ -223,6 +223,6 @@ def test_a_tiny_temperature_takes_the_likeliest_without_a_warning(n: int, temper
 def test_a_penalty_that_leaves_the_range_of_float32_is_refused_without_a_warning() -> None:
     logits = np.array([1e38, 2.0], np.float32)
     strong = tl.SamplingParams(temperature=1.0, repeat_penalty=0.001)
-    warnings.simplefilter("error")  # pytest takes it back after the test
+    warnings.simplefilter("error")  # pytest restores the filters after the test
     with pytest.raises(tl.TeachLlamaError, match="finite"):
         sampling.sample(logits, strong, [0], np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Many sessions in one batch, and a scheduler that decides who is in it: the same tokens as each alone."""
+"""Batches of many sessions, and the scheduler that fills them: the same tokens as each session alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM = tl.SamplingParams(temperature=1.0, top_k=20)
 
 
 def same_logits(model: tl.Model, got: np.ndarray, expected: np.ndarray) -> None:
-    """On compiled kernels bit for bit; NumPy rounds a little otherwise for another number of rows."""
+    """Compares bit for bit on compiled kernels; NumPy rounds slightly differently for other row counts."""
     if model.backend == "numba":
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
@@ -37,7 +37,7 @@ def alone(
     model: tl.Model, prompt: list[int], params: tl.SamplingParams = GREEDY, seq_len: int = 400,
     seed: int | None = None, **how: Any,
 ) -> tuple[list[int], str, str]:  # fmt: skip
-    """What a session of its own gives: tokens, text, why it ended."""
+    """The result of a separate session: tokens, text, stop reason."""
     with model.create_session(seq_len=seq_len, seed=seed) as session:
         made = list(session.generate(prompt, params, **how))
         tokens = [t.id for t in made]
@@ -227,7 +227,7 @@ def test_prefixes_that_requests_have_in_common_are_evaluated_once(model: tl.Mode
 def test_when_pages_run_out_the_youngest_gives_way_and_all_end_as_they_would_alone(model: tl.Model) -> None:
     asked = [{"prompt": ids(50, i), "max_new_tokens": 90} for i in range(6)]
     for prefixes in (False, True):
-        with pool_of(model, 5) as pool:  # each needs 3 blocks in the end
+        with pool_of(model, 5) as pool:  # each needs 3 blocks by its end
             scheduler = tl.Scheduler(pool, seq_len=400, prefixes=prefixes)
             requests = requests_of(scheduler, asked)
             kinds = [event.what for event in scheduler.events()]
@@ -420,10 +420,10 @@ SOAK = max(300, int(os.environ.get("TEACHLLAMA_SOAK", "0")))
 @pytest.mark.slow
 @pytest.mark.timeout(300 + SOAK)
 def test_many_requests_one_after_another_lose_no_page_no_token_and_no_memory(model: tl.Model) -> None:
-    """TEACHLLAMA_SOAK says how many requests, 300 or more: 10,000 take some minutes.
+    """TEACHLLAMA_SOAK sets the number of requests, at least 300; 10,000 take some minutes.
 
-    They are cancelled, stopped, forked, in a pool that is too small for them, and steps are interrupted anywhere; one
-    in 50 is compared with a session alone.
+    Requests are cancelled, stopped and forked in a pool that is too small for them, and steps are interrupted anywhere.
+    One in 50 is compared with a separate session.
     """
     if model.backend == "numpy":
         pytest.skip("the compiled backend is what serves")
@@ -444,7 +444,7 @@ def test_many_requests_one_after_another_lose_no_page_no_token_and_no_memory(mod
             if rng.random() < 0.03:
                 list(waiting)[rng.integers(len(waiting))].cancel()
             sessions = [r.session for r in scheduler.requests if r.session is not None and r.session.n_past]
-            if sessions and rng.random() < 0.03:  # someone else takes pages, for a while
+            if sessions and rng.random() < 0.03:  # forks outside the scheduler hold pages for a while
                 forks.append(sessions[rng.integers(len(sessions))].fork())
                 with contextlib.suppress(tl.PoolFullError, tl.ContextFullError):
                     forks[-1].eval(ids(int(rng.integers(1, 100))))
@@ -480,10 +480,10 @@ def test_many_requests_one_after_another_lose_no_page_no_token_and_no_memory(mod
 
 asked_for = st.tuples(
     st.integers(1, 150),  # tokens of the prompt
-    st.integers(0, 40),  # to generate
-    st.booleans(),  # begins as others do
+    st.integers(0, 40),  # tokens to generate
+    st.booleans(),  # shares its beginning with others
     st.sampled_from(["", "", "", "cancel", "stop"]),
-    st.integers(0, 12),  # after how many steps it comes
+    st.integers(0, 12),  # steps before the request is submitted
 )
 
 

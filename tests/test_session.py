@@ -1,4 +1,4 @@
-"""Sessions: eval, sample, generate, rewind, fork, reset, close, and what goes wrong."""
+"""Sessions: eval, sample, generate, rewind, fork, reset, close, and errors."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_rewind_then_eval_gives_the_same_logits(model: tl.Model) -> None:
 
 @pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
-    """Gemma's layers with a window of 100 positions, and room for 1,000."""
+    """A model with Gemma's layers, a window of 100 positions and a context of 1,000."""
     sizes = {"gemma3.context_length": 1000, "gemma3.attention.sliding_window": 100}
     path = tiny_model(tmp_path_factory.mktemp("m") / "w.gguf", "gemma3", **sizes)
     with tl.load_model(path, weights="f32", backend="numpy") as m:
@@ -297,7 +297,7 @@ def test_a_short_way_back_always_works_however_the_tokens_came(windowed: tl.Mode
     session.reset()
     assert session.can_rewind_to == 0
     session.eval(tokens[:700])
-    session.rewind(690)  # of 700 this was refused once: windows kept nothing more than they needed
+    session.rewind(690)  # once refused at 700, when windows kept no more than they needed
     np.testing.assert_allclose(session.eval(tokens[690:700]), replayed(windowed, tokens[:700]), rtol=0, atol=1e-4)
 
 
@@ -354,7 +354,7 @@ def test_a_windowed_session_keeps_its_window_and_little_more_resident(windowed: 
     if kept is None:
         pytest.skip("this system does not tell what is resident")
     a_position = session.k_cache[layer, 0].nbytes
-    n_heads = windowed.config.n_kv_heads  # each head's positions begin and end within pages
+    n_heads = windowed.config.n_kv_heads  # each head's positions may begin and end inside a page
     assert kept <= (100 + SLACK + STEP) * a_position + 2 * n_heads * mmap.PAGESIZE
 
 
@@ -414,7 +414,7 @@ def test_generate_is_eval_and_sample_in_a_loop(model: tl.Model) -> None:
 
 
 def scripted(session: tl.Session, tokens: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the session's next samples these tokens, then end of text."""
+    """Makes the next samples these tokens, then end of text."""
     script = itertools.chain(tokens, itertools.repeat(next(iter(session.model.tokenizer.eog_ids))))
     monkeypatch.setattr("teachllama.sampling.sample", lambda *_: next(script))
 
@@ -449,7 +449,7 @@ def test_generation_stops_exactly_before_the_first_stop_string(model: tl.Model, 
         tokens = model.encode(text)
         scripted(session, tokens, patch)
         shown = "".join(t.piece for t in session.generate([1], stop=stops))
-        # The stop string that is complete first ends the text, and the earliest beginning is the cut.
+        # The stop string that completes first ends the text; the cut is at the earliest beginning of a complete one.
         expected = text
         for end in range(1, len(tokens) + 1):
             so_far = model.decode(tokens[:end])
@@ -544,7 +544,7 @@ def test_anything_closed_raises_closed_error(tmp_path: Path) -> None:
             use(orphan)
     with pytest.raises(tl.ClosedError):
         model.create_session()
-    assert model.encode("still here")  # the tokenizer is not what close() gives back
+    assert model.encode("still here")  # close() does not release the tokenizer
 
 
 def test_a_view_outliving_close_reads_zeros_not_freed_memory(model: tl.Model) -> None:

@@ -1,4 +1,4 @@
-"""Session files: what is saved goes on bit for bit, and what does not belong together is refused by name."""
+"""Session files: saved sessions continue bit for bit, and mismatches are refused by name."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def windowed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tl.Model]:
 
 @pytest.fixture
 def saved(model: tl.Model, tmp_path: Path) -> Path:
-    """A session of 40 positions, in a file."""
+    """A file with a session of 40 positions."""
     with model.create_session(seq_len=64, seed=5) as session:
         session.eval(ids(40))
         session.sample(WARM)
@@ -72,7 +72,7 @@ def saved(model: tl.Model, tmp_path: Path) -> Path:
 
 
 def resign(path: Path, edit: Callable[[dict[str, np.ndarray], dict[str, Any], dict[str, str]], None]) -> Path:
-    """Changes a session file, or one of prefixes, and makes all its checksums right, as somebody hostile would.
+    """Changes a session or prefix file and recomputes all its checksums, as an attacker would.
 
     Args:
         edit: changes tensors, the header and the metadata in place.
@@ -109,7 +109,7 @@ def refused(load: Callable[[], Any], reason: str, *words: str, can_rebuild: bool
     return caught.value
 
 
-# What survives --------------------------------------------------------------------------------------------------------
+# Round trips ----------------------------------------------------------------------------------------------------------
 
 VARIANTS = ("llama", "gemma3", "deepseek2-yarn", "llama-layers", "phi3-long")
 STEPS = st.lists(
@@ -125,7 +125,7 @@ STEPS = st.lists(
 
 @pytest.fixture(scope="module", params=[*VARIANTS, "llama-kernels"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, ...]]:
-    """A model, and a function that asks another process to load a session file of it and go on."""
+    """A model, and a function that asks another process to load a session file of it and continue."""
     how = dict(REFERENCE)
     if request.param == "llama-kernels":
         pytest.importorskip("numba")
@@ -174,7 +174,7 @@ def test_another_process_goes_on_bit_for_bit(
         n_past = session.n_past
         answer = ask(folder / "s.session", 12)
         assert answer.pop("restored") == n_past
-        assert answer == go_on(session, 12)  # saving changed nothing here, either
+        assert answer == go_on(session, 12)  # saving did not change the session
 
 
 def test_a_loaded_session_has_everything_the_saved_one_had(model: tl.Model, saved: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_file_with_whole_windows_may_be_loaded_without(windowed: tl.Model, tmp
         session.save(tmp_path / "s")
         with windowed.load_session(tmp_path / "s", swa_full=False) as loaded:
             assert loaded.can_rewind_to > 200
-            np.testing.assert_allclose(loaded.eval([4]), session.eval([4]), atol=1e-5)  # sums in another order
+            np.testing.assert_allclose(loaded.eval([4]), session.eval([4]), atol=1e-5)  # summed in another order
         with windowed.load_session(tmp_path / "s") as loaded:
             assert loaded.can_rewind_to == 0
 
@@ -303,7 +303,7 @@ def test_a_file_with_whole_windows_may_be_loaded_without(windowed: tl.Model, tmp
 def changed(
     source: Path, target: Path, tensors: Callable[[dict[str, np.ndarray]], None] = lambda t: None, **metadata: Any
 ) -> tl.Model:
-    """A copy of the tiny model with something changed, loaded."""
+    """Loads a changed copy of the tiny model."""
     with open_gguf(source) as file:
         values = dict(file.metadata) | metadata
         arrays = {n: np.array(file.tensor_bytes(n).view("<f4")).reshape(t.shape) for n, t in file.tensors.items()}
@@ -337,7 +337,7 @@ def test_another_quantization_is_refused_or_rebuilt(llama: Path, saved: Path, tm
             assert loaded.tokens == ids(40)
             np.testing.assert_array_equal(loaded.logits, expected.eval(ids(40)))
             expected.sample(WARM)
-            assert loaded.sample(WARM) == expected.sample(WARM)  # random numbers go on, too
+            assert loaded.sample(WARM) == expected.sample(WARM)  # the random numbers continue, too
 
 
 @pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "token_embd.weight", "blk.0.attn_q.weight"])
@@ -538,7 +538,7 @@ def test_a_forged_file_is_refused_though_its_checksums_are_right(model: tl.Model
     with pytest.raises(tl.SessionFileError) as caught:
         model.load_session(forged)
     assert str(forged) in str(caught.value)
-    assert model.sessions == before  # none is left open
+    assert model.sessions == before  # no session is left open
 
 
 def test_the_honest_file_passes_through_the_forgers_hands(model: tl.Model, saved: Path) -> None:
@@ -567,7 +567,7 @@ def test_a_header_of_gigabytes_is_refused_before_it_is_read(model: tl.Model, tmp
     path = tmp_path / "sparse"
     with open(path, "wb") as file:
         file.write((2**32).to_bytes(8, "little") + b"{")
-        file.truncate(2**32 + 100)  # sparse: takes no room
+        file.truncate(2**32 + 100)  # sparse: uses no disk space
     refused(lambda: model.load_session(path), "too large", "4,294,967,296")
 
 
@@ -704,7 +704,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(model: tl.Model, saved
     with model.create_session(seq_len=512) as session:
         session.eval(ids(500))
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a write beyond fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # larger writes fail, as on a full disk
         try:
             refused(lambda: session.save(saved), "disk full", "as it was")
             refused(lambda: session.save(saved.with_name("new")), "disk full")
@@ -771,7 +771,7 @@ def test_another_writers_folder_may_go_while_stale_ones_are_looked_for(
     assert os.listdir(saved.parent) == [saved.name]
 
 
-# Several at once ------------------------------------------------------------------------------------------------------
+# Concurrent saves and loads -------------------------------------------------------------------------------------------
 
 
 def states(model: tl.Model) -> list[tl.Session]:
@@ -783,7 +783,7 @@ def states(model: tl.Model) -> list[tl.Session]:
 
 
 def child(work: Callable[[], None]) -> int:
-    """Runs something in a forked process, which never returns from it."""
+    """Runs `work` in a forked process that then exits; returns its id."""
     pid = os.fork()
     if pid == 0:
         try:

@@ -1,4 +1,4 @@
-"""Conversations that survive with their keys and values: `Chat.save`, `Chat.load`, `/save`, `/load`, and inspection."""
+"""Conversations saved with their keys and values: `Chat.save`, `Chat.load`, `/save`, `/load`, and inspection."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_conversation_goes_on_without_evaluating_anything_again(
     assert session.stats.reused >= chat.session.stats.n_prompt
     assert session.tokens == chat.session.tokens
     assert session.sample(HOT) == chat.session.sample(HOT)
-    assert len(model.sessions) == 2  # the one that the file was loaded into is closed
+    assert len(model.sessions) == 2  # the temporary session that read the file is closed
 
 
 def test_any_other_name_gets_messages_alone_for_people(model: tl.Model, chat: tl.Chat, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_slash_save_and_load_go_on_where_they_were(model: tl.Model, tmp_path: Pa
     assert "saved 2 messages and " in first.stdout
     second = talk(str(model.path), "then\n", "--load", str(file))
     assert second.returncode == 0
-    assert first.stdout.endswith(second.stdout)  # the same reply as without the break
+    assert first.stdout.endswith(second.stdout)  # the same reply as without the interruption
     third = talk(str(model.path), f"/load {file}\n")
     assert "0 of them read again" in third.stdout
 

@@ -1,6 +1,6 @@
 """Mutated session files: never a crash, a hang, or a wrong answer.
 
-500 files in an ordinary run; `TEACHLLAMA_FUZZ=5000` makes as many as it says.
+An ordinary run tries 500 files; `TEACHLLAMA_FUZZ=5000` sets another number.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from tests.test_session_file import REFERENCE, ids, resign
 from tests.tools import tiny_model
 
 N = int(os.environ.get("TEACHLLAMA_FUZZ", "500"))
-MAX_S = 2.0  # of processor time, for one file; ordinary ones take a hundredth
+MAX_S = 2.0  # processor time per file; an ordinary file takes a hundredth of this
 
 
 @pytest.fixture(scope="module", params=["llama", "gemma3"])
 def honest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A model, a session file of it, and what the session would answer next."""
+    """A model, a session file of it, and the state that the session must have."""
     folder = tmp_path_factory.mktemp("fuzz")
     path = tiny_model(folder / "m.gguf", request.param, **{f"{request.param}.context_length": 256})
     with tl.load_model(path, **REFERENCE) as model, model.create_session(seq_len=200, seed=3) as session:
@@ -35,14 +35,14 @@ def honest(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def answer(session: tl.Session) -> tuple[Any, ...]:
-    """Everything that a restored session can be told by."""
+    """A session's state, for comparison; keys and values of its first two layers."""
     random = json.dumps(session._rng.bit_generator.state)
     keys = b"".join(a.tobytes() for i in range(2) for a in held(session._cache, i, session.n_past).values())
     return session.tokens[:], session.logits.tobytes(), random, keys, session.seq_len, session.seed, session.kv_dtype
 
 
 def mutated(raw: bytes, rng: np.random.Generator) -> bytes:
-    """A file with bits flipped, bytes changed, parts cut out, doubled or moved; often in the header."""
+    """A copy with bits flipped, bytes changed, parts cut out or doubled, or the end cut off; often in the header."""
     data, header = bytearray(raw), 8 + int.from_bytes(raw[:8], "little")
     for _ in range(int(rng.integers(1, 4))):
         end = len(data) if rng.random() < 0.4 else min(header, len(data))
@@ -65,7 +65,7 @@ def mutated(raw: bytes, rng: np.random.Generator) -> bytes:
 
 
 def judge(model: tl.Model, path: Path, expected: tuple[Any, ...] | None, what: str) -> bool:
-    """Loads a file in every way. True if it was taken: then it has to be the honest one."""
+    """Loads a file in every way; True if it was accepted. It must then give the honest session or its tokens."""
     taken = False
     for rebuild in (False, True):
         began, before = time.process_time(), len(model.sessions)
@@ -98,7 +98,7 @@ def test_no_mutated_file_crashes_hangs_or_gives_a_wrong_answer(honest: Any) -> N
         data = mutated(raw, np.random.default_rng(seed))
         target.write_bytes(data)
         taken += judge(model, target, expected, f"seed {seed}") and data != raw
-    # A damaged cache is rebuilt where it is asked for: some are taken, and by far not all.
+    # With rebuild=True a damaged cache is rebuilt, so some files are accepted, but by far not all.
     assert taken < N // 4
 
 
@@ -109,7 +109,7 @@ VALUES = [
 
 
 def test_no_forged_header_crashes_or_hangs(honest: Any) -> None:
-    """Values of all kinds in all fields, under right checksums: refused, or a session that works."""
+    """Tries values of all kinds in all fields, with right checksums: refused, or a working session."""
     model, path, _ = honest
     with open(path, "rb") as file:
         n = int.from_bytes(file.read(8), "little")

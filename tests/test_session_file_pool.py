@@ -1,4 +1,4 @@
-"""Pooled and quantized sessions in files: any cache goes on bit for bit, from a pool, into one, or both."""
+"""Pooled and quantized sessions in files: any cache continues bit for bit, from a pool, into one, or both."""
 
 from __future__ import annotations
 

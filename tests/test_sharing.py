@@ -1,4 +1,4 @@
-"""One session or chat in several threads: calls wait for each other, and whatever comes out is a whole."""
+"""One session or chat in several threads: calls wait for each other, and results are consistent."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from teachllama.chat import Chat
 from tests.tools import tiny_model
 
 WARM = tl.SamplingParams(temperature=1.0, top_k=20)
-SIZES = {  # dimensions that the compiled kernels take, too
+SIZES = {  # dimensions that the compiled kernels also support
     "embedding_length": 64,
     "feed_forward_length": 96,
     "attention.key_length": 16,
@@ -35,13 +35,13 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     path = tmp_path_factory.mktemp("m") / "t.gguf"
     tiny_model(path, arch, **{f"{arch}.{key}": value for key, value in SIZES.items()})
     with tl.load_model(path, weights="f32" if backend == "numpy" else "native", backend=backend) as m:
-        m.create_session(seq_len=8).eval([1])  # kernels are compiled before anything is timed out
+        m.create_session(seq_len=8).eval([1])  # compile kernels first, so that no test times out
         yield m
 
 
 @pytest.fixture
 def many_switches() -> Iterator[None]:
-    """Threads take turns every few microseconds, so that they meet in the middle of everything."""
+    """Switches threads every few microseconds, so that calls overlap at any point."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(5e-6)
     yield
@@ -53,7 +53,7 @@ def ids(n: int, seed: int = 0) -> list[int]:
 
 
 def at_once(*calls: Callable[[], Any]) -> list[Any]:
-    """Runs each call in a thread of its own, all at once -> their results, or the exceptions they raised."""
+    """Runs each call in its own thread, all at once; returns their results or exceptions."""
     results: list[Any] = [None] * len(calls)
     gate = threading.Barrier(len(calls))
 
@@ -74,7 +74,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Any]:
 
 
 def assert_equals_its_replay(session: tl.Session) -> None:
-    """Keys, values and logits are those of a session that evaluates the same tokens on its own."""
+    """Asserts that keys, values and logits equal those of a session that evaluates the same tokens alone."""
     n = session.n_past
     assert n == len(session.tokens) <= session.seq_len
     if n == 0:
@@ -93,7 +93,7 @@ def assert_equals_its_replay(session: tl.Session) -> None:
             np.testing.assert_allclose(session.eval([5]), replay.eval([5]), rtol=0, atol=1e-3)
 
 
-REFUSED = (tl.ContextFullError, tl.ParameterError, tl.TeachLlamaError)  # what a thread may meet, by name
+REFUSED = (tl.ContextFullError, tl.ParameterError, tl.TeachLlamaError)  # errors that a thread may get
 call = st.one_of(
     st.tuples(st.just("eval"), st.integers(1, 12)),
     st.tuples(st.just("generate"), st.integers(1, 6)),
@@ -146,7 +146,7 @@ def test_three_threads_that_evaluate_one_session_leave_every_token_in_it_once(mo
         assert results == [[(model.config.vocab_size,)] * 10] * 3
         found = [session.tokens[at : at + 5] for at in range(0, 150, 5)]
         assert sorted(found) == sorted(part for p in parts for part in p)
-        for p in parts:  # in the order in which each thread gave them
+        for p in parts:  # each thread's parts are in the order of its calls
             assert [part for part in found if part in p] == p
         assert_equals_its_replay(session)
 
@@ -162,7 +162,7 @@ def test_threads_that_generate_in_one_session_take_turns(model: tl.Model) -> Non
         assert all(isinstance(w, list) for w in written), written
         rest = list(session.tokens)
         for token in [t for w in written for t in w] + ids(3) * 3:
-            rest.remove(token)  # every token that was handed out is there
+            rest.remove(token)  # every yielded token is in the session
         assert rest == []
         assert_equals_its_replay(session)
 
@@ -196,7 +196,7 @@ def test_sessions_can_be_listed_while_other_threads_create_them(model: tl.Model)
 
 
 class Held:
-    """A session's eval that stops inside `model.forward` until told to go on."""
+    """Makes a session's eval stop inside `model.forward` until `go_on` is set."""
 
     def __init__(self, model: tl.Model, monkeypatch: pytest.MonkeyPatch):
         self.inside, self.go_on, self.forward = threading.Event(), threading.Event(), model.forward
@@ -333,7 +333,7 @@ def test_a_call_from_within_a_call_in_the_same_thread_is_refused_by_name(
         expected = model.create_session(seq_len=16).eval([1, 2, 3])
         forward, found = model.forward, []
 
-        def interrupted(*args: Any, **kwargs: Any) -> Any:  # as a signal handler interrupts it
+        def interrupted(*args: Any, **kwargs: Any) -> Any:  # as if from a signal handler
             with pytest.raises(tl.TeachLlamaError, match=r"in the middle of eval\(\)") as error:
                 CALLS[name](session)
             found.append(error)
@@ -383,7 +383,7 @@ def test_an_interrupt_while_the_workspace_grows_leaves_a_model_that_still_evalua
         session.eval([1])
         with monkeypatch.context() as patch:
             patch.setattr(compiled, "Pages", interrupted)
-            patch.setattr(model._compiled._workspace, "nbytes", 1)  # as if it had to grow
+            patch.setattr(model._compiled._workspace, "nbytes", 1)  # so that it has to grow
             with pytest.raises(KeyboardInterrupt):
                 session.eval(ids(100))
         session.eval([2])
@@ -395,7 +395,7 @@ def test_an_interrupt_while_the_workspace_grows_leaves_a_model_that_still_evalua
 
 @pytest.fixture
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tokens that are sampled are a, b, c, ...: none waits for the rest of a character."""
+    """Makes the sampled tokens a, b, c, ...: no token waits for the rest of a character."""
     following = itertools.count(ord("a"))
     monkeypatch.setattr("teachllama.sampling.sample", lambda *_: next(following))
 
@@ -406,7 +406,7 @@ def test_two_generators_of_one_session_go_on_from_where_it_is(model: tl.Model) -
     with model.create_session(seq_len=64) as session:
         one, two = session.generate([1, 2], max_new_tokens=5), session.generate([3], max_new_tokens=5)
         assert [next(g).id for g in (one, two, one)] == [a, b, c]
-        assert session.tokens == [1, 2, 3, a]  # each evaluates its token when it is asked for the next
+        assert session.tokens == [1, 2, 3, a]  # a generator evaluates its token when asked for the next
         assert [len(list(g)) for g in (one, two)] == [3, 4]
         assert_equals_its_replay(session)
 

@@ -90,7 +90,7 @@ PICTURES: dict[str, Draw] = {
 
 
 def texts_of(figure: Any) -> list[Text]:
-    """Every text that is drawn: tick labels outside the axes' limits are not."""
+    """Every text drawn; tick labels outside the axes' limits are not drawn."""
     unseen = set()
     for ax in figure.axes:
         for axis in (ax.xaxis, ax.yaxis):
@@ -105,7 +105,7 @@ def words(figure: Any) -> str:
     return "\n".join(t.get_text() for t in texts_of(figure))
 
 
-@pytest.mark.filterwarnings("error")  # a letter that the font lacks is a warning
+@pytest.mark.filterwarnings("error")  # a missing glyph is a warning
 @pytest.mark.parametrize("name", PICTURES)
 def test_a_picture_draws_with_labels_inside_its_edges_and_clear_of_each_other(
     name: str, model: tl.Model, sliding: tl.Model
@@ -137,7 +137,7 @@ def test_a_picture_shows_itself_as_png_with_its_text_for_readers_who_cannot_see_
     data, metadata = DisplayFormatter().format(figure)
     assert data["image/png"].startswith(b"\x89PNG")
     assert metadata["image/png"] == {"alt": figure.alt, "width": 900, "height": 540}
-    assert figure._repr_png_() == figure._repr_png_()  # the same bytes, so that notebooks do not change without reason
+    assert figure._repr_png_() == figure._repr_png_()  # the same bytes, so that notebooks do not change needlessly
 
 
 def test_pictures_ignore_the_notebooks_own_style() -> None:
@@ -156,7 +156,7 @@ def test_context_lines_are_the_formula_and_the_loaded_model_is_thicker(model: tl
     ]
     assert [llama.bytes(int(n)) for n in found[0].get_xdata()] == list(found[0].get_ydata())
     widths = {line.get_linewidth() for line in figure.axes[0].lines if len(line.get_xdata()) > 2}
-    assert len(widths) == 4  # f32 and f16, each thicker for the loaded model
+    assert len(widths) == 4  # f32 and f16, both thicker for the loaded model
     assert "34.4 GB, f16 17.2 GB" in words(figure)
     assert "this machine, 16 GB" in words(figure)
     assert "Binder's 2 GB" in words(figure)
@@ -207,7 +207,7 @@ def test_cache_filling_shows_the_keys_lengths_and_nothing_where_nothing_is(model
     assert image.mask[:, 20:].all()
     assert not image.mask[:, :20].any()
     kept = np.isfinite(show.cache_snapshot(filled(sliding, 300, 512)).norms)
-    assert kept[5, :300].all()  # the layer that attends to everything
+    assert kept[5, :300].all()  # the layer without a window
     assert kept[0, 292:300].all()
     if sys.platform == "linux":
         assert not kept[0].all()
@@ -340,7 +340,7 @@ def test_the_real_files_are_recognised_as_published_shapes(smollm2_path: str, ge
 
 
 def total(calculator: Any) -> int:
-    """What the readout says, read as a browser test reads it."""
+    """The readout's total, parsed as in the browser test."""
     found = re.search(r'data-testid="teachllama-kv-total"[^>]*>([\d,]+)<', calculator.readout.value)
     assert found, calculator.readout.value
     return int(found[1].replace(",", ""))
@@ -364,7 +364,7 @@ def test_the_readout_follows_every_control() -> None:
     calculator.memory.value = 16
     assert "the weights alone do not fit" in calculator.readout.value
     calculator.model.value = "SmolLM2 135M"
-    assert calculator.context.value == 8192  # its native context is the longest offered
+    assert calculator.context.value == 8192  # the native context is the longest choice
     assert total(calculator) == 3 * 188_743_680
 
 
@@ -381,7 +381,7 @@ def test_a_loaded_model_is_offered_first_with_its_weights_as_they_are(model: tl.
     assert calculator.weights.disabled
     assert total(calculator) == tl.kv_cache_bytes(model.config)
     assert calculator.answer.total_nbytes == model.nbytes + tl.kv_cache_bytes(model.config)
-    calculator.kv_dtype.value = "q8_0"  # its heads of 8 numbers do not divide into blocks of 32
+    calculator.kv_dtype.value = "q8_0"  # heads of 8 numbers do not fill blocks of 32
     assert calculator.answer is None
     assert 'role="alert"' in calculator.readout.value
     calculator.kv_dtype.value = "f16"
@@ -412,7 +412,7 @@ def test_every_control_has_a_name_and_a_tooltip_and_the_widget_a_stable_text() -
     assert len(controls) == 6
     assert all(c.description and c.tooltip for c in controls)
     assert repr(calculator) == repr(show.kv_calculator(shape="Gemma 3 4B"))
-    still = calculator._repr_mimebundle_()  # the table stands for it where there is no kernel
+    still = calculator._repr_mimebundle_()  # without a kernel, the table is shown instead
     assert still["text/plain"] == repr(show.kv_calculator_table())
     assert "<table" in still["text/html"]
 

@@ -1,4 +1,4 @@
-"""Speculation: the same tokens, or the same distribution, whoever guesses and whatever happens on the way."""
+"""Speculation: the same tokens, or the same distribution, for any draft and after any interruption."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Fixed(tl.Draft):
-    """Guesses from a script of what is to come: the right token, except at every n-th position."""
+    """Guesses from a script of the coming tokens: the right token, except at every n-th position."""
 
     def __init__(self, script: Sequence[int], wrong_every: int = 3, k: int = 5):
         self.script, self.wrong_every, self.k, self.closed = script, wrong_every, k, 0
@@ -62,7 +62,7 @@ def told(session: tl.Session, prompt: list[int], params: Any = GREEDY, **how: An
 
 
 def state(session: tl.Session) -> tuple[Any, ...]:
-    """What a session is: its tokens, its logits, its random numbers, how far back it can go."""
+    """A session's state: tokens, logits, random numbers, how far back it can be rewound."""
     random = None if session.seed is None else session._rng.bit_generator.state
     return list(session.tokens), session._logits, random, session.can_rewind_to
 
@@ -110,7 +110,7 @@ def test_between_any_two_tokens_the_session_is_as_without_guesses(
     if model.backend != "numba":
         pytest.skip("see above")
     monkeypatch.setattr(model.tokenizer, "eog_ids", frozenset())
-    how, prompt = {"max_new_tokens": 90}, ids(150)  # the window begins to move on the way
+    how, prompt = {"max_new_tokens": 90}, ids(150)  # the window starts to move during generation
     with model.create_session(seq_len=400, seed=1) as plain, model.create_session(seq_len=400, seed=1) as session:
         told(plain, prompt, WARM, **how)
         script = list(plain.tokens)
@@ -121,7 +121,7 @@ def test_between_any_two_tokens_the_session_is_as_without_guesses(
             assert a == b
             assert_same_state(session, plain)
             if i % 8 == 0:
-                with plain.fork() as one, session.fork() as other:  # goes on from here as it would have
+                with plain.fork() as one, session.fork() as other:  # continues as without speculation
                     assert told(one, [], WARM, max_new_tokens=3) == told(other, [], WARM, max_new_tokens=3)
         assert draft.closed == 1
         assert session.stats.accepted > 60
@@ -162,7 +162,7 @@ def test_an_evaluation_that_fails_between_two_tokens_leaves_no_guess_to_be_taken
     prompt, inner = ids(60), "forward" if what == "eval" else "run"
     real = getattr(tl.Model, inner)
 
-    def interrupted(*args: Any, **how: Any) -> None:  # keys and values are written by then
+    def interrupted(*args: Any, **how: Any) -> None:  # by then keys and values are written
         real(*args, **how)
         raise KeyboardInterrupt
 
@@ -173,7 +173,7 @@ def test_an_evaluation_that_fails_between_two_tokens_leaves_no_guess_to_be_taken
         draft = Fixed([*prompt, *expected], wrong_every=1000)
         for i, token in enumerate(session.generate(prompt, max_new_tokens=30, draft=draft)):
             tokens.append(token.id)
-            if i % 4 == 2:  # guesses wait to be taken over; those of i = 2 lie on both sides of a page's end
+            if i % 4 == 2:  # guesses are pending; at i = 2 they cross the end of a page
                 evaluate = {"eval": lambda: session.eval([7, 8])}.get(
                     what, lambda: tl.eval_batch([(session, [7, 8]), (other, [9])])
                 )
@@ -193,7 +193,7 @@ def test_a_pooled_session_holds_no_page_for_guesses_that_came_to_nothing(model: 
             assert told(session, PROMPT, max_new_tokens=60, draft=Fixed(script, 4, 10))[0] == script[len(PROMPT) :]
             held = session.kv_nbytes
             plain.eval(session.tokens)
-            assert held <= plain.kv_nbytes  # a window's pages are given back a few at a time
+            assert held <= plain.kv_nbytes  # windowed layers free pages a few at a time
             free = pool.n_free
         assert pool.n_free > free
 
@@ -302,7 +302,7 @@ def test_the_draft_models_session_is_closed_however_a_generator_ends(model: tl.M
         list(session.generate(PROMPT, max_new_tokens=5, draft=draft))
         assert count() == before
         reply = session.generate([], max_new_tokens=5, draft=draft)
-        assert count() == before  # not begun
+        assert count() == before  # not started yet
         next(reply)
         next(reply)
         assert count() == before + 1
@@ -331,7 +331,7 @@ def test_a_draft_that_can_go_no_further_leaves_the_rest_to_the_model(model: tl.M
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[tl.Model, tl.Model]]:
-    """Two models of one vocabulary, which often disagree: the weights of the second lie between two random ones."""
+    """Two models with one vocabulary that often disagree: the second's weights mix two random sets."""
     folder, metadata = tmp_path_factory.mktemp("pair"), tiny_metadata()
     first, other = tiny_tensors(metadata, 0), tiny_tensors(metadata, 1)
     paths = [
@@ -356,7 +356,7 @@ def test_a_model_that_disagrees_changes_nothing_when_greedy(pair: tuple[tl.Model
 
 
 def chi_squared(counts: np.ndarray, p: np.ndarray) -> tuple[float, float]:
-    """The statistic of some counts, and the bound that it exceeds by chance once in a million (Wilson and Hilferty)."""
+    """The statistic of counts, and the bound exceeded by chance once in a million (Wilson and Hilferty)."""
     expected = p * counts.sum()
     rare = expected < 5
     counts = np.append(counts[~rare], counts[rare].sum())
@@ -369,12 +369,12 @@ def chi_squared(counts: np.ndarray, p: np.ndarray) -> tuple[float, float]:
 
 
 def keeps_too_often(p: np.ndarray, q: np.ndarray, guess: int, rng: np.random.Generator) -> int:
-    """Wrong: keeps a guess with probability p, whatever q is, but draws another from p itself."""
+    """Wrong: keeps a guess with probability p, ignoring q, and otherwise draws from p itself."""
     return guess if rng.random() < p[guess] else speculation.draw(p, rng)
 
 
 def asks_the_model_alone(p: np.ndarray, q: np.ndarray, guess: int, rng: np.random.Generator) -> int:
-    """Wrong: the rule, but a guess that is not kept is replaced by a draw from p."""
+    """Wrong: follows the rule, but replaces a rejected guess by a draw from p."""
     return guess if rng.random() * q[guess] < p[guess] else speculation.draw(p, rng)
 
 
@@ -403,7 +403,7 @@ def test_accept_with_equal_or_disjoint_distributions() -> None:
     p, q = np.array([0.5, 0.5, 0, 0]), np.array([0, 0, 0.25, 0.75])
     assert all(speculation.accept(p, p, guess, rng) == guess for guess in (0, 1) for _ in range(50))
     assert {speculation.accept(p, q, guess, rng) for guess in (2, 3) for _ in range(50)} == {0, 1}
-    rounded = p * [1 + 2**-52, 1, 1, 1]  # nowhere below p, and not kept by the largest random number
+    rounded = p * [1 + 2**-52, 1, 1, 1]  # q is nowhere below p, and the largest random number rejects guess 0
     highest: Any = SimpleNamespace(random=lambda: 1 - 2**-53)
     assert speculation.accept(p, rounded, 0, highest) == 1
 
@@ -426,7 +426,7 @@ def test_a_draft_model_changes_no_probability_and_a_wrong_rule_in_its_place_does
     params, n_vocab = tl.SamplingParams(temperature=1.0, top_k=5, repeat_penalty=1.2), model.config.vocab_size
     start = PROMPT[3:4]
     with model.create_session(seed=7) as session:
-        exact = np.zeros((n_vocab, n_vocab))  # the chance of each pair of a first token and a second, which is guessed
+        exact = np.zeros((n_vocab, n_vocab))  # the probability of each pair of tokens, of which the second is guessed
         first = speculation.distribution(session.eval(start), params, start)
         for a in np.flatnonzero(first).tolist():
             second = speculation.distribution(session.eval([a]), params, session.tokens)
@@ -455,9 +455,9 @@ def test_prompt_lookup_guesses_what_followed_the_last_time() -> None:
     rng, look = np.random.default_rng(0), tl.PromptLookup(n=2, k=4)
     guess = lambda tokens, most=10: look.guess(tokens, GREEDY, most, rng).ids
     assert guess([1, 2, 3, 4, 5, 6, 1, 2]) == [3, 4, 5, 6]
-    assert guess([1, 2, 3, 1, 2, 9, 8, 7, 6, 1, 2]) == [9, 8, 7, 6]  # the latest
+    assert guess([1, 2, 3, 1, 2, 9, 8, 7, 6, 1, 2]) == [9, 8, 7, 6]  # the latest occurrence
     assert guess([1, 2, 3, 4, 5, 6, 1, 2], 2) == [3, 4]
-    assert guess([5, 1, 2, 1, 2]) == [1, 2, 1, 2]  # a loop goes on
+    assert guess([5, 1, 2, 1, 2]) == [1, 2, 1, 2]  # a loop continues
     assert guess([7, 7, 7]) == [7, 7, 7, 7]
     assert guess([1, 2, 3]) == guess([1, 2]) == guess([1]) == []
 

@@ -1,4 +1,4 @@
-"""The model that ships: its file, its stories, the grammar it learned from, and the judge of both."""
+"""The model in the package: its file, its stories, the grammar it was trained on, and the judge of both."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_logits_and_greedy_tokens_equal_llama_cpp(model: tl.Model, i: int) -> No
         logits = session.eval(case["prompt_ids"])
         np.testing.assert_allclose(logits[case["top_ids"]], case["top_logits"], rtol=0, atol=1e-4)
         for expected, gap in zip(case["greedy_ids"], case["gap"], strict=True):
-            if gap < 0.02:  # either token is right, and the texts may part here
+            if gap < 0.02:  # either token is right, and the texts may diverge here
                 break
             assert session.sample() == expected
             session.eval([expected])

@@ -1,4 +1,4 @@
-"""Tokenizers against llama.cpp's ids, against their own promise to give every text back, and against damaged files."""
+"""Tokenizers: llama.cpp's ids, round trips of any text, and damaged files."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests import tokenizer_fuzz
 from tests.conftest import GOLDEN, golden
 
 MORE: dict[str, Any] = json.loads((GOLDEN / "tokenize_more.json").read_text(encoding="utf-8"))
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # any Unicode but surrogates
-ABSENT_IN_SMOLLM2 = b"\x04\x06\x13\x14\x16\x1d\xf1\xf2"  # of the 243 bytes that UTF-8 can hold
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)  # any Unicode except surrogates
+ABSENT_IN_SMOLLM2 = b"\x04\x06\x13\x14\x16\x1d\xf1\xf2"  # of the 243 bytes that occur in UTF-8
 
 
 def shuffled(items: list[str]) -> list[str]:
@@ -30,7 +30,7 @@ def shuffled(items: list[str]) -> list[str]:
 
 
 def bpe_metadata(pre: str = "gpt-2", **overrides: Any) -> dict[str, Any]:
-    """A byte-level vocabulary in which any two of these characters' letters merge: only the regex keeps words apart."""
+    """A byte-level vocabulary where any two of these characters merge, so that only the regex separates words."""
     letters = sorted(
         {BYTE_TO_LETTER[b] for b in "asStTlLrRevEdm'1!. \n\r\t²x\u00e9\u00a0\u3000\u017f中٣\u0301".encode()}
     )
@@ -57,7 +57,7 @@ SPM_TEXTS = "▁ a b c < > . é \n ▁a ▁▁ ab ▁ab abc ▁abc ca bc aa ▁�
 
 
 def spm_metadata(**overrides: Any) -> dict[str, Any]:
-    """A SentencePiece vocabulary with byte fallback, and ">▁<", a token that reaches across a space."""
+    """A SentencePiece vocabulary with byte fallback, and ">▁<", a token that spans a space."""
     texts = [*SPM_TEXTS.split(" "), "\n\na"]
     special = {"<unk>": 2, "<s>": 3, "</s>": 3}
     extra = {"<c>": 3, "b a": 4, "\n\n": 4, "  user  ": 4, "aab": 4}
@@ -81,7 +81,7 @@ SYNTHETIC: dict[str, Callable[[], dict[str, Any]]] = {
 TOKENIZERS = {name: tokenizer_from_metadata(metadata()) for name, metadata in SYNTHETIC.items()}
 
 
-# Vocabularies to fuzz; None: of the model of that name.
+# Vocabularies to fuzz; None means that of the model with this name.
 FUZZED: dict[str, Callable[[], dict[str, Any]] | None] = {
     "smollm2-135m": None,
     "gemma3-270m": None,
@@ -162,7 +162,7 @@ def test_a_made_up_vocabularys_ids_of_odd_texts_equal_those_of_llama_cpp(name: s
     check_fuzzed(tokenizer_from_metadata(metadata()), name)
 
 
-# What llama.cpp's regexes, and Hugging Face's of the same models (tokenizer.json, "pre_tokenizer"), cut apart.
+# How llama.cpp's regexes, and Hugging Face's for the same models (tokenizer.json, "pre_tokenizer"), split texts.
 WORDS = [
     ("gpt-2", "don't can't WE'LL", ["don", "'t", " can", "'t", " WE", "'", "LL"]),
     ("gpt-2", "a  b   12345!?\n\nc ", ["a", " ", " b", "  ", " 12345", "!?", "\n", "\n", "c", " "]),
@@ -185,7 +185,7 @@ def test_a_pre_tokenizer_cuts_a_text_into_words(pre: str, text: str, words: list
 
 
 def given_back(tokenizer: Tokenizer, text: str) -> str:
-    """What decoding gives: SentencePiece has one token for a space and U+2581."""
+    """The expected decoding: SentencePiece uses one token for both a space and U+2581."""
     return text if isinstance(tokenizer, BytePairTokenizer) else text.replace("▁", " ")
 
 
@@ -241,8 +241,8 @@ def test_a_lone_surrogate_is_refused_by_name() -> None:
 @given(st.text("ab▁", max_size=60), st.dictionaries(st.text("ab▁", min_size=2, max_size=4), st.integers(0, 9)))
 @settings(deadline=None)
 def test_the_heap_merges_as_the_plain_loop_does(text: str, ranks: dict[str, int]) -> None:
-    by_text = lambda a, b: ranks.get(a + b, NEVER)  # as in SentencePiece: pairs that make one text rank alike
-    by_pair = lambda a, b: ranks.get(a + b, NEVER) + len(a) / 10  # as in byte-level BPE: they do not
+    by_text = lambda a, b: ranks.get(a + b, NEVER)  # as in SentencePiece: equal joined texts, equal ranks
+    by_pair = lambda a, b: ranks.get(a + b, NEVER) + len(a) / 10  # as in byte-level BPE: their ranks differ
     for rank in (by_text, by_pair):
         assert merge_long(list(text), rank) == merge(list(text), rank)
 
@@ -266,7 +266,7 @@ def test_the_cache_of_words_stays_bounded(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_merge_whose_result_is_no_token_ends_as_its_letters() -> None:
     metadata = bpe_metadata()
     metadata["tokenizer.ggml.merges"] = ["Q Z", "QZ Q"]
-    assert tokenizer_from_metadata(metadata).encode("QZQ") == [ord(c) - 33 for c in "QZQ"]  # as llama.cpp has it
+    assert tokenizer_from_metadata(metadata).encode("QZQ") == [ord(c) - 33 for c in "QZQ"]  # as in llama.cpp
 
 
 # ---- special tokens ----
@@ -290,7 +290,7 @@ def test_merging_never_makes_a_control_token() -> None:
 
 def test_a_user_defined_token_stands_for_its_text_as_it_is_written() -> None:
     metadata = spm_metadata()
-    metadata["tokenizer.ggml.tokens"][-1] = "▁▁b"  # old conversions of Gemma have such; it is no "  b"
+    metadata["tokenizer.ggml.tokens"][-1] = "▁▁b"  # found in old conversions of Gemma; it is not "  b"
     tokenizer = tokenizer_from_metadata(metadata)
     assert tokenizer.encode("▁▁b") == [tokenizer.vocab_size - 1]
     for text in ("  b", "▁▁b", "a  b▁▁b"):
@@ -322,7 +322,7 @@ def test_a_text_that_begins_with_the_bos_tokens_text_gets_no_second_bos() -> Non
     assert spm.encode("<s>a", **options) == spm.encode("a", add_special=True) == [1, *spm.encode("a")]
     assert both.encode("<s>a</s>", **options) == both.encode("a", add_special=True) == [1, *both.encode("a"), 2]
     assert both.encode("<s>", **options) == [1, 2]
-    # Where special tokens are not parsed, it is only text; and elsewhere in the text it is what it says.
+    # Without parsing of special tokens it is plain text; later in the text it is encoded as an ordinary BOS.
     assert spm.encode("<s>a", add_special=True) == [1, *spm.encode("<s>a")]
     assert spm.encode("a<s>", **options) == [1, *spm.encode("a"), 1]
 
@@ -340,7 +340,7 @@ def test_a_text_that_spells_two_bos_tokens_is_encoded_as_it_is_with_a_warning(ad
 
 
 def lacking(*bytes_: int) -> Tokenizer:
-    """A SentencePiece vocabulary without the tokens of these bytes."""
+    """A SentencePiece vocabulary without tokens for these bytes."""
     metadata = spm_metadata()
     names = {f"<0x{b:02X}>": f"unused {b}" for b in bytes_}
     metadata["tokenizer.ggml.tokens"] = [names.get(t, t) for t in metadata["tokenizer.ggml.tokens"]]
@@ -356,7 +356,7 @@ def test_a_byte_that_no_token_stands_for_is_refused_or_dropped_as_asked() -> Non
         assert tokenizer.encode(text, errors="drop") == kept
         assert tokenizer.encode_parts([(text, False)], errors="drop") == kept
         with pytest.raises(TokenError, match="no token for byte"):
-            tokenizer.encode(text)  # what was dropped is not remembered as the word's ids
+            tokenizer.encode(text)  # the ids without the dropped byte must not be cached
     assert tokenizer.encode("abé", errors="drop") == tokenizer.encode("abé") == whole.encode("abé")
 
 

@@ -1,4 +1,4 @@
-"""Texts that are hard on tokenizers, the same on every machine, and digests of ids: golden/tokenize_fuzz.json has
+"""Difficult texts for tokenizers, the same on every machine, and digests of ids. golden/tokenize_fuzz.json has
 llama.cpp's."""
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from teachllama.tokenizer import Tokenizer
 
 N_TEXTS = 400
-CHUNK = 64  # texts of special tokens for one digest
+CHUNK = 64  # texts with special tokens per digest
 
 CONTROLS = [chr(c) for c in (*range(0x20), *range(0x7F, 0xA0), 0xAD)]
 INVISIBLE = list("\u200b\u200c\u200d\u200e\u200f\u2028\u2029\u202a\u202e\u2060\u2064\ufeff\ufff9\ufffb\ufffd")
 RARE = ["\ue000", "\ufdd0", "\ufffe", "\uffff", "\U0001fffe", "\U000e0041", "\U00010000", "\U00040000", "\U0010ffff"]
 LITERALS = ["\u2581", "\u2581\u2581", " \u2581", "\u2581 ", "\u2581a", "\u0120", "\u010a", "<0x0A>", "<0xE2>"]
-LITERALS += ["[EMPTY_3]", "\\udc80", "\\u2581", "%00", "^@"]  # escapes that are only text
+LITERALS += ["[EMPTY_3]", "\\udc80", "\\u2581", "%00", "^@"]  # escapes that are plain text
 WORDS = [
     "a",
     " the",
@@ -42,7 +42,7 @@ KINDS = [CONTROLS, INVISIBLE, RARE, LITERALS, WORDS, WORDS, WORDS]
 
 
 def pick(options: Sequence, *seed: object) -> object:
-    """One of the options, always the same for a seed."""
+    """Picks one of the options, always the same for a seed."""
     return options[zlib.crc32(repr(seed).encode()) % len(options)]
 
 

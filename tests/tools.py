@@ -1,4 +1,4 @@
-"""Makes GGUF files for tests: tiny models of any supported architecture, and other-precision copies of a file."""
+"""Makes GGUF files for tests: tiny llama-like and gemma3 models, and copies of a file in other types."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def write_gguf(
     tensors: dict[str, np.ndarray],
     types: dict[str, GGMLQuantizationType] | None = None,
 ) -> Path:
-    """Writes a GGUF file; `types` names the tensors to store in another type than float32; bytes are blocks already."""
+    """Writes a GGUF file; `types` maps tensors to types other than float32; uint8 arrays are already blocks."""
     writer = GGUFWriter(path, metadata.get("general.architecture", "none"), use_temp_file=False)
     for key, value in metadata.items():
         if key != "general.architecture":
@@ -134,13 +134,13 @@ def _add(writer: GGUFWriter, key: str, value: Any) -> None:
 
 
 def tiny_model(path: Path, arch: str = "llama", **overrides: Any) -> Path:
-    """A complete tiny model file."""
+    """Writes a complete tiny model file."""
     metadata = tiny_metadata(arch, **overrides)
     return write_gguf(path, metadata, tiny_tensors(metadata))
 
 
 def copy_as(source: str | Path, target: Path, kind: GGMLQuantizationType) -> Path:
-    """A copy of a model with its matrices in another type (norms stay float32)."""
+    """Copies a model with its matrices in another type (norms stay float32)."""
     with open_gguf(source) as file:
         tensors, types = {}, {}
         for name, info in file.tensors.items():

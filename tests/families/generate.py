@@ -1,4 +1,4 @@
-"""Writes a tiny model of any family from a seed: random weights, odd sizes on purpose.
+"""Writes a tiny model of any family from a seed, with random weights and deliberately odd sizes.
 
 Ragged head counts, heads whose length is not dim / n_heads, windows shorter than the prompt, tied and untied output,
 experts that tie in score, layers that differ. Weights are scaled so that every part moves the logits.
@@ -27,9 +27,9 @@ class Variant:
     """One tiny model."""
 
     arch: str
-    sizes: dict[str, Any]  # metadata, without the architecture before the keys; others come from `plain`
+    sizes: dict[str, Any]  # metadata keys without the architecture prefix; the rest come from `PLAIN`
     about: str = ""
-    tied: bool = True  # the output is the embedding
+    tied: bool = True  # the output matrix is the embedding
     edit: Callable[[Tensors, np.random.Generator, dict[str, Any]], None] = lambda t, rng, m: None
     types: dict[str, T] = field(default_factory=dict)  # endings of tensor names -> types other than F32
     gelu: bool = False  # llama.cpp rounds GELU to float16
@@ -50,12 +50,12 @@ EXPERTS = {"expert_count": 6, "expert_used_count": 2, "expert_feed_forward_lengt
 
 
 def rope_factors(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None:
-    """Llama 3's: from 1 for fast pairs to 8 for slow ones."""
+    """Llama 3's RoPE factors: from 1 for fast pairs to 8 for slow ones."""
     t["rope_freqs.weight"] = np.linspace(1, 8, m["rope.dimension_count"] // 2).astype(np.float32)
 
 
 def long_rope(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None:
-    """LongRoPE's two sets; and phi3's fused matrices."""
+    """LongRoPE's two sets of factors, and phi3's fused matrices."""
     half = m["rope.dimension_count"] // 2
     t["rope_factors_short.weight"] = np.linspace(1, 1.5, half).astype(np.float32)
     t["rope_factors_long.weight"] = np.linspace(1.1, 16, half).astype(np.float32)
@@ -63,7 +63,7 @@ def long_rope(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None:
 
 
 def fuse(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None:
-    """q, k and v in one matrix, gate and up in another."""
+    """Fuses q, k and v into one matrix, and gate and up into another."""
     for i in range(m["block_count"]):
         p = f"blk.{i}."
         t[p + "attn_qkv.weight"] = np.concatenate([t.pop(f"{p}attn_{x}.weight") for x in "qkv"])
@@ -81,7 +81,7 @@ def tie_experts(t: Tensors, rng: np.random.Generator, m: dict[str, Any]) -> None
     for i in range(m["block_count"]):
         router = t[f"blk.{i}.ffn_gate_inp.weight"]
         router[2], router[4] = router[1], router[3]
-        for name in ("gate", "up", "down"):  # and are the same, so that either may be taken
+        for name in ("gate", "up", "down"):  # the two are also equal, so that either may be chosen
             w = t[f"blk.{i}.ffn_{name}_exps.weight"]
             w[2], w[4] = w[1], w[3]
 
@@ -242,8 +242,8 @@ VARIANTS["gpt-oss-mxfp4"] = Variant(
     False,
     types={"_exps.weight": T.MXFP4},
 )
-# Seeds where, all through the prompt and 50 greedy steps, neither a router's choice nor the best two logits tie nearly:
-# there either choice is right, and texts part. Found by `make_golden.py --find-seeds`.
+# Seeds for which no router's choice and no two best logits nearly tie, in the prompt and in 50 greedy steps. At a near
+# tie either choice is right, and the texts diverge. Found by `make_golden.py --find-seeds`.
 SEEDS = {
     "llama": 16, "llama-untied": 2, "llama3-factors": 7, "llama-old-key": 3, "llama-yarn": 6, "llama-biases": 1,
     "mixtral": 2, "mixtral-ties": 1, "qwen2": 3, "qwen2moe": 2, "qwen3": 2, "qwen3moe": 1, "phi3": 13, "phi3-long": 26,
@@ -261,7 +261,7 @@ OPTIONAL = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "
 
 
 def biases(t: Tensors, rng: np.random.Generator, m: dict[str, Any], names: tuple[str, ...]) -> None:
-    """Adds biases to the matrices named."""
+    """Adds biases to the named matrices."""
     for i in range(m["block_count"]):
         for name in names:
             w = t.get(f"blk.{i}.{name}.weight")
@@ -270,7 +270,7 @@ def biases(t: Tensors, rng: np.random.Generator, m: dict[str, Any], names: tuple
 
 
 def metadata_of(variant: str, **overrides: Any) -> dict[str, Any]:
-    """The metadata of a tiny model; an override of None removes its key (given without the architecture)."""
+    """The metadata of a tiny model; an override of None removes its key (given without the architecture prefix)."""
     v = VARIANTS[variant]
     sizes = PLAIN | v.sizes | overrides
     if v.arch in ("mixtral", "qwen2moe", "qwen3moe"):
@@ -343,7 +343,7 @@ def tensors_of(variant: str, metadata: dict[str, Any], seed: int = 0) -> Tensors
     def norm(length: int) -> np.ndarray:
         return (1 + 0.3 * rng.standard_normal(length)).astype(np.float32)
 
-    # Embeddings that are multiplied are made smaller, so that what layers add still counts beside them.
+    # Embeddings that the family scales up are made smaller, so that the layers' contributions still matter.
     scale = np.float32(dim**0.5 if v.arch in ("gemma2", "gemma3") else m.get("embedding_scale", 1.0))
     t: Tensors = {
         "token_embd.weight": matrix(vocab, dim, gain=3.0) / scale,
@@ -406,7 +406,7 @@ def tensors_of(variant: str, metadata: dict[str, Any], seed: int = 0) -> Tensors
 
 
 def latent(t: Tensors, p: str, m: dict[str, Any], n_heads: int, dim: int, matrix: Any, norm: Any) -> None:
-    """DeepSeek's attention."""
+    """Adds the weights of DeepSeek's latent attention."""
     rank, key, value = m["attention.kv_lora_rank"], m["attention.key_length_mla"], m["attention.value_length_mla"]
     rotating = m["rope.dimension_count"]
     if q_rank := m.get("attention.q_lora_rank", 0):
@@ -428,11 +428,11 @@ def build(
     """Writes a tiny model's file.
 
     Args:
-        seed: another model of the variant, for what is compared live; 0 is the one with golden figures.
-        kind: of the matrices; a router, norms and biases stay float32. A type whose blocks hold 256 weights makes the
-            model wide, and its blocks random; what is narrower still becomes Q8_0.
+        seed: selects another model of the variant, for live comparisons; 0 is the model with golden figures.
+        kind: the matrices' type; router, norms and biases stay float32. A type whose blocks hold 256 weights makes the
+            model wide and its blocks random; matrices that are still narrower become Q8_0.
         dequantized: write the rounded weights as float32.
-        overrides: metadata, without the architecture before the keys; None removes a key.
+        overrides: metadata, keys without the architecture prefix; None removes a key.
     """
     wide, v = GGML_QUANT_SIZES[kind][0] == 256, VARIANTS[variant]
     if wide:

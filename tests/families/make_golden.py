@@ -36,7 +36,7 @@ HOW = (
 
 
 def evaluate(peer: str, path: Path, ids: list[int], n_greedy: int = N_GREEDY) -> dict[str, Any]:
-    """What llama.cpp computes: logits (n, vocab_size), greedy ids, gaps between the two best."""
+    """llama.cpp's results: logits (n, vocab_size), greedy ids, gaps between the two best."""
     with tempfile.TemporaryDirectory() as folder:
         ids_file, out = Path(folder) / "ids.json", Path(folder) / "out.npz"
         ids_file.write_text(json.dumps(ids))
@@ -49,7 +49,7 @@ def evaluate(peer: str, path: Path, ids: list[int], n_greedy: int = N_GREEDY) ->
 
 
 def stored_form(name: str, peer: str, exact_gelu: str | None) -> dict[str, Any]:
-    """What the golden file of a variant holds."""
+    """The content of a variant's golden file."""
     v, vocab_size = VARIANTS[name], len(vocabulary())
     ids, columns = prompt(vocab_size), columns_of(vocab_size)
     with tempfile.TemporaryDirectory() as folder:
@@ -71,7 +71,7 @@ def stored_form(name: str, peer: str, exact_gelu: str | None) -> dict[str, Any]:
         "greedy": found["greedy"].tolist(),
         "gap": pack(found["gap"]),
     }
-    if stock is not None:  # llama.cpp with its rounding
+    if stock is not None:  # stock llama.cpp, with its rounding
         worst = np.abs(stock - found["logits"]).max(axis=1)
         stored["stock_differs_by"] = float(worst.max())
         stored["stock_logits"] = pack(np.take_along_axis(stock, columns, axis=1)[:N_STOCK])
@@ -80,7 +80,7 @@ def stored_form(name: str, peer: str, exact_gelu: str | None) -> dict[str, Any]:
 
 
 def find_seed(name: str, peer: str) -> int:
-    """The first seed with which nothing ties nearly."""
+    """The first seed without a near tie."""
     ids = prompt(len(vocabulary()))
     for seed in count():
         with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def find_seed(name: str, peer: str) -> int:
 
 
 def main() -> None:
-    """Writes a file for each variant."""
+    """Writes one file per variant."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", required=True)
     parser.add_argument("--exact-gelu")

@@ -1,7 +1,7 @@
-"""Run by the Python that has llama-cpp-python: `python peer.py MODEL IDS.json OUT.npz N_GREEDY`.
+"""Runs in the Python that has llama-cpp-python: `python peer.py MODEL IDS.json OUT.npz N_GREEDY`.
 
-Evaluates all ids at once in float32 (cache too, without flash attention), then goes on greedily; saves every
-position's logits and, for each greedy step, the id and the gap to the second best.
+Evaluates all ids at once in float32 (the cache too, without flash attention), then continues greedily. Saves the
+logits of every position and, for each greedy step, the id and the gap to the second best.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 
 
 def main() -> None:
-    """See above."""
+    """Runs the command described above."""
     path, ids_path, out, n_greedy = sys.argv[1:5]
     ids = json.loads(Path(ids_path).read_text())
     said: list[bytes] = []
-    log = api.llama_log_callback(lambda level, text, data: said.append(text))  # kept: the library only points at it
+    log = api.llama_log_callback(lambda level, text, data: said.append(text))  # keep it: the library has only a pointer
     api.llama_log_set(log, None)
     api.llama_backend_init()
     model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())

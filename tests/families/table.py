@@ -16,7 +16,7 @@ TARGET = Path(__file__).parent.parent.parent / "docs" / "measured" / "families.i
 
 
 def difference(model: tl.Model, golden: dict[str, Any]) -> tuple[float, int]:
-    """The largest difference at any position, of logits and their logsumexp; and how many greedy steps agree."""
+    """The largest difference of logits and logsumexp at any position, and the number of greedy steps that agree."""
     ids = prompt(model.config.vocab_size)
     with model.create_session(seq_len=1024) as session:
         logits = session.eval(ids, all_logits=True)

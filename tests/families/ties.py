@@ -1,4 +1,4 @@
-"""Where a router's choice hangs on rounding: two engines may choose differently there, and both are right."""
+"""Finds positions where a router's choice depends on rounding: two engines may differ there, and both are right."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from teachllama.forward import forward
 from teachllama.ops import NumpyOps
 from teachllama.weights import Experts
 
-NOISE = 2e-5  # engines' router outputs differ by a tenth of this
-DRAWS = 8  # a tie is missed once in 2^DRAWS
-CHANGED = 1e-2  # of the largest number: another expert changes more, the noise itself far less
+NOISE = 2e-5  # router outputs of two engines differ by a tenth of this
+DRAWS = 8  # the chance of missing a tie is 1 in 2^DRAWS
+CHANGED = 1e-2  # relative to the largest output: another expert changes more, the noise alone far less
 
 
 @dataclass(frozen=True)
 class _Noisy:
-    """A router whose outputs are a little off."""
+    """A router with a little noise added to its outputs."""
 
     router: Any
     rng: np.random.Generator
@@ -35,7 +35,7 @@ class _Noisy:
 
 
 class _Watching(NumpyOps):
-    """Notes the rows for which experts with noisy routers give something else."""
+    """Records the rows whose experts give another result under a noisy router."""
 
     def __init__(self, spec: tl.ModelSpec, n: int):
         super().__init__(spec)
@@ -50,7 +50,7 @@ class _Watching(NumpyOps):
 
 
 def tied(model: tl.Model, ids: list[int]) -> np.ndarray:
-    """Which positions of ids have, in any layer, experts that tie nearly and give different results: bool (n,).
+    """Marks positions of ids where, in any layer, experts nearly tie and give different results: bool (n,).
 
     Args:
         model: loaded with `weights="f32"`.

@@ -1,4 +1,4 @@
-"""llama.cpp's answers (llama_cpp.json), read back: what it reserved, to the byte where the log says so."""
+"""Reads llama.cpp's answers (llama_cpp.json): the memory it reserved, to the byte where the log is exact."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ COMPUTE = re.compile(r"compute buffer size = +([\d.]+) MiB")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of llama.cpp's log about a cache, with the figures as it printed them."""
+    """One line of llama.cpp's log about a cache, with the figures as printed."""
 
     cells: int
-    sequences: int  # with cells of their own
-    k: str  # MiB with two digits; of a recurrent state: the whole
-    v: str | None  # None: a recurrent state
+    sequences: int  # sequences with their own cells
+    k: str  # MiB with two digits; for a recurrent state, its whole size
+    v: str | None  # None for a recurrent state
 
     @property
     def nbytes(self) -> int:
-        """K and V, to the two digits that were printed."""
+        """K and V together, to the two printed digits."""
         return round((float(self.k) + float(self.v or 0)) * 2**20)
 
 
@@ -43,7 +43,7 @@ def load() -> tuple[str, dict[str, Any]]:
 
 
 def lines_of(log: list[str]) -> list[Line]:
-    """The caches that were reserved; those without a byte (no layer of that kind) are left out."""
+    """The caches reserved, without empty ones (no layer of that kind)."""
     found = []
     for line in log:
         if match := CACHE.match(line):
@@ -60,7 +60,7 @@ def compute_mib(log: list[str]) -> float | None:
 
 
 def as_printed(buffer: Buffer) -> Line:
-    """A buffer of ours as llama.cpp would print it: in MiB, as a float of 32 bits, with two digits."""
+    """One of our buffers as llama.cpp would print it: in MiB, rounded to float32, with two digits."""
 
     def mib(nbytes: int) -> str:
         return f"{struct.unpack('f', struct.pack('f', nbytes / 2**20))[0]:.2f}"
@@ -71,7 +71,7 @@ def as_printed(buffer: Buffer) -> Line:
 
 
 def reserve(model: engines.Model, setting: dict[str, Any]) -> engines.Reservation:
-    """What our rules give for a setting that llama.cpp was asked at."""
+    """Our rules' reservation for a setting at which llama.cpp was asked."""
     n = setting.get("n_seq_max", 1)
     options = LlamaCpp(
         unified=setting.get("kv_unified", False),

@@ -27,7 +27,7 @@ from typing import Any
 HERE = Path(__file__).parent
 ANSWERS = HERE / "llama_cpp.json"
 
-# What llama.cpp wants to know besides, and what has no influence on the cache. Only missing keys are added.
+# Further keys that llama.cpp requires and that have no influence on the cache. Only missing keys are added.
 FILLER: dict[str, Any] = {
     "vocab_size": 32000, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
     "attention.group_norm_epsilon": 1e-5, "attention.group_norm_groups": 8, "attention.max_alibi_bias": 8.0,
@@ -35,15 +35,15 @@ FILLER: dict[str, Any] = {
     "use_parallel_residual": False, "expert_weights_scale": 1.0, "expert_gating_func": 2,
     "residual_scale": 1.0,
 }  # fmt: skip
-GLOBAL_FILLER: dict[str, Any] = {  # keys without an architecture in front
+GLOBAL_FILLER: dict[str, Any] = {  # keys without an architecture prefix
     "tokenizer.ggml.model": "no_vocab", "tokenizer.ggml.token_type_count": 2, "xielu.alpha_n": 1.0,
     "xielu.alpha_p": 1.0, "xielu.beta": 1.0, "xielu.eps": 1.0,
 }  # fmt: skip
 
 
 def settings(arch: str, n_ctx: int) -> list[dict[str, Any]]:
-    """What each header is asked at: contexts and types; then, at one context, what else an engine can be told."""
-    if arch == "t5":  # its attention adds a bias, which flash attention cannot; and without it V is not quantized
+    """The settings asked for each header: contexts and types; then, at one context, the engine's other options."""
+    if arch == "t5":  # its attention adds a bias, so no flash attention; and without that, V cannot be quantized
         return [{"n_ctx": n, "type": t, "flash_attn": False} for n in (4096, 32768) for t in ("f16", "f32")]
     contexts = [4096, 32768, max(n_ctx, 8192)]
     asked = [{"n_ctx": n, "type": t} for n in contexts for t in ("f16", "q8_0", "q4_0")]
@@ -60,7 +60,7 @@ def settings(arch: str, n_ctx: int) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Asks for all headers, or for those named."""
+    """Asks for all headers, or for the named ones."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="headers to ask for (default: all)")
     parser.add_argument("--peer", required=True, help="a Python that has llama-cpp-python")
@@ -99,7 +99,7 @@ def main() -> int:
 
 
 def as_text(version: str, models: dict[str, Any]) -> str:
-    """JSON with a line a setting: a change of one answer is a change of one line."""
+    """JSON with one line per setting, so that changing one answer changes one line."""
     lines = []
     for name, found in models.items():
         if "error" in found:
@@ -112,12 +112,12 @@ def as_text(version: str, models: dict[str, Any]) -> str:
 
 
 def strip(answers: Any) -> Any:
-    """Answers without compute buffers, which a real reservation may round otherwise."""
+    """Answers without compute buffers, which a real reservation may round differently."""
     return [[line for line in a["log"] if "compute" not in line] for a in answers] if answers else answers
 
 
 def shrunk(arch: str, keys: dict[str, Any]) -> dict[str, Any]:
-    """Changes that leave the cache as it is and take the weights away: few channels, few experts, narrow layers."""
+    """Changes that keep the cache and shrink the weights: few channels, few experts, narrow layers."""
     heads = keys["attention.head_count"]
     first = heads[0] if isinstance(heads, list) else heads
     dim = keys["embedding_length"]
@@ -138,7 +138,7 @@ def shrunk(arch: str, keys: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_padded(header: Path, target: Path, changes: dict[str, Any]) -> None:
-    """A copy of a header with `FILLER` added, and `changes` made."""
+    """Writes a copy of a header with `FILLER` added and `changes` applied."""
     import gguf
 
     from teachllama.gguf_file import open_gguf
@@ -159,7 +159,7 @@ def write_padded(header: Path, target: Path, changes: dict[str, Any]) -> None:
 
 
 def ask(peer: str, path: Path, wanted: list[dict[str, Any]]) -> dict[str, Any]:
-    """llama.cpp's answers: one a setting, or an error in words."""
+    """llama.cpp's answers, one per setting, or an error message."""
     done = subprocess.run(
         [peer, str(Path(__file__).with_name("llama_cpp_worker.py")), str(path)],
         input=json.dumps(wanted), capture_output=True, text=True, timeout=600, check=False,

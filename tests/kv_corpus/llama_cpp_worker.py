@@ -1,4 +1,4 @@
-"""Runs in llama-cpp-python's environment: loads one header, makes contexts, prints what the log says of sizes.
+"""Runs in llama-cpp-python's environment: loads one header, makes contexts, prints the log's sizes.
 
 Standard input: a list of settings (see `ask_llama_cpp.settings`). Last line of standard output: the answers, as JSON.
 """
@@ -48,7 +48,7 @@ def main() -> None:
     params.n_gpu_layers = 0
     params.no_alloc = not settings[0].get("allocate", False)
     set_type = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
-    fill = set_type(lambda tensor, _: None)  # weights are what was in memory: their values change no size
+    fill = set_type(lambda tensor, _: None)  # leave weights uninitialized: their values change no size
     init = lib._lib.llama_model_init_from_user
     init.restype, init.argtypes = ctypes.c_void_p, [ctypes.c_void_p, set_type, ctypes.c_void_p, type(params)]
     model = init(metadata, fill, None, params)

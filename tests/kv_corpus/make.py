@@ -2,7 +2,7 @@
 
     python -m tests.kv_corpus.make
 
-llama.cpp's answers are not written here: `ask_llama_cpp.py` asks for them.
+llama.cpp's answers come from `ask_llama_cpp.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DTYPES = ("f16", "q8_0", "q4_0")
 
 
 def put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    """Adds a value under the type that llama.cpp's converters use for it."""
+    """Adds a value with the type that llama.cpp's converters use for it."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):
@@ -40,7 +40,7 @@ def put(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
 
 
 def write_header(entry: Entry, path: Path) -> None:
-    """A GGUF file that has the metadata of `entry` and no tensor."""
+    """Writes a GGUF file with the metadata of `entry` and no tensors."""
     writer = gguf.GGUFWriter(path, entry.arch)
     writer.add_string("general.name", entry.name)
     for key, value in entry.keys.items():
@@ -52,17 +52,17 @@ def write_header(entry: Entry, path: Path) -> None:
 
 
 def metadata_of(entry: Entry) -> dict[str, Any]:
-    """The metadata that the header holds."""
+    """The header's metadata."""
     return {"general.architecture": entry.arch} | {f"{entry.arch}.{k}": v for k, v in entry.keys.items()}
 
 
 def contexts_of(entry: Entry) -> list[int]:
-    """The three contexts of an entry; llama.cpp was asked at the same."""
+    """The three contexts of an entry; llama.cpp was asked at the same ones."""
     return sorted({4096, 32768, max(entry.keys["context_length"], 8192)})
 
 
 def steps_of(layout: KVLayout, seq_len: int) -> list[str]:
-    """The arithmetic of the f16 cache, a line per kind of layer."""
+    """The arithmetic of the f16 cache, one line per kind of layer."""
     steps = []
     for layer, n in layout.groups.items():
         held = layer.positions(seq_len)
@@ -73,7 +73,7 @@ def steps_of(layout: KVLayout, seq_len: int) -> list[str]:
 
 
 def proof_of(entry: Entry, model: engines.Model, answers: dict[str, Any]) -> dict[str, Any]:
-    """How the figures are known: llama.cpp's answers, or arithmetic alone."""
+    """The evidence for the figures: llama.cpp's answers, or arithmetic alone."""
     found = answers.get(entry.name, {"error": "not asked"})
     if "error" in found:
         return {"by": "arithmetic", "why": found["error"]}
@@ -98,7 +98,7 @@ def row_of(entry: Entry, answers: dict[str, Any]) -> dict[str, Any]:
         for dtype in DTYPES:
             try:
                 found[dtype] = layout.bytes(seq_len, dtype)
-            except ParameterError:  # rows that do not divide into this type's blocks
+            except ParameterError:  # rows are not a multiple of this type's block size
                 found[dtype] = None
         return found
 
@@ -141,7 +141,7 @@ def corpus() -> dict[str, Any]:
 
 
 def compute_ratios() -> list[float]:
-    """Our estimate of llama.cpp's compute buffer over what it printed, for every answer with flash attention."""
+    """Ratios of our estimate of llama.cpp's compute buffer to the printed size, for answers with flash attention."""
     _, answers = load()
     ratios = []
     for entry in ENTRIES:

@@ -1,13 +1,13 @@
-"""The models of the corpus: the metadata that decides about their caches, and where it was published.
+"""The models of the corpus: the metadata that determines their caches, and where it was published.
 
-What entries say was written down from memory and then compared with what was at hand: `CHECKED` has the place where
-each was found to be right, and those that are in no such place are listed as not checked in docs/kv-corpus.md.
+Entries were written from memory and then compared with available sources. `CHECKED` names the source that confirmed
+each entry; entries without one are listed as not checked in docs/kv-corpus.md.
 
 An entry's `keys` are GGUF keys without the architecture's prefix, as llama.cpp's converters (`conversion/` in its
 repository) write them from the model's `config.json`. `source` names that file by its repository on the Hugging Face
-Hub. An entry whose source begins with "made" has no published model behind it: it is there for a kind of cache that no
-published model small enough to describe shows alone. Keys that have no influence on the cache are left out; what
-llama.cpp wants besides is added when it is asked (`ask_llama_cpp.py`).
+Hub. An entry whose source begins with "made" is not a published model: it covers a kind of cache that no published
+model small enough to describe shows alone. Keys that have no influence on the cache are left out; `ask_llama_cpp.py`
+adds those that llama.cpp requires.
 """
 
 # ruff: noqa: E501  (a table: a row per model)
@@ -23,7 +23,7 @@ class Entry:
 
     name: str  # also the header's file name
     arch: str
-    kind: str  # which kind of cache it stands for
+    kind: str  # the kind of cache it represents
     source: str
     keys: dict[str, Any]
 
@@ -35,7 +35,7 @@ def add(
     name: str, arch: str, kind: str, source: str, n_layers: int, heads: Any, kv_heads: Any, dim: int, context: int,
     ff: Any, **more: Any,
 ) -> None:  # fmt: skip
-    """Adds an entry; `more` are further keys, `__` for a dot and `att_` for `attention.`."""
+    """Adds an entry; `more` has further keys, with `__` for a dot and `att_` for `attention.`."""
     keys: dict[str, Any] = {
         "block_count": n_layers, "context_length": context, "embedding_length": dim, "feed_forward_length": ff,
         "attention.head_count": heads, "attention.head_count_kv": kv_heads,
@@ -45,12 +45,12 @@ def add(
 
 
 def head(length: int, value: int | None = None) -> dict[str, int]:
-    """Lengths of a head that are not dim / heads."""
+    """Head lengths, where they are not dim / heads."""
     return {"att_key_length": length, "att_value_length": length if value is None else value}
 
 
 def every(n: int, layers: int, first: bool = False) -> list[bool]:
-    """True for every layer but the last (or first) of each n: the flags of layers that slide."""
+    """Flags of sliding layers: True for every layer but the last (or first) of each n."""
     return [i % n != (0 if first else n - 1) for i in range(layers)]
 
 
@@ -77,7 +77,7 @@ add("dots.llm1", "dots1", "plain, mixture of experts", "rednote-hilab/dots.llm1.
     **head(128), expert_count=128, expert_used_count=6, expert_feed_forward_length=1408, expert_shared_count=2,
     leading_dense_block_count=1)  # fmt: skip
 
-# Grouped: several query heads share one ------------------------------------------------------------------------------
+# Grouped: several query heads share a KV head -------------------------------------------------------------------------
 add("llama-3.1-8b", "llama", "grouped", "meta-llama/Llama-3.1-8B", 32, 32, 8, 4096, 131072, 14336)
 add("llama-3.1-405b", "llama", "grouped", "meta-llama/Llama-3.1-405B", 126, 128, 8, 16384, 131072, 53248)
 add("llama-3.2-1b", "llama", "grouped", "meta-llama/Llama-3.2-1B", 16, 32, 8, 2048, 131072, 8192)
@@ -101,13 +101,13 @@ add("apertus-8b", "apertus", "grouped", "swiss-ai/Apertus-8B-2509", 32, 32, 8, 4
 add("dbrx", "dbrx", "grouped, mixture of experts", "databricks/dbrx-base", 40, 48, 8, 6144, 32768, 10752,
     expert_count=16, expert_used_count=4)  # fmt: skip
 
-# One for all query heads ---------------------------------------------------------------------------------------------
+# One KV head for all query heads --------------------------------------------------------------------------------------
 add("falcon-7b", "falcon", "multi-query", "tiiuae/falcon-7b", 32, 71, 1, 4544, 2048, 18176)
 add("starcoder", "starcoder", "multi-query", "bigcode/starcoder", 40, 48, 1, 6144, 8192, 24576)
 add("gemma-2b", "gemma", "multi-query, heads of a length of their own", "google/gemma-2b", 18, 8, 1, 2048, 8192, 16384,
     **head(256))  # fmt: skip
 
-# Heads of a length of their own: not dim / heads ---------------------------------------------------------------------
+# Head lengths other than dim / heads ----------------------------------------------------------------------------------
 add("mistral-nemo-12b", "llama", "heads of a length of their own", "mistralai/Mistral-Nemo-Base-2407", 40, 32, 8, 5120,
     131072, 14336, **head(128), rope__dimension_count=128)  # fmt: skip
 add("qwen3-0.6b", "qwen3", "heads of a length of their own", "Qwen/Qwen3-0.6B", 28, 16, 8, 1024, 40960, 3072,
@@ -122,12 +122,12 @@ add("minimax-m2", "minimax-m2", "heads of a length of their own, mixture of expe
     3072, 196608, 1536, **head(128), rope__dimension_count=64, expert_count=256, expert_used_count=8,
     expert_feed_forward_length=1536, expert_gating_func=2)  # fmt: skip
 
-# Layers that draft, and cache nothing in an ordinary context ---------------------------------------------------------
+# Layers that draft; they cache nothing in an ordinary context ---------------------------------------------------------
 add("glm-4.5-air", "glm4moe", "multi-token prediction, mixture of experts", "zai-org/GLM-4.5-Air", 47, 96, 8, 4096,
     131072, 10944, **head(128), rope__dimension_count=64, nextn_predict_layers=1, expert_count=128,
     expert_used_count=8, expert_feed_forward_length=1408, expert_shared_count=1, leading_dense_block_count=1)  # fmt: skip
 
-# Another head count in each layer, and layers without attention -------------------------------------------------------
+# Head counts that differ by layer, and layers without attention -------------------------------------------------------
 OPENELM_HEADS, OPENELM_KV = [12] * 5 + [16] * 7 + [20] * 4, [3] * 5 + [4] * 7 + [5] * 4
 add("openelm-270m", "openelm", "another head count in each layer", "apple/OpenELM-270M", 16, OPENELM_HEADS, OPENELM_KV,
     1280, 2048, [768, 1024, 1280, 1536, 1792, 2048, 2560, 2816, 3072, 3328, 3584, 3840, 4352, 4608, 4864, 5120],
@@ -136,7 +136,7 @@ add("deci-made", "deci", "layers without attention", "made after nvidia/Llama-3_
     [64] * 10 + [0] * 3 + [64] * 3, [8, 8, 4, 4, 2, 8, 8, 8, 1, 8, 0, 0, 0, 8, 8, 8], 8192, 131072, 28672,
     **head(128), rope__dimension_count=128)  # fmt: skip
 
-# Sliding windows: a period that the engine has to know ---------------------------------------------------------------
+# Sliding windows: the period is built into the engine -----------------------------------------------------------------
 add("gemma-2-9b", "gemma2", "window, every 2nd layer full", "google/gemma-2-9b", 42, 16, 8, 3584, 8192, 14336,
     **head(256), att_sliding_window=4096)  # fmt: skip
 add("gemma-2-27b", "gemma2", "window, every 2nd layer full", "google/gemma-2-27b", 46, 32, 16, 4608, 8192, 36864,
@@ -222,7 +222,7 @@ add("minicpm3-4b", "minicpm3", "latent attention that engines store in full", "o
 add("plm-1.8b", "plm", "latent attention that engines store in full", "PLM-Team/PLM-1.8B-Base", 32, 16, 16, 2048, 4096,
     8192, **head(192, 128), att_kv_lora_rank=512, rope__dimension_count=64)  # fmt: skip
 
-# Sparse attention: an index key beside them --------------------------------------------------------------------------
+# Sparse attention: an additional index key ----------------------------------------------------------------------------
 add("deepseek-v3.2", "deepseek32", "latent attention and an index key", "deepseek-ai/DeepSeek-V3.2-Exp", 61, 128, 1,
     7168, 163840, 18432, **MLA, att_q_lora_rank=1536, att_indexer__head_count=64, att_indexer__key_length=128,
     att_indexer__top_k=2048, **MOE_V3)  # fmt: skip
@@ -283,13 +283,13 @@ add("dream-7b", "dream", "diffusion", "Dream-org/Dream-v0-Base-7B", 28, 28, 4, 3
 add("flan-t5-base", "t5", "encoder-decoder", "google/flan-t5-base", 12, 12, 12, 768, 512, 2048, **head(64),
     decoder_block_count=12, att_relative_buckets_count=32, decoder_start_token_id=0)  # fmt: skip
 
-# An architecture nobody knows ----------------------------------------------------------------------------------------
+# Unknown architectures ------------------------------------------------------------------------------------------------
 add("unknown-ordinary", "unheard-of", "unknown: counted as ordinary attention", "made", 24, 16, 4, 2048, 65536, 8192)
 add("unknown-hybrid", "unheard-of-too", "unknown: the file says which layers attend", "made", 24, 16, 4, 2048, 65536,
     8192, **DELTA, ssm__inner_size=4096, full_attention_interval=4)  # fmt: skip
 
-# Where the numbers that decide about a cache (layers, KV heads, lengths of heads, windows, which layers have what, ranks,
-# state sizes) were compared, and agree. "Default" means the default values of a model's configuration class.
+# Sources that confirm the numbers that determine a cache (layers, KV heads, head lengths, windows, kinds of layers,
+# ranks, state sizes). "Default" means the default values of a model's configuration class.
 _HF = "transformers 5.24.0, default of {}"
 _LIT = "litgpt 0.5.13, litgpt/config.py"
 _COPY = "a copy of its config.json in public source code"
