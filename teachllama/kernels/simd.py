@@ -290,9 +290,34 @@ add_products = _function(0, (None, _A, _I, None), _each_row(_add_product))
 # rows, address, step, v -> rows[r] + (the vector at address + r * step) * v
 add_vectors = _function(0, (None, _A, _I, None), _each_row(_add_times))
 add_stored = _function(0, (None, _A, _I), _each_row(_add_stored))
-store_sums = _function(  # the sum of each row's lanes
-    0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, _hsum(b, [row]))))
-)
+
+
+def _store_sums(b: Any, args: Any) -> Any:
+    """The sum of each row's lanes, added as `_hsum` does. Two rows share a vector as soon as half of one is enough."""
+    rows = args[0]
+    vectors = [b.extract_value(rows, r) for r in range(rows.type.count)]
+    lanes = vectors[0].type.count  # of one row
+    while lanes > 1:
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], None)]
+        vectors = []
+        for one, other in pairs:
+            n = one.type.count * (1 if other is None else 2)
+            low, high = (
+                b.shuffle_vector(
+                    one,
+                    ir.Constant(one.type, ir.Undefined) if other is None else other,
+                    ir.Constant(ir.VectorType(_I32, n // 2), [i for i in range(n) if i // (lanes // 2) % 2 == half]),
+                )
+                for half in (0, 1)
+            )
+            vectors.append(b.fadd(low, high))
+        lanes //= 2
+    for r, at in enumerate(_row_addresses(b, args[1:], rows.type.count)):
+        _store(b, (at, b.extract_element(vectors[0], _I32(r))))
+    return rows
+
+
+store_sums = _function(0, (None, _A, _I), _store_sums)
 store_rows = _function(0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, row))))
 tile_shape = _function(_I, (), lambda b, a: _llvm(b, symbols.TILE_SHAPE, _I64, []))  # a number of `shapes.py`
 
