@@ -1,7 +1,7 @@
 """Three ways of routing calls to workers, on one trace: `python benchmarks/cluster.py`. Needs the extra `cluster`.
 
-Conversations of several turns come interleaved; some begin with the same long text. For each routing: which share of
-the positions that a call needs its worker had already, and how long a call took. Writes the table of docs/cluster.md.
+Conversations of several turns are interleaved, and some begin with the same long text. For each routing it measures the
+share of a call's positions that its worker already had, and the time per call. Writes the table of docs/cluster.md.
 """
 
 from __future__ import annotations

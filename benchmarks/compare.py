@@ -1,8 +1,8 @@
-"""Measures teachllama beside llama.cpp: the same tasks, in turn (A B A B), in one run. `make bench`.
+"""Measures teachllama next to llama.cpp: the same tasks, in turns (A B A B), in one run. `make bench`.
 
-No figure of ours is given without the peer's from the same run: machines differ, and one machine differs from hour to
-hour. What counts is the ratio, the median over turns measured one right after the other, with its spread. The peer runs
-with flash attention off and on, and the better of the two counts in each turn.
+Every figure of ours comes with the peer's from the same run, because machines differ, and one machine differs from hour
+to hour. The result is the ratio: the median over consecutive turns, with its spread. The peer runs with flash attention
+off and on, and the better of the two counts in each turn.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How much quantized arithmetic changes what a model says: ours and llama.cpp's, against the float32 reference.
 
-Over the same 2,000 tokens of text the next-token distributions of each are compared with those of the same weights in
-float32 NumPy: Kullback-Leibler divergence, mean over tokens, in nats. And greedy continuations of the same prompts:
-how many of their tokens agree with the reference's. `make bench`.
+Compares next-token distributions over 2,000 tokens of text with those of the same weights in float32 NumPy: the mean
+Kullback-Leibler divergence, in nats. Also counts how many tokens of greedy continuations of six prompts agree with the
+reference's. `make bench`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Times one draw from a model's logits, beside llama.cpp's sampler chain: the same logits and settings, in turn.
+"""Times one draw from a model's logits, next to llama.cpp's sampler chain: the same logits and settings, in turns.
 
     python benchmarks/sampling.py --peer .venv-peer/bin/python
 
 Ours is `teachllama.sampling.sample`. llama.cpp's is a chain of penalties, top-k, top-p, min-p, temperature and draw,
-without those that the settings turn off; its time includes filling the array of candidates, as `llama_sampler_sample`
-does for every token. The two draw from different random numbers, so not the same tokens.
+without those that the settings turn off. Its time includes filling the array of candidates, as `llama_sampler_sample`
+does for every token. The two use different random numbers, so they draw different tokens.
 """
 
 from __future__ import annotations

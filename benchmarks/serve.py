@@ -1,15 +1,15 @@
-"""A load test: what many clients get from one model, beside llama.cpp with the same trace. `make bench-serve`.
+"""A load test: what many clients get from one model, next to llama.cpp with the same trace. `make bench-serve`.
 
 Four questions, each with requests made from a seed; lengths and pauses are drawn from the distributions in `WORK`:
 
-- 8 clients, each asking again when its answer has ended: how many times the tokens of one request at a time?
-- Requests that come at random (a Poisson process), half of them with a beginning they share with others: how long until
-  the first token, how long between tokens, with prefixes and without?
-- A prompt of 1,000 tokens comes while 7 others generate: how long do they wait, whole and in pieces?
-- A prompt of which 500 tokens are there already: how much sooner is its first token?
+- 8 clients, each sending its next request when its answer has ended: how many times the throughput of one at a time?
+- Requests that arrive at random (a Poisson process), half of them with a shared beginning: how long until the first
+  token, how long between tokens, with prefixes and without?
+- A prompt of 1,000 tokens arrives while 7 others generate: how long do they wait, if it is read whole or in pieces?
+- A prompt of which 500 tokens are already cached: how much sooner is its first token?
 
-llama.cpp runs with flash attention on and off, and with one cache for all sequences and one for each; the setting that
-serves 8 clients fastest is taken for everything.
+llama.cpp runs with flash attention on and off, and with one cache for all sequences or one per sequence. The setting
+that serves 8 clients fastest is used for everything.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from compare import MAX_LOAD, Engine, other_load, processor
 HERE = Path(__file__).parent
 SETTINGS = [(f"flash={flash}", f"cache={cache}") for flash in ("off", "on") for cache in ("each", "one")]
 CLIENTS, SEQ_LEN, BUDGET = 8, 1280, 256
-BUDGETS = (40, 72, 264, 1280)  # rows per step while a long prompt arrives: 8 plus 32, 64 or 256, or enough for all
+BUDGETS = (16, 40, 72, 264, 1280)  # rows per step while a long prompt arrives: 8 plus 8, 32, 64, 256, or enough for all
 Answers = list[dict[str, Any]]
 WORK = {  # lengths in tokens: the median of a log-normal distribution, its sigma, minimum and maximum
     "clients": {"own": (32, 0.5, 8, 128), "new": (96, 0.4, 32, 160), "shared": (0, 0)},
@@ -51,7 +51,7 @@ class Size:
     repeats: int = 2
 
 
-QUICK = Size(clients=8, turns=1, arrivals=8, longest=8, budgets=BUDGETS[2:], repeats=1)
+QUICK = Size(clients=8, turns=1, arrivals=8, longest=8, budgets=BUDGETS[3:], repeats=1)
 
 
 class Texts:
@@ -157,15 +157,13 @@ def arrivals(ours: Engine, peer: Engine, texts: Texts, n: int) -> dict[str, Any]
 
 def long_prompt(engine: Engine, texts: Texts, size: Size) -> Answers:
     """For each step budget: how long 7 others wait for tokens before and while a prompt of 1,000 tokens is read."""
-    traces = []
-    for _ in range(size.repeats):
-        n = min(120, 2 * size.longest)
-        others = [{"at": 0.0, "prompt": texts.cut(16), "n": n} for _ in range(CLIENTS - 1)]
-        traces.append([*others, {"after": n // 4, "prompt": texts.cut(1000), "n": 2}])
+    prompts = [([texts.cut(16) for _ in range(CLIENTS - 1)], texts.cut(1000)) for _ in range(size.repeats)]
     rows = []
     for budget in size.budgets:
         before, during, first = [], [], []
-        for trace in traces:
+        n = min(60 + 1000 // (budget - CLIENTS + 1), 2 * size.longest)  # the others still generate at the end
+        for short, prompt in prompts:
+            trace = [{"at": 0.0, "prompt": p, "n": n} for p in short] + [{"after": n // 4, "prompt": prompt, "n": 2}]
             *others, long = play(engine, trace, budget=budget)["requests"]
             ready = max(r["times"][1] for r in others)  # from then on, all of them generate
             for r in others:

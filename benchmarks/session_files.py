@@ -1,4 +1,4 @@
-"""What saving and loading a session costs, beside evaluating its tokens again: `python benchmarks/session_files.py`.
+"""What saving and loading a session costs, and evaluating its tokens again: `python benchmarks/session_files.py`.
 
 Writes the table of docs/sessions.md. Each figure is the shortest of several repetitions, taken in turns.
 """

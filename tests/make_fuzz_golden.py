@@ -2,8 +2,8 @@
 
     python -m tests.make_fuzz_golden --peer .venv-peer/bin/python
 
-The peer is a Python that has llama-cpp-python. Real vocabularies come from the models that were fetched; made-up ones
-are written to files without weights.
+The peer is a Python that has llama-cpp-python. Real vocabularies come from downloaded models. Made-up ones are written
+to files without weights.
 """
 
 from __future__ import annotations

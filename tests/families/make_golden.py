@@ -7,8 +7,9 @@ was built without its table of GELU (`benchmarks/build_peer.sh FOLDER PYTHON exa
 skipped without it. --find-seeds: writes nothing, and prints for each variant the first seed fit for `SEEDS`.
 
 llama.cpp computes float32 here because the file's weights and the cache are float32, flash attention is off, and
-nothing is repacked: repacking is for quantized types. What it still rounds is GELU, and activations that meet MXFP4;
-for these the same build, or the same weights, without the rounding are evaluated too, and the difference is kept.
+nothing is repacked: repacking is for quantized types. It still rounds GELU, and activations that are multiplied by
+MXFP4. For these, the same build, or the same weights, are evaluated without the rounding too, and the difference is
+kept.
 """
 
 from __future__ import annotations

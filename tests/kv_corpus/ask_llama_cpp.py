@@ -7,8 +7,8 @@ Each header becomes a model without weights: llama.cpp builds it from the metada
 be asked at any context, and every published configuration is asked as it is. With `--allocate` the model is made tiny
 (few weights, the same cache), filled with random weights, and everything is reserved for real; both ways agree.
 
-What is kept in llama_cpp.json are the lines of its log that give sizes, and nothing that depends on the machine. A size
-is printed in MiB with two digits; beside it stands the number of cells. Together they give the bytes of a cell exactly,
+llama_cpp.json keeps the lines of its log that give sizes, and nothing that depends on the machine. A size is printed in
+MiB with two digits, next to the number of cells. Together they give the bytes of a cell exactly,
 as long as there are more cells than half a hundredth of a MiB has bytes (5,243): the largest context of each entry has.
 
 llama.cpp ends the process where it does not like a model, so each header is asked in a process of its own.
