@@ -78,21 +78,22 @@ def bandwidth_table(result: dict[str, Any]) -> str:
 
 def arithmetic_table(result: dict[str, Any]) -> str:
     """How close a prefill of 512 tokens comes to the float32 operations per second of a C loop; "" if none ran."""
-    limit = result["machine"].get("c_gflop_s")
-    if not limit:
-        return ""
     lines = [
-        f"{machine_name(result['machine'])}: a C loop of the same shape makes {limit:.0f} GFLOP/s here, the kernels' "
-        f"own tile {result['machine']['f32_gflop_s']:.0f}.",
+        f"{machine_name(result['machine'])}, {result['machine']['threads']} threads:",
         "",
-        "| model | prefill 512 | of the C loop's pace | llama.cpp, in 8-bit integers |",
-        "|---|---:|---:|---:|",
+        "| model | prefill 512 | a C loop, in turns | share | spread | llama.cpp, in 8-bit integers |",
+        "|---|---:|---:|---:|---:|---:|",
     ]
     for name, found in result["models"].items():
-        row = found["rows"]["prefill 512"]
-        pace, theirs = (2 * found["n_weights"] * tps / 1e9 for tps in (row["ours"], max(row["off"], row["on"])))
-        lines.append(f"| {name} | {pace:.0f} GFLOP/s | {100 * pace / limit:.0f} % | {theirs:.0f} Gop/s |")
-    return "\n".join(lines) + "\n"
+        if not (c := found.get("beside_c")):
+            continue
+        row, shares = found["rows"]["prefill 512"], [100 * share for share in c["shares"]]
+        theirs = 2 * found["n_weights"] * max(row["off"], row["on"]) / 1e9
+        lines.append(
+            f"| {name} | {c['ours']:.0f} GFLOP/s | {c['c']:.0f} GFLOP/s | {statistics.median(shares):.0f} % | "
+            f"{shares[0]:.0f} to {shares[-1]:.0f} % | {theirs:.0f} Gop/s |"
+        )
+    return "\n".join(lines) + "\n" if len(lines) > 4 else ""
 
 
 def second_table(result: dict[str, Any]) -> str:

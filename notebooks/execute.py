@@ -1,4 +1,6 @@
-"""Runs notebooks from top to bottom in new kernels and saves their outputs: `make notebooks`, or give their paths.
+"""Runs notebooks from top to bottom in new kernels and saves their outputs.
+
+    python notebooks/execute.py [--busy] [FILE ...]    # default: all, as `make notebooks` does
 
 Use it before each commit that changes a notebook, so that the committed outputs are up to date.
 """
@@ -52,6 +54,8 @@ def merge_streams(outputs: list[NotebookNode]) -> list[NotebookNode]:
 
 if __name__ == "__main__":
     named = [Path(p) for p in sys.argv[1:] if p != "--busy"]
+    if missing := [path for path in named if not path.is_file()]:
+        raise SystemExit(f"{missing[0]} is not a file\n\n{__doc__}")
     busy = psutil.cpu_percent(1) / 100 * (psutil.cpu_count() or 1)
     if busy > 0.7 and "--busy" not in sys.argv:  # the stored times would be too long for this machine
         raise SystemExit(f"other programs keep {busy:.1f} processors busy; wait for an idle machine, or say --busy")
