@@ -53,6 +53,7 @@ class Engine:
         self, python: str, name: str, model: Path, threads: int, *how: str, cpu: str = "", script: str = "worker.py"
     ):
         env = os.environ | ({"TEACHLLAMA_KERNEL_CPU": cpu} if cpu else {})
+        env.pop("PYTHONDONTWRITEBYTECODE", None)  # modules are compiled before, as where a package is installed
         command = [python, str(HERE / script), name, str(model), str(threads), *how]
         self.process = subprocess.Popen(
             command,
