@@ -25,6 +25,11 @@ TOLERANCE = 1e-3
 LIKE_THE_PEER = [name for name, v in VARIANTS.items() if v.peer]
 PEER = os.environ.get("TEACHLLAMA_PEER", ".venv-peer/bin/python")
 CHUNKS = (37, 1, 63, 2, 4)
+# All variants and types take minutes: by default one variant per family is changed tensor by tensor, and two types of
+# blocks are tried (tests/test_kernels_blocks.py tries every type).
+ALL = bool(os.environ.get("TEACHLLAMA_ALL_MODELS"))
+MOVED = list(VARIANTS) if ALL else list({variant.arch: name for name, variant in reversed(VARIANTS.items())}.values())
+KINDS = [T.Q8_0, T.Q4_1, T.F16, T.Q4_K, T.Q6_K] if ALL else [T.Q8_0, T.Q4_K]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +85,7 @@ def test_logits_and_greedy_tokens_equal_llama_cpps(variant: str, folder: Path, l
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [T.Q8_0, T.Q4_1, T.F16, T.Q4_K, T.Q6_K], ids=lambda k: k.name)
+@pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.name)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_quantized_weights_on_the_kernels_equal_the_reference_on_the_same_file(
     variant: str, kind: T, folder: Path
@@ -119,7 +124,7 @@ def test_every_golden_file_has_its_variant() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", MOVED)
 def test_every_tensor_and_every_multiplier_moves_the_logits(variant: str, folder: Path) -> None:
     # Comparing with llama.cpp proves nothing about a weight or key that does not change the logits.
     metadata = metadata_of(variant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import teachllama as tl
 from teachllama import ops
 from tests.conftest import golden
 from tests.tools import tiny_metadata, tiny_model, tiny_tensors, write_gguf
+
+GEMMA_PROMPTS = range(3) if os.environ.get("TEACHLLAMA_ALL_MODELS") else range(1)  # slow: one prompt by default
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +49,13 @@ def test_smollm2_logits_and_greedy_tokens_equal_llama_cpp(smollm2: tl.Model, i: 
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", GEMMA_PROMPTS)
 def test_gemma3_logits_and_greedy_tokens_equal_llama_cpp_with_exact_gelu(gemma3: tl.Model, i: int) -> None:
     check_against(gemma3, golden("gemma3-270m-exact-gelu")["generate"][i], tolerance=1e-4)
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", GEMMA_PROMPTS)
 def test_gemma3_equals_stock_llama_cpp_up_to_its_half_precision_gelu_table(gemma3: tl.Model, i: int) -> None:
     # llama.cpp looks GELU up in a table of 65,536 float16 values. Its steps amplify float32 noise of 1e-7 to
     # differences of several 1e-3 in the logits; see docs/measured.md.
