@@ -94,6 +94,17 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def on_all(threads: int, call: Callable[[int], object]) -> float:
+    """Seconds until call(0), call(1), ..., one per thread, have ended."""
+    workers = [threading.Thread(target=call, args=(i,)) for i in range(threads)]
+    started = time.perf_counter()
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - started
+
+
 def machine(threads: int) -> dict[str, Any]:
     """The limits of this machine: bytes read per second, and float32 operations per second."""
     import numpy as np
@@ -122,16 +133,7 @@ def machine(threads: int) -> dict[str, Any]:
 
     def rate(call: Callable[[int], object], work: float) -> float:
         call(0)
-        best = 1e9
-        for _ in range(5):
-            started = time.perf_counter()
-            workers = [threading.Thread(target=call, args=(i,)) for i in range(threads)]
-            for worker in workers:
-                worker.start()
-            for worker in workers:
-                worker.join()
-            best = min(best, time.perf_counter() - started)
-        return threads * work / best
+        return threads * work / min(on_all(threads, call) for _ in range(5))
 
     nbytes = 150_000_000 // threads // 256 * 256
     pages = Pages(threads * nbytes)
@@ -173,18 +175,13 @@ def beside_c(ours: Engine, path: Path, threads: int, pairs: int) -> dict[str, An
     task, times = TASKS["prefill 512"], 40_000
     operations = operations_of(path, task["n"])
 
-    def loop(at: int) -> None:
+    def loop(i: int) -> None:
+        at = small[i].ctypes.data
         products(at, at + 4 * 48 * 256, at + 8 * 48 * 256, times)
 
     turns = []
     for _ in range(pairs):
-        started = time.perf_counter()
-        workers = [threading.Thread(target=loop, args=(row.ctypes.data,)) for row in small]
-        for worker in workers:
-            worker.start()
-        for worker in workers:
-            worker.join()
-        c = threads * times * TILE_WORK / (time.perf_counter() - started) / 1e9
+        c = threads * times * TILE_WORK / on_all(threads, loop) / 1e9
         turns.append((operations / ours.ask(task)["seconds"] / 1e9, c))
     mine, theirs = (statistics.median(paces) for paces in zip(*turns, strict=True))
     return {"ours": mine, "c": theirs, "shares": sorted(a / b for a, b in turns)}

@@ -81,17 +81,16 @@ def arithmetic_table(result: dict[str, Any]) -> str:
     lines = [
         f"{machine_name(result['machine'])}, {result['machine']['threads']} threads:",
         "",
-        "| model | prefill 512 | a C loop, in turns | share | spread | llama.cpp, in 8-bit integers |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| model | prefill 512 | a C loop, in turns | share | spread |",
+        "|---|---:|---:|---:|---:|",
     ]
     for name, found in result["models"].items():
         if not (c := found.get("beside_c")):
             continue
-        row, shares = found["rows"]["prefill 512"], [100 * share for share in c["shares"]]
-        theirs = 2 * found["n_weights"] * max(row["off"], row["on"]) / 1e9
+        shares = [100 * share for share in c["shares"]]
         lines.append(
             f"| {name} | {c['ours']:.0f} GFLOP/s | {c['c']:.0f} GFLOP/s | {statistics.median(shares):.0f} % | "
-            f"{shares[0]:.0f} to {shares[-1]:.0f} % | {theirs:.0f} Gop/s |"
+            f"{shares[0]:.0f} to {shares[-1]:.0f} % |"
         )
     return "\n".join(lines) + "\n" if len(lines) > 4 else ""
 

@@ -47,7 +47,7 @@ echo "== each notebook beside JupyterLab, offline, under $limit_mb MB"
 # Proxies that lead nowhere: whoever asks for the network now is refused at once.
 export http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 HTTP_PROXY=http://127.0.0.1:9 HTTPS_PROXY=http://127.0.0.1:9
 export PIP_NO_INDEX=1 HF_HUB_OFFLINE=1
-# The limit is on resident memory, which no ulimit bounds; `ulimit -v` bounds reserved memory, and that a large reserve
-# costs nothing is what notebook 04 shows. So look at the processes ten times a second.
+# The limit is on memory that is in use, which no ulimit bounds: `ulimit -v` bounds reserved memory, and notebook 04
+# shows that a large reserve costs nothing. So look at the processes ten times a second.
 python binder/peak.py "$limit_mb"
 echo "binder/ is sound"

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -29,7 +30,7 @@ def memory(processes: list[psutil.Process]) -> tuple[int, int]:
     """Bytes in all of them together: anonymous, and all that are resident. A page that n share counts 1/n in each."""
     anonymous = resident = 0
     for process in processes:
-        with contextlib.suppress(OSError):  # it ended while we looked
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended while we looked
             text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
             kb = {name: int(n) for name, n in re.findall(r"^(\w+):\s+(\d+) kB$", text, flags=re.M)}
             anonymous, resident = anonymous + 1024 * kb["Pss_Anon"], resident + 1024 * kb["Pss"]
@@ -37,7 +38,7 @@ def memory(processes: list[psutil.Process]) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def jupyterlab(folder: Path):  # type: ignore[no-untyped-def]
+def jupyterlab(folder: Path) -> Iterator[psutil.Popen]:
     """A server with its page loaded once."""
     options = ["--no-browser", "--ServerApp.port=0", "--IdentityProvider.token=", f"--ServerApp.root_dir={NOTEBOOKS}"]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
@@ -56,8 +57,8 @@ def jupyterlab(folder: Path):  # type: ignore[no-untyped-def]
                 sys.exit(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        for path in ("", "/../api/contents", "/../api/kernelspecs"):
-            direct.open(addresses[-1] + path, timeout=30).read()
+        for path in ("lab", "api/contents", "api/kernelspecs"):
+            direct.open(addresses[-1].removesuffix("lab") + path, timeout=30).read()
         yield server
     finally:
         for process in [*server.children(recursive=True), server]:
@@ -84,6 +85,8 @@ def peak(number: str, server: psutil.Process, folder: Path, limit: int) -> tuple
 
 
 def main() -> None:
+    if not Path("/proc/self/smaps_rollup").exists():
+        sys.exit("this needs Linux, 4.14 or later: it reads /proc/PID/smaps_rollup")
     limit = int(sys.argv[1]) * 1_000_000
     numbers = sys.argv[2:] or sorted(path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     failed = []

@@ -217,21 +217,32 @@ def _two_to_the(b: Any, args: Any) -> Any:
 _power_of_two = _function(0, (None,), _two_to_the)  # 2^n for whole n, by writing a float32's exponent
 
 
-def _hsum(b: Any, args: Any) -> Any:
-    """Adds halves until one number is left: always in this order, so that equal lanes give equal sums."""
-    value, n = args[0], args[0].type.count
-    while n > 1:
-        n //= 2
-        undefined = ir.Constant(value.type, ir.Undefined)
-        low, high = (
-            b.shuffle_vector(value, undefined, ir.Constant(ir.VectorType(_I32, n), list(range(first, first + n))))
-            for first in (0, n)
-        )
-        value = b.fadd(low, high)
-    return b.extract_element(value, _I32(0))
+def _lane_sums(b: Any, vectors: list[Any]) -> Any:
+    """A vector with the sum of each given one's lanes. Two share a vector as soon as half of one is enough.
+
+    Halves are added until one number per vector is left: always in this order, so that equal lanes give equal sums.
+    """
+    lanes = vectors[0].type.count  # of one of them
+    while lanes > 1:
+        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], None)]
+        vectors = []
+        for one, other in pairs:
+            n = one.type.count * (1 if other is None else 2)
+            low, high = (
+                b.shuffle_vector(
+                    one,
+                    ir.Constant(one.type, ir.Undefined) if other is None else other,
+                    ir.Constant(ir.VectorType(_I32, n // 2), [i for i in range(n) if i // (lanes // 2) % 2 == half]),
+                )
+                for half in (0, 1)
+            )
+            vectors.append(b.fadd(low, high))
+        lanes //= 2
+    return vectors[0]
 
 
-hsum = _function(_F, (None,), _hsum)  # the sum of all lanes
+# The sum of all lanes.
+hsum = _function(_F, (None,), lambda b, a: b.extract_element(_lane_sums(b, [a[0]]), _I32(0)))
 hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
 
 
@@ -293,30 +304,14 @@ add_stored = _function(0, (None, _A, _I), _each_row(_add_stored))
 
 
 def _store_sums(b: Any, args: Any) -> Any:
-    """The sum of each row's lanes, added as `_hsum` does. Two rows share a vector as soon as half of one is enough."""
     rows = args[0]
-    vectors = [b.extract_value(rows, r) for r in range(rows.type.count)]
-    lanes = vectors[0].type.count  # of one row
-    while lanes > 1:
-        pairs = list(zip(vectors[::2], vectors[1::2], strict=True)) if len(vectors) > 1 else [(vectors[0], None)]
-        vectors = []
-        for one, other in pairs:
-            n = one.type.count * (1 if other is None else 2)
-            low, high = (
-                b.shuffle_vector(
-                    one,
-                    ir.Constant(one.type, ir.Undefined) if other is None else other,
-                    ir.Constant(ir.VectorType(_I32, n // 2), [i for i in range(n) if i // (lanes // 2) % 2 == half]),
-                )
-                for half in (0, 1)
-            )
-            vectors.append(b.fadd(low, high))
-        lanes //= 2
+    sums = _lane_sums(b, [b.extract_value(rows, r) for r in range(rows.type.count)])
     for r, at in enumerate(_row_addresses(b, args[1:], rows.type.count)):
-        _store(b, (at, b.extract_element(vectors[0], _I32(r))))
+        _store(b, (at, b.extract_element(sums, _I32(r))))
     return rows
 
 
+# The sum of each row's lanes, stored `step` bytes apart.
 store_sums = _function(0, (None, _A, _I), _store_sums)
 store_rows = _function(0, (None, _A, _I), _each_row(lambda b, row, at, _: _store(b, (at, row))))
 tile_shape = _function(_I, (), lambda b, a: _llvm(b, symbols.TILE_SHAPE, _I64, []))  # a number of `shapes.py`

@@ -34,7 +34,8 @@ class Team:
         sync = np.zeros(N_SYNC + 8, np.int64)
         self._sync = sync[-sync.ctypes.data % 64 // 8 :]  # aligned to a cache line: no two counters share one
         self._helpers: set[int] = set()  # numbers of the live helpers
-        self._wanted = 0  # threads of the job that runs now
+        self._n_threads = 0  # of the latest job
+        self._running = False  # whether that job runs now
 
     def run(self, job: np.ndarray[Any, Any], n_threads: int) -> None:
         """Runs a job on n threads, this one among them, and returns when it is done.
@@ -45,7 +46,7 @@ class Team:
             self._sync[JOB_AT] = job.ctypes.data
             try:
                 with self._wake:
-                    self._wanted = n_threads
+                    self._n_threads, self._running = n_threads, True
                     for thread in set(range(1, n_threads)) - self._helpers:
                         self._helpers.add(thread)
                         seen = int(self._sync[GENERATION])
@@ -53,15 +54,15 @@ class Team:
                     self._wake.notify_all()
                 self._serve(self._sync.ctypes.data, 0, n_threads, 0)
             finally:
-                self._wanted = 0
+                self._running = False
 
     def _help(self, thread: int, seen: int) -> None:
         while True:
             seen = self._serve(self._sync.ctypes.data, thread, seen, PATIENCE)
             with self._wake:
-                while not self._wanted:
+                while not self._running and thread < self._n_threads:
                     self._wake.wait()
-                if thread >= self._wanted:  # fewer threads are wanted now: retire it rather than let it spin
+                if thread >= self._n_threads:  # fewer threads are wanted now: retire it rather than let it spin
                     self._helpers.discard(thread)
                     return
 
