@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from teachllama import threads
 from teachllama.batch import Batch, Run
 from teachllama.errors import ContextFullError, ParameterError
 from teachllama.session import Session, checked_ids
@@ -68,12 +67,9 @@ def _eval(sessions: Sequence[Session], ids: Sequence[np.ndarray], every: bool) -
     try:
         for session, new in zip(sessions, ids, strict=True):
             session._cache.prepare(session.n_past, session.n_past + len(new))
-        with np.errstate(over="ignore", invalid="ignore"):
-            while batch := _next_batch(sessions, ids, done, every):
-                with threads.products if model.backend == "numpy" else contextlib.nullcontext():
-                    logits = model.run(batch[0])
-                for row, i in zip(logits, batch[1], strict=False):  # a batch without wanted rows returns one
-                    rows[i].append(row)
+        while batch := _next_batch(sessions, ids, done, every):
+            for row, i in zip(model.run(batch[0]), batch[1], strict=False):  # a batch without wanted rows returns one
+                rows[i].append(row)
         for session in sessions:
             session._check_open()  # otherwise these logits may come from freed memory
         out = [np.stack(r) if every else r[-1].copy() for r in rows]

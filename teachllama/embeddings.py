@@ -57,7 +57,7 @@ def hidden_states(model: Model, token_ids: Iterable[int]) -> np.ndarray:
             "cut it into pieces, and embed or average those"
         )
     rows: list[np.ndarray] = []
-    with model.create_session(seq_len=max(1, len(ids))) as session, np.errstate(over="ignore", invalid="ignore"):
+    with model.create_session(seq_len=max(1, len(ids))) as session:
         checked, done = checked_ids(ids, model.config.vocab_size), 0
         while done < len(ids) or not rows:
             part = checked[done : done + model.max_batch(done)]

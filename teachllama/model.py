@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import hub
+from teachllama import hub, threads
 from teachllama.batch import Batch
 from teachllama.config import ModelConfig
 from teachllama.errors import ClosedError, GGUFError, ParameterError, UnsupportedModelError
@@ -198,14 +198,19 @@ class Model:
         compiled, weights = self._compiled, self.weights  # raises if the model is closed
         if compiled is not None:
             return compiled(batch)
-        return forward(NumpyOps(self.spec), self.spec, weights, batch)
+        return self._with_numpy(NumpyOps(self.spec), weights, batch)
 
     def hidden_states(self, batch: Batch) -> np.ndarray:
         """Final hidden states of the wanted rows, after the output norm, (m, dim)."""
         compiled, weights = self._compiled, self.weights
         if compiled is not None:
             return compiled.hidden_states(batch)
-        return forward(HiddenStates(self.spec), self.spec, weights, batch)
+        return self._with_numpy(HiddenStates(self.spec), weights, batch)
+
+    def _with_numpy(self, ops: NumpyOps, weights: Weights, batch: Batch) -> np.ndarray:
+        # In silu, exp of a large number is inf, and 1 / inf is the correct 0. sample() refuses logits that are NaN.
+        with threads.products, np.errstate(over="ignore", invalid="ignore"):
+            return forward(ops, self.spec, weights, batch)
 
     def max_batch(self, start: int) -> int:
         """How many tokens the backend takes at once, at position `start`: NumPy holds all their scores in memory."""

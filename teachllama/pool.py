@@ -89,13 +89,13 @@ class PagedCache(KVCache):
         self.pool.changed()
         self.held[:, : pages.shape[1]] = pages
 
-    def addresses(self) -> list[np.ndarray]:
+    def addresses(self) -> list[int]:
         """For compiled kernels; see `KVCache.addresses`."""
         self.check_open()
         at = np.where(self.held < 0, 0, self.pool.address + self.held * self.pool.page_nbytes)
         self._tables[0][:, 2:] = at
         self._tables[1][:, 2:] = at + self._values_at[:, None]
-        return self._tables
+        return self._tables_at
 
     def page(self, layer: int, which: int, block: int) -> np.ndarray | None:
         """One page's keys or values, (G, 64, bytes per row); None if no page is held."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from teachllama import sampling, speculation, threads
+from teachllama import sampling, speculation
 from teachllama.errors import ClosedError, ContextFullError, ParameterError, TeachLlamaError, TokenError
 from teachllama.generate import GenerationStats, TextStream, Token, checked_stops
 from teachllama.kv.cache import KVCache
@@ -188,17 +188,14 @@ class Session:
             self._logits = self._logits.view()  # a new object: guesses are dropped, as this call overwrites them
         rows: list[np.ndarray] = []
         done = 0
-        # In silu, exp of a large number is inf, and 1 / inf is the correct 0. sample() refuses logits that are NaN.
-        with np.errstate(over="ignore", invalid="ignore"):
-            while done < len(ids):
-                start = self.n_past + done
-                part = ids[done : done + self.model.max_batch(start)]
-                done += len(part)
-                with threads.products if self.model.backend == "numpy" else contextlib.nullcontext():
-                    if all_logits or done == len(ids):
-                        rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
-                    else:
-                        self.model.forward(part, start, self._cache)
+        while done < len(ids):
+            start = self.n_past + done
+            part = ids[done : done + self.model.max_batch(start)]
+            done += len(part)
+            if all_logits or done == len(ids):
+                rows.append(self.model.forward(part, start, self._cache, all_logits=all_logits))
+            else:
+                self.model.forward(part, start, self._cache)
         self._check_open()  # otherwise these logits may come from freed weights
         logits = rows[0] if len(rows) == 1 else np.concatenate(rows)
         last = logits[n_new - len(ids) - 1].copy() if len(logits) > 1 else logits[-1]
@@ -430,9 +427,14 @@ def checked_ids(token_ids: Iterable[int], vocab_size: int) -> np.ndarray:
     """Token ids as an array, (n,) intp; raises `TokenError` if they are not valid."""
     if isinstance(token_ids, str):
         raise TokenError("expected token ids, found text; use model.encode(text)")
-    items = [token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids
     try:
-        array = items if isinstance(items, np.ndarray) else np.array(list(items))
+        if isinstance(token_ids, np.ndarray):
+            array = token_ids
+        else:
+            items = [token_ids] if isinstance(token_ids, (int, np.integer)) else list(token_ids)
+            if len(items) == 1 and type(items[0]) is int and 0 <= items[0] < vocab_size:
+                return np.array(items, np.intp)  # the next token of a reply, quickly
+            array = np.array(items)
     except (TypeError, ValueError, OverflowError):
         raise TokenError(f"expected a sequence of token ids, found {type(token_ids).__name__}") from None
     if array.size == 0:

@@ -34,7 +34,7 @@ def test_no_processors_instruction_is_named_in_the_kernels(ir: str) -> None:
 
 
 @pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="needs a processor with AVX2")
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_1", "F16"])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "F16"])
 def test_code_for_a_processor_with_avx2_alone_gives_the_same_logits(
     ir: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +121,11 @@ def test_the_sums_of_a_tile_stay_in_registers_on_every_kind_of_processor(ir: str
         spilled = [line for line in block if re.search(r"[xyz]mm\d|\b[qv]\d", line) and re.search(r"%rsp|\bsp\b", line)]
         assert not spilled, (len(block), spilled)
         assert not [line for line in block if re.match(r"vmulps|fmul\s", line)], "not fused"
+    # Rows of blocks are prefetched. A block's 16 possible weights are looked up by one instruction, or not at all.
+    blocks = [block for block in loops(assembly) if any(re.match(r"prefetch|prfm", line) for line in block)]
+    assert blocks
+    assert any(re.match(r"vperm(?:d|ps)\s", line) for block in blocks for line in block) == (kind == "AVX-512")
+    assert not [line for block in blocks for line in block if re.match(r"vpextr|vpinsr|umov", line)]
 
 
 def undefined_in(elf: bytes) -> set[str]:

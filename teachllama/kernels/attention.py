@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType as T
 
-from teachllama.kernels.blocks import AHEAD, row_nbytes, unpack
+from teachllama.kernels.blocks import row_nbytes, unpack
 from teachllama.kernels.elementwise import scale
 from teachllama.kernels.fields import BLOCK, CHUNK, KV_HEADER
 from teachllama.kernels.matmul import multiply_tile
 from teachllama.kernels.simd import (
     MASKED,
+    add_vectors,
     exp,
     f32_at,
-    fma,
     fma_numbers,
     fma_scalar,
     hmax,
@@ -47,9 +47,12 @@ from teachllama.kernels.simd import (
     splat,
     splat_like,
     store,
+    store_sums,
     u32_at,
     zeros16,
     zeros32,
+    zeros_1x16,
+    zeros_4x16,
 )  # fmt: skip
 
 F32, F16, BF16, Q8_0 = int(T.F32), int(T.F16), int(T.BF16), int(T.Q8_0)
@@ -80,11 +83,13 @@ def read_kv(table: int, head: int, length: int, position: int, n: int, wide: int
 
 
 @jit
-def announce_kv(table: int, head: int, length: int, position: int) -> None:
-    """Prefetches a page's first numbers: the processor cannot predict the next page's address."""
-    at = kv_address(table, head, length, position)
-    for i in range(0, AHEAD, 64):
-        prefetch(at + i)
+def next_page(table: int, head: int, length: int, position: int, end: int, heads: int) -> tuple[int, int]:
+    """What to prefetch while a page is used: the address of the next one's numbers, and bytes for each of `heads`.
+
+    The processor cannot predict that address, and asked for at once these bytes would have to be waited for.
+    """
+    at = kv_address(table, head, length, position if position < end else end - 1)
+    return at, row_nbytes(i64_at(table), length) * BLOCK // heads
 
 
 @jit
@@ -144,38 +149,42 @@ def store_q4_0(x: int, step: int, to: int) -> None:
 
 
 @jit
-def _scores(q: int, keys: int, dim: int, n: int, factor: float, out: int) -> None:
-    """out[j] = factor * q . keys[j] for n positions; four at a time share a read of q."""
-    j = 0
-    while j + 4 <= n:
-        k0 = keys + 4 * j * dim
-        k1, k2, k3 = k0 + 4 * dim, k0 + 8 * dim, k0 + 12 * dim
-        a0, a1, a2, a3 = zeros16(), zeros16(), zeros16(), zeros16()
-        for i in range(0, 4 * dim, 64):
-            v = load(q + i)
-            a0, a1 = fma(v, load(k0 + i), a0), fma(v, load(k1 + i), a1)
-            a2, a3 = fma(v, load(k2 + i), a2), fma(v, load(k3 + i), a3)
-        put_f32(out + 4 * j, hsum(a0) * factor)
-        put_f32(out + 4 * j + 4, hsum(a1) * factor)
-        put_f32(out + 4 * j + 8, hsum(a2) * factor)
-        put_f32(out + 4 * j + 12, hsum(a3) * factor)
-        j += 4
+def _scores(q: int, keys: int, dim: int, n: int, out: int, ahead: int, ahead_nbytes: int) -> None:
+    """out[j] = q . keys[j] for n positions; four at a time share a read of q, and the sums of their lanes."""
+    j, each = 0, ahead_nbytes * 4 // BLOCK
     while j < n:
-        a0 = zeros16()
-        for i in range(0, 4 * dim, 64):
-            a0 = fma(load(q + i), load(keys + 4 * j * dim + i), a0)
-        put_f32(out + 4 * j, hsum(a0) * factor)
-        j += 1
+        for i in range(0, each, 64):
+            prefetch(ahead + i)
+        ahead += each
+        if j + 4 <= n:
+            _some_scores(q, keys + 4 * j * dim, dim, out + 4 * j, zeros_4x16())
+            j += 4
+        else:
+            _some_scores(q, keys + 4 * j * dim, dim, out + 4 * j, zeros_1x16())
+            j += 1
 
 
 @jit
-def _mix(weights: int, values: int, stride: int, dim: int, n: int, out: int) -> None:
+def _some_scores(q: int, keys: int, dim: int, out: int, sums: Any) -> None:
+    """out[j] = q . keys[j], for as many positions as `sums` (zeros) has rows."""
+    for i in range(0, 4 * dim, 64):
+        sums = add_vectors(sums, keys + i, 4 * dim, load(q + i))
+    store_sums(sums, out, np.int64(4))
+
+
+@jit
+def _mix(weights: int, values: int, stride: int, dim: int, n: int, out: int, ahead: int, ahead_nbytes: int) -> None:
     """out += sum over n positions of weights[j] * values[j]: (dim,). Values are `stride` float32 apart."""
+    each = ahead_nbytes * 16 // dim
     for i in range(0, 4 * dim, 64):
         a0, a1, a2, a3 = load(out + i), zeros16(), zeros16(), zeros16()
         at, step = values + i, 4 * stride
-        j = 0
+        line, j = 0, 0
         while j + 4 <= n:
+            if line < each:
+                prefetch(ahead + line)
+                prefetch(ahead + line + 64)
+                line += 128
             a0 = fma_scalar(f32_at(weights + 4 * j), load(at + j * step), a0)
             a1 = fma_scalar(f32_at(weights + 4 * j + 4), load(at + (j + 1) * step), a1)
             a2 = fma_scalar(f32_at(weights + 4 * j + 8), load(at + (j + 2) * step), a2)
@@ -184,6 +193,7 @@ def _mix(weights: int, values: int, stride: int, dim: int, n: int, out: int) -> 
         while j < n:
             a0 = fma_scalar(f32_at(weights + 4 * j), load(at + j * step), a0)
             j += 1
+        ahead += each
         store(out + i, (a0 + a1) + (a2 + a3))
 
 
@@ -212,15 +222,16 @@ def attend_chunk(
     wide, n, at = scratch + 4 * heads * CHUNK, end - begin, begin
     while at < end:
         count = min(end - at, BLOCK - at % BLOCK)
-        if at + count < end:
-            announce_kv(keys, kv_head, head_dim, at + count)
         k = read_kv(keys, kv_head, head_dim, at, count, wide)
+        ahead, part = next_page(keys, kv_head, head_dim, at + count, end, heads)
         for h in range(heads):
-            _scores(q + 4 * h * head_dim, k, head_dim, count, factor, scratch + 4 * (h * CHUNK + at - begin))
+            to = scratch + 4 * (h * CHUNK + at - begin)
+            _scores(q + 4 * h * head_dim, k, head_dim, count, to, ahead + h * part, part)
         at += count
     padded = (n + 15) // 16 * 16
     for h in range(heads):
         s, to = scratch + 4 * h * CHUNK, out + h * out_step
+        scale(s, padded, factor)
         if softcap:
             _capped(s, padded, softcap)
         for j in range(n, padded):
@@ -240,11 +251,11 @@ def attend_chunk(
     at = begin
     while at < end:
         count = min(end - at, BLOCK - at % BLOCK)
-        if at + count < end:
-            announce_kv(values, kv_head, value_stride, at + count)
         v = read_kv(values, kv_head, value_stride, at, count, wide)
+        ahead, part = next_page(values, kv_head, value_stride, at + count, end, heads)
         for h in range(heads):
-            _mix(scratch + 4 * (h * CHUNK + at - begin), v, value_stride, value_dim, count, out + h * out_step + 64)
+            to, scores = out + h * out_step + 64, scratch + 4 * (h * CHUNK + at - begin)
+            _mix(scores, v, value_stride, value_dim, count, to, ahead + h * part, part)
         at += count
 
 

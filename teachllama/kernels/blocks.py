@@ -32,6 +32,7 @@ from teachllama.kernels.simd import (
     load_f16,
     load_i8,
     load_u8,
+    look_up,
     prefetch,
     put_f32,
     splat,
@@ -82,14 +83,24 @@ def q8_0(row: int, i: int) -> Any:  # d: f16, then 32 signed bytes
 def q4_0(row: int, i: int) -> Any:  # d: f16, then 16 bytes: weight l in the low four bits of byte l, l + 16 in the high
     at = row + 18 * i
     q, d = load_u8(at + 2), f16_at(at)
-    return to_float(q & 15), to_float(q >> 4), d, np.float32(-8) * d
+    return q, q >> 4, d, np.float32(-8) * d
 
 
 @jit
 def q4_1(row: int, i: int) -> Any:  # d, m: f16
     at = row + 20 * i
     q = load_u8(at + 4)
-    return to_float(q & 15), to_float(q >> 4), f16_at(at), f16_at(at + 2)
+    return q, q >> 4, f16_at(at), f16_at(at + 2)
+
+
+@jit
+def table_q4_0(d: float, m: float) -> Any:
+    return (to_float(iota()) - np.float32(8)) * d  # m is -8 d: the same bits as d * number + m, and m is not computed
+
+
+@jit
+def table_q4_1(d: float, m: float) -> Any:
+    return fma_scalar(d, to_float(iota()), splat(m))
 
 
 @jit
@@ -171,13 +182,24 @@ def doubled_e2m1(q: Any) -> Any:
     return size * ((q >> 3) * -2 + 1)
 
 
-def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy: bool = False) -> tuple[Any, Any, Any]:
-    """The functions of one type: `matvec` (rows times a vector), `few` (times several), `unpack` (a row as float32)."""
+def _functions(
+    group: Any, scaled: bool, offset: bool, wide: bool = False, heavy: bool = False, table: Any = None
+) -> tuple[Any, Any]:
+    """The functions of one type: `few` (rows times one vector or several) and `unpack` (a row as float32).
+
+    Args:
+        table: d, m -> the 16 possible weights, where `group` returns integers whose low four bits are the number.
+    """
 
     @jit
     def weights(row: int, i: int) -> Any:
         """Group i of a row, as float32."""
         v0, v1, d, m = group(row, i)
+        if table is not None:
+            if tile_shape() == EIGHT_BY_32:
+                possible = table(d, m)
+                return look_up(possible, v0), look_up(possible, v1)
+            return fma_scalar(d, to_float(v0 & 15), splat(m)), fma_scalar(d, to_float(v1 & 15), splat(m))
         if offset:
             return fma_scalar(d, v0, splat(m)), fma_scalar(d, v1, splat(m))
         if scaled:
@@ -206,18 +228,6 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
                 prefetch(row + i * (row_bytes // groups) + AHEAD)
                 acc = add_vectors(add_vectors(acc, x + 128 * i, x_step, w0), x + 128 * i + 64, x_step, w1)
             store_sums(acc, out + 4 * r, out_step)
-
-    @jit
-    def few(
-        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
-    ) -> None:
-        """`some` for 2, 4 or 8 vectors."""
-        if n == 8:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
-        elif n == 4:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_4x16())
-        else:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
 
     @jit
     def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
@@ -253,11 +263,21 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
             put_f32(to + far_out, hsum(a1))
             put_f32(to + 2 * far_out, hsum(a2))
             put_f32(to + 3 * far_out, hsum(a3))
-        for r in range(begin + 4 * quarter, end):
-            acc = zeros16()
-            for i in range(groups):
-                acc = step(w + r * row_bytes, i, load(x + 128 * i), load(x + 128 * i + 64), acc)
-            put_f32(out + 4 * r, hsum(acc))
+        some(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin + 4 * quarter, end, zeros_1x16())
+
+    @jit
+    def few(
+        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
+    ) -> None:
+        """1, 2, 4 or 8 vectors."""
+        if n == 1:
+            matvec(w, row_bytes, groups, x, out, begin, end)
+        elif n == 8:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
+        elif n == 4:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_4x16())
+        else:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
 
     @jit
     def unpack(row: int, groups: int, out: int) -> None:
@@ -266,7 +286,7 @@ def _functions(group: Any, scaled: bool, offset: bool, wide: bool = False, heavy
             store(out + 128 * i, w0)
             store(out + 128 * i + 64, w1)
 
-    return matvec, few, unpack
+    return few, unpack
 
 
 NATIVE = {  # types whose blocks are used in place -> (bytes, weights) of a block
@@ -274,18 +294,18 @@ NATIVE = {  # types whose blocks are used in place -> (bytes, weights) of a bloc
     for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
 }
 _F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K, _MXFP4 = (int(kind) for kind in NATIVE)
-_matvec_f32, _few_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
-_matvec_f16, _few_f16, _unpack_f16 = _functions(f16, False, False)
-_matvec_bf16, _few_bf16, _unpack_bf16 = _functions(bf16, False, False)
-_matvec_q8_0, _few_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
-_matvec_q4_0, _few_q4_0, _unpack_q4_0 = _functions(q4_0, True, True)
-_matvec_q4_1, _few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True, heavy=True)
-_matvec_q5_0, _few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True, heavy=True)
-_matvec_q5_1, _few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True, heavy=True)
-_matvec_q4_k, _few_q4_k, _unpack_q4_k = _functions(q4_k, True, True, heavy=True)
-_matvec_q5_k, _few_q5_k, _unpack_q5_k = _functions(q5_k, True, True, heavy=True)
-_matvec_q6_k, _few_q6_k, _unpack_q6_k = _functions(q6_k, False, False, heavy=True)
-_matvec_mxfp4, _few_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False)
+_few_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
+_few_f16, _unpack_f16 = _functions(f16, False, False)
+_few_bf16, _unpack_bf16 = _functions(bf16, False, False)
+_few_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
+_few_q4_0, _unpack_q4_0 = _functions(q4_0, True, True, heavy=True, table=table_q4_0)
+_few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True, heavy=True, table=table_q4_1)
+_few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True, heavy=True)
+_few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True, heavy=True)
+_few_q4_k, _unpack_q4_k = _functions(q4_k, True, True, heavy=True)
+_few_q5_k, _unpack_q5_k = _functions(q5_k, True, True, heavy=True)
+_few_q6_k, _unpack_q6_k = _functions(q6_k, False, False, heavy=True)
+_few_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False, heavy=True)
 
 
 @jit
@@ -313,40 +333,6 @@ def row_nbytes(kind: int, columns: int) -> int:
     if kind == _MXFP4:
         return 17 * groups
     return 210 * (groups // 8)
-
-
-@jit
-def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: int) -> None:
-    """Rows begin to end of a matrix of any native type, times x: out[r] = row r . x.
-
-    Args:
-        w: address of the matrix; x: of `columns` float32; out: of the results.
-    """
-    nbytes, groups = row_nbytes(kind, columns), columns // GROUP
-    if kind == _Q8_0:
-        _matvec_q8_0(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q4_1:
-        _matvec_q4_1(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q4_0:
-        _matvec_q4_0(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q5_0:
-        _matvec_q5_0(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q5_1:
-        _matvec_q5_1(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q4_K:
-        _matvec_q4_k(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q5_K:
-        _matvec_q5_k(w, nbytes, groups, x, out, begin, end)
-    elif kind == _Q6_K:
-        _matvec_q6_k(w, nbytes, groups, x, out, begin, end)
-    elif kind == _MXFP4:
-        _matvec_mxfp4(w, nbytes, groups, x, out, begin, end)
-    elif kind == _F16:
-        _matvec_f16(w, nbytes, groups, x, out, begin, end)
-    elif kind == _BF16:
-        _matvec_bf16(w, nbytes, groups, x, out, begin, end)
-    elif kind == _F32:
-        _matvec_f32(w, nbytes, groups, x, out, begin, end)
 
 
 @jit
@@ -378,6 +364,16 @@ def _some(
         _few_bf16(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
     elif kind == _F32:
         _few_f32(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
+
+
+@jit
+def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: int) -> None:
+    """Rows begin to end of a matrix of any native type, times x: out[r] = row r . x.
+
+    Args:
+        w: address of the matrix; x: of `columns` float32; out: of the results.
+    """
+    _some(kind, w, columns, x, np.int64(0), out, np.int64(0), begin, end, np.int64(1))
 
 
 @jit

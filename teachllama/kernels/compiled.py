@@ -6,8 +6,10 @@ Compiled code trusts every number it is given, so all calls go through this modu
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
-from typing import TYPE_CHECKING, Any
+from bisect import bisect_left
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,7 +18,7 @@ from teachllama.batch import Batch, Run
 from teachllama.errors import ClosedError
 from teachllama.kernels import fields, machine_code
 from teachllama.kernels.fields import CHUNK, FEW, TILE_FROM, WIDTH
-from teachllama.kernels.program import Instructions, lower
+from teachllama.kernels.program import Instructions, address_of, lower
 from teachllama.kernels.record import record
 from teachllama.kernels.team import team
 from teachllama.kv.pages import Pages
@@ -59,9 +61,17 @@ class CompiledForward:
         self._hidden: _Programs | None = None
         self._workspace: Pages | None = None
         self._workspace_at = 0
-        self._job, self._tables = np.zeros((), fields.JOB), np.zeros(MAX_ROPES, np.int64)
-        self._row_table, self._angles = np.zeros(FEW, fields.ROW), np.zeros((FEW, MAX_ROPES), np.int64)
-        self._angles_at = [self._angles[t].ctypes.data for t in range(FEW)]
+        self._job = np.zeros(fields.JOB.itemsize // 8, np.int64)  # all of its fields are int64, and all of a row's
+        self._job_at = self._job.ctypes.data
+        # What a job points at, in buffers whose addresses stay the same.
+        self._tokens, self._wanted = np.zeros(MAX_BATCH, np.int64), np.zeros(MAX_BATCH, np.int64)
+        self._tables = np.zeros(MAX_ROPES, np.int64)
+        self._rows, self._angles = (
+            np.zeros((FEW, fields.ROW.itemsize // 8), np.int64),
+            np.zeros((FEW, MAX_ROPES), np.int64),
+        )
+        buffers = self._tokens, self._wanted, self._tables, self._rows, self._angles
+        self._tokens_at, self._wanted_at, self._tables_at, self._rows_at, self._angles_at = map(address_of, buffers)
         self._in_use: list[np.ndarray] = []
         self._closed = False
 
@@ -88,99 +98,102 @@ class CompiledForward:
         Many tokens of one session are one piece, or several. Few tokens are evaluated together with those of other
         sessions: each row of weights is then unpacked once for all of them.
         """
-        n, tokens, wanted = len(batch.tokens), np.ascontiguousarray(batch.tokens, np.int64), batch.wanted
-        in_order = len(wanted) and wanted[0] >= 0 and wanted[-1] < n and bool((np.diff(wanted) > 0).all())
-        if not in_order or tokens.min() < 0 or tokens.max() >= self._spec.vocab_size:
-            raise ValueError("tokens or rows out of range")  # caller bug: sessions validate first
-        out = np.empty((len(wanted), programs.vocab_size), np.float32)
+        # Lists: a pass over the weights drives Python from the processor's caches, and a NumPy call for a few numbers
+        # then takes far longer than operations on a list.
+        given = _Given(batch.tokens.tolist(), batch.positions.tolist(), batch.wanted.tolist())
+        in_order = given.wanted and given.wanted[0] >= 0 and all(map(operator.lt, given.wanted, given.wanted[1:]))
+        if not in_order or given.wanted[-1] >= len(given.tokens):
+            raise ValueError("rows out of range")  # caller bug
+        if min(given.tokens) < 0 or max(given.tokens) >= self._spec.vocab_size:
+            raise ValueError("tokens out of range")  # caller bug: sessions validate first
+        out = np.empty((len(given.wanted), programs.vocab_size), np.float32)
         few: list[tuple[Run, int, int]] = []  # runs, and ranges of their rows
         n_few = 0
         for run in batch.runs:
-            if batch.positions[run.begin] < 0 or batch.positions[run.end - 1] >= run.cache.ready_to:
+            if given.positions[run.begin] < 0 or given.positions[run.end - 1] >= run.cache.ready_to:
                 raise ValueError("positions out of range")  # caller bug
             for begin in range(run.begin, run.end, MAX_BATCH):
                 end = min(begin + MAX_BATCH, run.end)
                 if end - begin >= TILE_FROM:
-                    self._call(programs, batch, tokens, [(run, begin, end)], out, is_few=False)
+                    self._call(programs, given, [(run, begin, end)], out, is_few=False)
                     continue
                 if n_few + end - begin > FEW:
-                    self._call(programs, batch, tokens, few, out, is_few=True)
+                    self._call(programs, given, few, out, is_few=True)
                     few, n_few = [], 0
                 few.append((run, begin, end))
                 n_few += end - begin
         if few:
-            self._call(programs, batch, tokens, few, out, is_few=True)
+            self._call(programs, given, few, out, is_few=True)
         return out
 
     def _call(
-        self, programs: _Programs, batch: Batch, tokens: np.ndarray, pieces: list[tuple[Run, int, int]],
-        out: np.ndarray, *, is_few: bool,
-    ) -> None:  # fmt: skip
+        self, programs: _Programs, given: _Given, pieces: list[tuple[Run, int, int]], out: np.ndarray, *, is_few: bool
+    ) -> None:
         """One call: writes the pieces' keys and values to their caches, and their wanted rows' logits to `out`."""
-        n = sum(end - begin for _, begin, end in pieces)
-        (run, first, last), n_threads = pieces[0], threads.get_num_threads()
-        start = int(batch.positions[first])
-        program = programs.few if is_few else programs.tiles
-        if len(pieces) > 1:  # not always adjacent: other sessions' tokens may be between them
-            rows = np.concatenate([np.arange(begin, end) for _, begin, end in pieces])
-            tokens = tokens[rows]
-            places = np.flatnonzero(np.isin(batch.wanted, rows))
-            wanted = np.searchsorted(rows, batch.wanted[places]).astype(np.int64)
-        else:
-            tokens = tokens[first:last]
-            places = np.flatnonzero((batch.wanted >= first) & (batch.wanted < last))
-            wanted = np.ascontiguousarray(batch.wanted[places] - first, np.int64)
-        side_by_side = len(places) > 0 and places[-1] - places[0] == len(places) - 1
+        tokens: list[int] = []
+        wanted: list[int] = []  # which of the call's tokens
+        places: list[int] = []  # and which rows of `out`
+        for _, begin, end in pieces:  # not always adjacent: other sessions' tokens may be between them
+            low, high = bisect_left(given.wanted, begin), bisect_left(given.wanted, end)
+            wanted += [len(tokens) + row - begin for row in given.wanted[low:high]]
+            places += range(low, high)
+            tokens += given.tokens[begin:end]
+        n, (run, first, _), n_threads = len(tokens), pieces[0], threads.get_num_threads()
+        start, program = given.positions[first], programs.few if is_few else programs.tiles
+        side_by_side = places != [] and places[-1] - places[0] == len(places) - 1
         logits = out[places[0] : places[-1] + 1] if side_by_side else np.empty((len(places), out.shape[1]), np.float32)
         crew = team(self._serve)
         with crew.turn:
             if self._closed:  # closed while this call waited: the memory is freed
                 raise ClosedError("the model was closed while this evaluation waited; load it again")
+            self._tokens[:n], self._wanted[: len(wanted)] = tokens, wanted
             if is_few:
-                table = self._rows_of(programs, batch, pieces, n)
-                chunks = int(table["parts"].sum())  # `parts` still has the numbers of chunks
+                rows, chunks = self._rows_of(programs, given, pieces)
                 buffers = self._reserve(program, n, chunks, 0, n_threads)
-                at = buffers[1] + 4 * program.parts_width * (np.cumsum(table["parts"]) - table["parts"])
-                table["parts"] = at
-                rows_at, angles_at, keys_at, values_at = table.ctypes.data, 0, 0, 0
+                for row in rows:
+                    row[-1] = buffers[1] + 4 * program.parts_width * row[-1]
+                self._rows[:n] = rows
+                rows_at, angles_at, keys_at, values_at = self._rows_at, 0, 0, 0
             else:
                 angles = [table.tiles(start, n, run.cache.seq_len) for table in programs.angles]
                 for i, one in enumerate(angles):
                     self._tables[i] = one.ctypes.data
-                keys, values = run.cache.addresses()
                 buffers = self._reserve(program, n, 0, start + n, n_threads)
-                rows_at, angles_at = 0, self._tables.ctypes.data
-                keys_at, values_at = keys.ctypes.data, values.ctypes.data
-            self._job[()] = (
-                program.table.ctypes.data, len(program.table), n, start, tokens.ctypes.data, rows_at, keys_at,
-                values_at, run.cache.seq_len, angles_at, wanted.ctypes.data, len(wanted),
-                logits.ctypes.data, *buffers,
+                rows_at, angles_at = 0, self._tables_at
+                keys_at, values_at = run.cache.addresses()
+            self._job[:] = (
+                program.table_at, len(program.table), n, start, self._tokens_at, rows_at, keys_at, values_at,
+                run.cache.seq_len, angles_at, self._wanted_at, len(wanted), logits.ctypes.data, *buffers,
             )  # fmt: skip
-            crew.run(self._job, n_threads)
+            crew.run(self._job_at, n_threads)
             if not is_few and self._workspace is not None:  # a prefill's is large: return the memory
                 self._workspace.give_back(0, self._workspace.nbytes)
-        if len(places) and not side_by_side:
+        if places and not side_by_side:
             out[places] = logits
 
     def _rows_of(
-        self, programs: _Programs, batch: Batch, pieces: list[tuple[Run, int, int]], n: int
-    ) -> np.ndarray[Any, Any]:
-        """A ROW for each token. Its `parts` is the largest number of chunks that its attention can take."""
-        table, t = self._row_table[:n], 0
+        self, programs: _Programs, given: _Given, pieces: list[tuple[Run, int, int]]
+    ) -> tuple[list[list[int]], int]:
+        """A ROW for each token, and how many chunks of attention they have together, at most.
+
+        Each row's `parts` is the number of chunks before its own.
+        """
+        rows: list[list[int]] = []
+        angles: list[list[int]] = []
+        chunks = 0
         self._in_use = []  # keeps the tables of angles alive: one that grows for a later session is replaced
         for run, begin, end in pieces:
-            cache, first = run.cache, int(batch.positions[begin])
+            cache, first = run.cache, given.positions[begin]
             keys, values = cache.addresses()
-            angles = [one.reach(first + end - begin, cache.seq_len) for one in programs.angles]
-            starts = [(one.ctypes.data, one.strides[0]) for one in angles]
-            self._in_use += angles
-            session = keys.ctypes.data, values.ctypes.data, cache.seq_len
+            tables = [one.reach(first + end - begin, cache.seq_len) for one in programs.angles]
+            self._in_use += [table for table, _ in tables]
             for position in range(first, first + end - begin):
-                for i, (at, step) in enumerate(starts):
-                    self._angles[t, i] = at + position * step
-                table[t] = (*session, position, first, self._angles_at[t], (position + CHUNK) // CHUNK)
-                t += 1
-        return table
+                angles.append([at + position * table.strides[0] for table, at in tables])
+                at = self._angles_at + len(rows) * self._angles.strides[0]
+                rows.append([keys, values, cache.seq_len, position, first, at, chunks])
+                chunks += (position + CHUNK) // CHUNK
+        self._angles[: len(rows), : len(programs.angles)] = angles
+        return rows, chunks
 
     def _reserve(
         self, program: Instructions, n: int, chunks: int, seen: int, n_threads: int
@@ -220,6 +233,15 @@ class CompiledForward:
                 self._workspace.close()
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Given:
+    """A batch's numbers, as lists."""
+
+    tokens: list[int]
+    positions: list[int]
+    wanted: list[int]
+
+
 class _Programs:
     """The two forms of one model's program."""
 
@@ -240,19 +262,20 @@ class _Angles:
 
     def __init__(self, rope: Rope):
         self._rope = rope
-        self._kept: dict[bool, np.ndarray] = {}
+        self._kept: dict[bool, tuple[np.ndarray, int]] = {}
 
-    def reach(self, n: int, seq_len: int) -> np.ndarray:
-        """A table of at least the first n positions."""
+    def reach(self, n: int, seq_len: int) -> tuple[np.ndarray, int]:
+        """A table of at least the first n positions, and its address."""
         is_long = self._rope.at_length(seq_len)[0] is self._rope.long_frequencies
-        table = self._kept.get(is_long)
-        if table is None or len(table) < n:
-            table = self._kept[is_long] = self._made(seq_len, 2 * n if table is not None else n)
-        return table
+        kept = self._kept.get(is_long)
+        if kept is None or len(kept[0]) < n:
+            table = self._made(seq_len, 2 * n if kept is not None else n)
+            kept = self._kept[is_long] = table, address_of(table)
+        return kept
 
     def tiles(self, start: int, n: int, seq_len: int) -> np.ndarray:
         """Cosines, then sines, of n positions as tiles (2 * pairs, width)."""
-        both, tiles = self.reach(start + n, seq_len)[start : start + n], []
+        both, tiles = self.reach(start + n, seq_len)[0][start : start + n], []
         for first in range(0, n, WIDTH):
             part = both[first : first + WIDTH]
             width = WIDTH if n - first > 16 else 16

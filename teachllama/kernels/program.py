@@ -45,6 +45,7 @@ class Instructions:
     """A program for one of the two forms."""
 
     table: np.ndarray  # (n,) INSTRUCTION
+    table_at: int  # its address
     shared_width: int  # float32 per row
     private_width: int  # float32 per row, for each thread
     parts_width: int  # float32 that one chunk of one token's attention writes, over all heads
@@ -133,7 +134,7 @@ class _Lowering:
                 row[name] = number
         tops = self.buffers[False].top, self.buffers[True].top
         sizes = self.parts_width, self.scratch, self.scratch_row
-        return Instructions(table, *tops, *sizes, tuple(self.ropes), tuple(self.split))
+        return Instructions(table, table.ctypes.data, *tops, *sizes, tuple(self.ropes), tuple(self.split))
 
     # ---- places ----
 
@@ -242,8 +243,8 @@ def address_of(array: np.ndarray | None) -> int:
     """The address of an array's numbers; 0 for None."""
     if array is None:
         return 0
-    if array.dtype != np.float32 or not array.flags.c_contiguous:
-        raise ValueError("compiled code reads float32 side by side")  # caller bug
+    if array.dtype not in (np.float32, np.int64) or not array.flags.c_contiguous:
+        raise ValueError("compiled code reads float32 or int64 side by side")  # caller bug
     return array.ctypes.data
 
 

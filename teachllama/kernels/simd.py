@@ -246,6 +246,19 @@ hsum = _function(_F, (None,), lambda b, a: b.extract_element(_lane_sums(b, [a[0]
 hmax = _function(_F, (F32x16,), lambda b, a: _llvm(b, "llvm.vector.reduce.fmax.v16f32", _F32, [a[0]]))
 
 
+def _looked_up(b: Any, args: Any) -> Any:
+    table, index = args[0], b.and_(args[1], _constant(args[1].type, 15))
+    out = ir.Constant(table.type, ir.Undefined)
+    for lane in range(16):
+        one = b.extract_element(table, b.extract_element(index, _I32(lane)))
+        out = b.insert_element(out, one, _I32(lane))
+    return out
+
+
+# table[index & 15] for each lane: one instruction of AVX-512, which LLVM recognizes; elsewhere many.
+look_up = _function(0, (F32x16, I32x16), _looked_up)
+
+
 # ---- rows of vectors ----
 def _row_addresses(b: Any, args: Any, rows: int) -> list[Any]:
     """The address of each row, `args[1]` bytes apart from `args[0]` on.

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -36,22 +35,26 @@ class Team:
         self._helpers: set[int] = set()  # numbers of the live helpers
         self._n_threads = 0  # of the latest job
         self._running = False  # whether that job runs now
+        self._n_asleep = 0
 
-    def run(self, job: np.ndarray[Any, Any], n_threads: int) -> None:
-        """Runs a job on n threads, this one among them, and returns when it is done.
+    def run(self, job: int, n_threads: int) -> None:
+        """Runs the job at an address on n threads, this one among them, and returns when it is done.
 
         Ctrl-C takes effect before or after the job, not during it: the job starts inside the compiled call.
         """
         with self.turn:
-            self._sync[JOB_AT] = job.ctypes.data
+            self._sync[JOB_AT] = job
             try:
                 with self._wake:
                     self._n_threads, self._running = n_threads, True
-                    for thread in set(range(1, n_threads)) - self._helpers:
+                    for thread in range(1, n_threads):
+                        if thread in self._helpers:
+                            continue
                         self._helpers.add(thread)
                         seen = int(self._sync[GENERATION])
                         threading.Thread(target=self._help, args=(thread, seen), name="teachllama", daemon=True).start()
-                    self._wake.notify_all()
+                    if self._n_asleep:
+                        self._wake.notify_all()
                 self._serve(self._sync.ctypes.data, 0, n_threads, 0)
             finally:
                 self._running = False
@@ -61,7 +64,9 @@ class Team:
             seen = self._serve(self._sync.ctypes.data, thread, seen, PATIENCE)
             with self._wake:
                 while not self._running and thread < self._n_threads:
+                    self._n_asleep += 1
                     self._wake.wait()
+                    self._n_asleep -= 1
                 if thread >= self._n_threads:  # fewer threads are wanted now: retire it rather than let it spin
                     self._helpers.discard(thread)
                     return

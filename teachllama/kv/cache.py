@@ -59,6 +59,7 @@ class KVCache:
         # type, bytes from one head to the next, and the addresses of pages of 64 positions.
         size = (len(self.shapes), 2 + -(-seq_len // PAGE))
         self._tables = [np.full(size, ENGINE_DTYPES[t], np.int64) for t in self.types]
+        self._tables_at = [table.ctypes.data for table in self._tables]
         self.ready_to = seq_len  # positions before this one can be written
         self.closed = False
         self._reserve()
@@ -83,10 +84,10 @@ class KVCache:
     def prepare(self, start: int, end: int) -> None:
         """Makes positions start to end ready to be written. In this class they always are."""
 
-    def addresses(self) -> list[np.ndarray]:
-        """For compiled kernels: the table of keys and that of values, (n_layers, 2 + pages) int64."""
+    def addresses(self) -> list[int]:
+        """For compiled kernels: where the table of keys and that of values are, (n_layers, 2 + pages) int64 each."""
         self.check_open()
-        return self._tables
+        return self._tables_at
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
         """keys (n_layers, n_kv_heads, seq_len, head_dim) and values (..., value_dim).
