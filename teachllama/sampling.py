@@ -105,31 +105,28 @@ def drawn(logits: np.ndarray, params: SamplingParams, fraction: float) -> int:
     return int(ids[min(int(np.searchsorted(upto, fraction * upto[-1], side="right")), len(ids) - 1)])
 
 
-def adjusted(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
-    """logits (vocab_size,) -> logits with the penalties of the tokens seen."""
+def adjusted(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> tuple[np.ndarray, int]:
+    """logits (vocab_size,) -> logits with the penalties of the tokens seen, and the id of the (first) largest.
+
+    Raises if the largest is not a finite number.
+    """
     if (
         params.penalty_last_n
         and seen
         and (params.repeat_penalty != 1 or params.presence_penalty or params.frequency_penalty)
     ):
         logits = penalize(logits, seen, params)
-    return logits
-
-
-def likeliest(logits: np.ndarray) -> int:
-    """The id of the largest logit, the first of equals; raises if it is not a finite number."""
-    best = int(logits.argmax())  # the first NaN, if there is one
-    if not math.isfinite(logits[best]):
+    likeliest = int(logits.argmax())  # the first NaN, if there is one
+    if not math.isfinite(logits[likeliest]):
         raise TeachLlamaError("the logits are not finite numbers: the model file's weights are damaged; fetch it again")
-    return best
+    return logits, likeliest
 
 
 def sample(logits: np.ndarray, params: SamplingParams, seen: Sequence[int], rng: np.random.Generator) -> int:
     """Chooses the next token: logits (vocab_size,), the tokens seen so far, and a generator of random numbers."""
-    logits = adjusted(logits, params, seen)
-    best = likeliest(logits)
+    logits, likeliest = adjusted(logits, params, seen)
     if params.temperature == 0:
-        return best
+        return likeliest
     fraction = rng.random()
     try:
         return quick_draw(logits, params, fraction, drawn)  # the same token, without ranking them all

@@ -253,13 +253,14 @@ class Speculation:
 
 def distribution(logits: np.ndarray, params: SamplingParams, seen: Sequence[int]) -> np.ndarray:
     """The probability that `sampling.sample` chooses each token, float64 (vocab_size,); temperature above 0."""
-    logits, chances = sampling.adjusted(logits, params, seen), np.zeros(len(logits))
+    logits, likeliest = sampling.adjusted(logits, params, seen)
+    chances, top = np.zeros(len(logits)), logits[likeliest]
     if params.top_k or params.top_p < 1:
         ids, some = sampling.candidates(logits, params)
     else:  # no cut that needs ranking, which is slower
-        least = logits.max() + math.log(params.min_p) if params.min_p else -np.inf
+        least = top + math.log(params.min_p) if params.min_p else -np.inf
         ids = np.flatnonzero(logits >= least - 0.01)  # usually few: exponentials are slow too
-        gaps = logits[ids].astype(np.float64) - logits.max()
+        gaps = logits[ids].astype(np.float64) - top
         with np.errstate(over="ignore"):
             some = np.exp(gaps / params.temperature)
         some[np.exp(gaps) < params.min_p] = 0

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import teachllama as tl
-from teachllama import quick_draw, sampling
+from teachllama import quick_draw, sampling, speculation
 from tests.conftest import golden
 from tests.sampling_rows import made_up, rows
 
@@ -113,6 +113,8 @@ def test_logits_that_are_not_numbers_are_refused() -> None:
     for bad in (np.nan, np.inf):
         with pytest.raises(tl.TeachLlamaError, match="finite"):
             sampling.sample(np.array([0, bad], np.float32), tl.SamplingParams(), [], np.random.default_rng(0))
+        with pytest.raises(tl.TeachLlamaError, match="finite"):
+            speculation.distribution(np.array([0, bad], np.float32), tl.SamplingParams(temperature=1.0), [])
 
 
 # ---- the quick way draws what ranking draws ----
