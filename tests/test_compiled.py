@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -589,3 +591,15 @@ def test_real_models_logits_equal_the_reference_and_greedy_tokens_equal_llama_cp
                         break
                     assert session.sample() == token, f"step {i}"
                     session.eval([token])
+
+
+def test_logits_too_large_for_float32_give_no_warning_and_are_refused_when_sampled(tmp_path: Path) -> None:
+    with tl.load_model(tiny_model(tmp_path / "t.gguf", **llama()), backend="numba") as model:
+        compiled = model._compiled
+        assert compiled is not None
+        compiled._spec = dataclasses.replace(compiled._spec, logit_scale=3e38)
+        with model.create_session(seq_len=8) as session, warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert np.isinf(session.eval([1, 2])).any()
+            with pytest.raises(tl.TeachLlamaError, match="finite"):
+                session.sample()

@@ -61,17 +61,16 @@ class CompiledForward:
         self._hidden: _Programs | None = None
         self._workspace: Pages | None = None
         self._workspace_at = 0
-        self._job = np.zeros(fields.JOB.itemsize // 8, np.int64)  # all of its fields are int64, and all of a row's
-        self._job_at = self._job.ctypes.data
-        # What a job points at, in buffers whose addresses stay the same.
+        # A job and what it points at, in buffers whose addresses stay the same. All fields of JOB and ROW are int64.
+        self._job = np.zeros(fields.JOB.itemsize // 8, np.int64)
         self._tokens, self._wanted = np.zeros(MAX_BATCH, np.int64), np.zeros(MAX_BATCH, np.int64)
         self._tables = np.zeros(MAX_ROPES, np.int64)
         self._rows, self._angles = (
             np.zeros((FEW, fields.ROW.itemsize // 8), np.int64),
             np.zeros((FEW, MAX_ROPES), np.int64),
         )
-        buffers = self._tokens, self._wanted, self._tables, self._rows, self._angles
-        self._tokens_at, self._wanted_at, self._tables_at, self._rows_at, self._angles_at = map(address_of, buffers)
+        self._job_at, self._tokens_at, self._wanted_at = map(address_of, (self._job, self._tokens, self._wanted))
+        self._tables_at, self._rows_at, self._angles_at = map(address_of, (self._tables, self._rows, self._angles))
         self._in_use: list[np.ndarray] = []
         self._closed = False
 
@@ -79,10 +78,12 @@ class CompiledForward:
         """Logits of the wanted rows, float32 (m, vocab_size), as from `forward` with `NumpyOps`."""
         spec = self._spec
         logits = self._run(self._programs, batch)
-        if spec.logit_scale != 1:
+        if spec.logit_scale == 1 and not spec.logit_softcap:
+            return logits
+        with np.errstate(over="ignore", invalid="ignore"):  # as with NumPy: sample() refuses what is not finite
             logits *= np.float32(spec.logit_scale)
-        cap = np.float32(spec.logit_softcap)
-        return np.tanh(logits / cap) * cap if cap else logits
+            cap = np.float32(spec.logit_softcap)
+            return np.tanh(logits / cap) * cap if cap else logits
 
     def hidden_states(self, batch: Batch) -> np.ndarray:
         """Final hidden states of the wanted rows, after the output norm, float32 (m, dim)."""
