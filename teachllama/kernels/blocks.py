@@ -19,12 +19,13 @@ from gguf import GGMLQuantizationType as T
 from teachllama.kernels.shapes import EIGHT_BY_32
 from teachllama.kernels.simd import (
     add_vectors,
+    bytes_of,
+    constants,
     f16_at,
+    f16_of_bits,
+    f32_at,
     f32_of_bits,
-    fma,
     fma_scalar,
-    hsum,
-    i8_at,
     iota,
     jit,
     load,
@@ -33,17 +34,18 @@ from teachllama.kernels.simd import (
     load_i8,
     load_u8,
     look_up,
+    n_rows,
     prefetch,
-    put_f32,
+    room_for_16,
     splat,
     splat_int,
     store,
     store_sums,
     tile_shape,
     to_float,
+    two_halves,
     u8_at,
     u32_at,
-    zeros16,
     zeros_1x16,
     zeros_2x16,
     zeros_4x16,
@@ -52,6 +54,7 @@ from teachllama.kernels.simd import (
 
 GROUP = 32  # weights read at a time
 AHEAD = 2048  # prefetch distance, bytes
+MINUS_8, MINUS_16 = 0xC800, 0xCC00  # as float16
 ZERO, ONE = np.float32(0), np.float32(1)  # a plain 0.0 would be a float64 to Numba
 
 
@@ -83,7 +86,7 @@ def q8_0(row: int, i: int) -> Any:  # d: f16, then 32 signed bytes
 def q4_0(row: int, i: int) -> Any:  # d: f16, then 16 bytes: weight l in the low four bits of byte l, l + 16 in the high
     at = row + 18 * i
     q, d = load_u8(at + 2), f16_at(at)
-    return q, q >> 4, d, np.float32(-8) * d
+    return q, q >> 4, d, f16_of_bits(MINUS_8) * d
 
 
 @jit
@@ -115,7 +118,7 @@ def q5_0(row: int, i: int) -> Any:  # d: f16, then 32 fifth bits, then as q4_0
     at = row + 22 * i
     d = f16_at(at)
     low, high = fifth_bits(load_u8(at + 6), at + 2)
-    return low, high, d, np.float32(-16) * d
+    return low, high, d, f16_of_bits(MINUS_16) * d
 
 
 @jit
@@ -126,44 +129,55 @@ def q5_1(row: int, i: int) -> Any:
 
 
 @jit
-def scale_and_offset(block: int, j: int) -> Any:
-    """d and m of group j of 8 in a Q4_K or Q5_K block of 256: 6 bits each, packed in 12 bytes after the block's own."""
-    s = block + 4
-    if j < 4:
-        scale, offset = u8_at(s + j) & 63, u8_at(s + j + 4) & 63
-    else:
-        scale = (u8_at(s + j + 4) & 15) | ((u8_at(s + j - 4) >> 6) << 4)
-        offset = (u8_at(s + j + 4) >> 4) | ((u8_at(s + j) >> 6) << 4)
-    return f16_at(block) * np.float32(scale), -f16_at(block + 2) * np.float32(offset)
+def scales_k(block: int, room: int) -> None:
+    """d of the eight groups in a Q4_K or Q5_K block of 256, then m of the eight: 6 bits each, packed in 12 bytes."""
+    a, b, c = u32_at(block + 4), u32_at(block + 8), u32_at(block + 12)
+    scales = a & 0x3F3F3F3F | (c & 0x0F0F0F0F | a >> 2 & 0x30303030) << 32
+    offsets = b & 0x3F3F3F3F | (c >> 4 & 0x0F0F0F0F | b >> 2 & 0x30303030) << 32
+    store(room, to_float(bytes_of(scales, offsets)) * two_halves(f16_at(block), -f16_at(block + 2)))
 
 
 @jit
-def q4_k(row: int, i: int) -> Any:
+def scales_q4_k(row: int, i: int, room: int) -> None:
+    scales_k(row + 144 * (i >> 3), room)
+
+
+@jit
+def q4_k(row: int, i: int, room: int) -> Any:
     block, j = row + 144 * (i >> 3), i & 7
     at, shift = block + 16 + 32 * (j >> 1), 4 * (j & 1)
-    d, m = scale_and_offset(block, j)
-    return to_float(load_u8(at) >> shift & 15), to_float(load_u8(at + 16) >> shift & 15), d, m
+    low, high = load_u8(at) >> shift & 15, load_u8(at + 16) >> shift & 15
+    return to_float(low), to_float(high), f32_at(room + 4 * j), f32_at(room + 4 * j + 32)
 
 
 @jit
-def q5_k(row: int, i: int) -> Any:
+def scales_q5_k(row: int, i: int, room: int) -> None:
+    scales_k(row + 176 * (i >> 3), room)
+
+
+@jit
+def q5_k(row: int, i: int, room: int) -> Any:
     block, j = row + 176 * (i >> 3), i & 7
     at, shift = block + 48 + 32 * (j >> 1), 4 * (j & 1)
-    d, m = scale_and_offset(block, j)
     low = load_u8(at) >> shift & 15 | (load_u8(block + 16) >> j & 1) << 4
     high = load_u8(at + 16) >> shift & 15 | (load_u8(block + 32) >> j & 1) << 4
-    return to_float(low), to_float(high), d, m
+    return to_float(low), to_float(high), f32_at(room + 4 * j), f32_at(room + 4 * j + 32)
 
 
 @jit
-def q6_k(row: int, i: int) -> Any:  # one scale per 16 weights, so the vectors are scaled already
+def scales_q6_k(row: int, i: int, room: int) -> None:  # one per 16 weights
+    block = row + 210 * (i >> 3)
+    store(room, to_float(load_i8(block + 192)) * f16_at(block + 208))
+
+
+@jit
+def q6_k(row: int, i: int, room: int) -> Any:  # the vectors are scaled already
     block, half, k = row + 210 * (i >> 3), i >> 2 & 1, i & 3
     low, high = block + 64 * half + 32 * (k & 1), block + 128 + 32 * half
-    scales, d = block + 192 + 8 * half + 2 * k, f16_at(block + 208)
-    nibble, two = 4 * (k >> 1), 2 * k
+    nibble, two, scales = 4 * (k >> 1), 2 * k, room + 8 * (i & 7)
     a = (load_u8(low) >> nibble & 15 | (load_u8(high) >> two & 3) << 4) - 32
     b = (load_u8(low + 16) >> nibble & 15 | (load_u8(high + 16) >> two & 3) << 4) - 32
-    return to_float(a) * (d * np.float32(i8_at(scales))), to_float(b) * (d * np.float32(i8_at(scales + 1))), ONE, ZERO
+    return to_float(a) * f32_at(scales), to_float(b) * f32_at(scales + 4), ONE, ZERO
 
 
 @jit
@@ -183,187 +197,155 @@ def doubled_e2m1(q: Any) -> Any:
 
 
 def _functions(
-    group: Any, scaled: bool, offset: bool, wide: bool = False, heavy: bool = False, table: Any = None
-) -> tuple[Any, Any]:
+    group: Any, scaled: bool = True, offset: bool = False, table: Any = None, scales: Any = None, wide: bool = False,
+    pairs_fit: bool = True,
+) -> tuple[Any, Any]:  # fmt: skip
     """The functions of one type: `few` (rows times one vector or several) and `unpack` (a row as float32).
 
     Args:
         table: d, m -> the 16 possible weights, where `group` returns integers whose low four bits are the number.
+        scales: writes the scales of a block's eight groups to 16 float32 of memory, if they are stored together;
+            `group` then gets their address as a third argument.
+        wide: a group takes 128 bytes.
+        pairs_fit: whether 16 registers of eight numbers have room for two rows at a time.
     """
+    stride = 1 if scales is None else 2  # groups that a step takes
 
     @jit
-    def weights(row: int, i: int) -> Any:
-        """Group i of a row, as float32."""
-        v0, v1, d, m = group(row, i)
+    def numbers(row: int, i: int, room: int) -> Any:
+        return group(row, i) if scales is None else group(row, i, room)
+
+    @jit
+    def weights(v: Any, d: float, m: float) -> Any:
+        """16 numbers of a group -> its weights, as float32."""
         if table is not None:
             if tile_shape() == EIGHT_BY_32:
-                possible = table(d, m)
-                return look_up(possible, v0), look_up(possible, v1)
-            return fma_scalar(d, to_float(v0 & 15), splat(m)), fma_scalar(d, to_float(v1 & 15), splat(m))
+                return look_up(table(d, m), v)
+            return fma_scalar(d, to_float(v & 15), splat(m))
         if offset:
-            return fma_scalar(d, v0, splat(m)), fma_scalar(d, v1, splat(m))
-        if scaled:
-            return v0 * d, v1 * d
-        return v0, v1
+            return fma_scalar(d, v, splat(m))
+        return v * d if scaled else v
 
     @jit
-    def step(row: int, i: int, x0: Any, x1: Any, acc: Any) -> Any:
-        """Adds group i's products to a row's accumulator."""
-        w0, w1 = weights(row, i)
-        return fma(w1, x1, fma(w0, x0, acc))
+    def step(row: int, i: int, room: int, x: int, x_step: int, acc: Any) -> Any:
+        """Adds group i's products with each vector to its accumulator; in large blocks also those of group i + 1."""
+        v0, v1, d, m = numbers(row, i, room)
+        acc = add_vectors(acc, x + 128 * i, x_step, weights(v0, d, m))
+        acc = add_vectors(acc, x + 128 * i + 64, x_step, weights(v1, d, m))
+        if stride == 2:  # both are in the same bytes
+            i |= 1
+            v0, v1, d, m = numbers(row, i, room)
+            acc = add_vectors(acc, x + 128 * i, x_step, weights(v0, d, m))
+            acc = add_vectors(acc, x + 128 * i + 64, x_step, weights(v1, d, m))
+        return acc
+
+    @jit
+    def ask(at: int) -> None:
+        prefetch(at + AHEAD)
+        if wide:
+            prefetch(at + AHEAD + 64)
 
     @jit
     def some(
         w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
         zeros: Any,
     ) -> None:  # fmt: skip
-        """out[t, r] = row r times x[t], for as many vectors as `zeros` has rows: a row is unpacked once for all.
+        """out[t, r] = row r times x[t], for as many vectors as `zeros` has: each row is unpacked once for all.
 
-        Products are added in the order of `matvec`: each vector's results have the same bits as when it is alone.
+        Two rows share a read of x, if registers have room for their sums. They are far apart, by half of all rows: a
+        processor tracks separate streams of memory well, but not rows that share a page.
+        A vector's products are added in the same order however many there are, so its results have the same bits.
         """
-        for r in range(begin, end):
-            row, acc = w + r * row_bytes, zeros
-            for i in range(groups):
-                w0, w1 = weights(row, i)
-                prefetch(row + i * (row_bytes // groups) + AHEAD)
-                acc = add_vectors(add_vectors(acc, x + 128 * i, x_step, w0), x + 128 * i + 64, x_step, w1)
-            store_sums(acc, out + 4 * r, out_step)
-
-    @jit
-    def matvec(w: int, row_bytes: int, groups: int, x: int, out: int, begin: int, end: int) -> None:
-        """out[r] = row r times x, for begin <= r < end.
-
-        Four rows share a read of x. They are far apart, by a quarter of all rows: a processor tracks four separate
-        streams of memory well, but not four rows that share a page.
-        """
-        if heavy and tile_shape() != EIGHT_BY_32:  # with four rows, numbers would not fit in registers
-            some(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin, end, zeros_1x16())
-            return
-        quarter, group_bytes = (end - begin) // 4, row_bytes // groups
-        far, far_out = quarter * row_bytes, 4 * quarter
-        for r in range(begin, begin + quarter):
-            row0, to = w + r * row_bytes, out + 4 * r
-            row1, row2, row3 = row0 + far, row0 + 2 * far, row0 + 3 * far
-            a0, a1, a2, a3 = zeros16(), zeros16(), zeros16(), zeros16()
-            for i in range(groups):
-                x0, x1 = load(x + 128 * i), load(x + 128 * i + 64)
-                ahead = i * group_bytes + AHEAD
-                prefetch(row0 + ahead)
-                prefetch(row1 + ahead)
-                prefetch(row2 + ahead)
-                prefetch(row3 + ahead)
-                if wide:
-                    prefetch(row0 + ahead + 64)
-                    prefetch(row1 + ahead + 64)
-                    prefetch(row2 + ahead + 64)
-                    prefetch(row3 + ahead + 64)
-                a0, a1 = step(row0, i, x0, x1, a0), step(row1, i, x0, x1, a1)
-                a2, a3 = step(row2, i, x0, x1, a2), step(row3, i, x0, x1, a3)
-            put_f32(to, hsum(a0))
-            put_f32(to + far_out, hsum(a1))
-            put_f32(to + 2 * far_out, hsum(a2))
-            put_f32(to + 3 * far_out, hsum(a3))
-        some(w, row_bytes, groups, x, np.int64(0), out, np.int64(0), begin + 4 * quarter, end, zeros_1x16())
+        pairs = tile_shape() == EIGHT_BY_32 or (pairs_fit and n_rows(zeros) == 1)
+        part, group_bytes = (end - begin + 1) // 2 if pairs else end - begin, row_bytes // groups
+        room0, room1 = room_for_16(), room_for_16()
+        for r in range(begin, begin + part):
+            other = min(r + part, end - 1)  # past the last row, the last again
+            row0, row1, acc0, acc1 = w + r * row_bytes, w + other * row_bytes, zeros, zeros
+            for i in range(0, groups, stride):
+                if scales is not None and i % 8 == 0:
+                    scales(row0, i, room0)
+                    if pairs:
+                        scales(row1, i, room1)
+                acc0 = step(row0, i, room0, x, x_step, acc0)
+                if pairs:
+                    acc1 = step(row1, i, room1, x, x_step, acc1)
+                    ask(row1 + i * group_bytes)
+                ask(row0 + i * group_bytes)
+            store_sums(acc0, out + 4 * r, out_step)
+            if pairs:
+                store_sums(acc1, out + 4 * other, out_step)
 
     @jit
     def few(
-        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
-    ) -> None:
+        kind: int, w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int,
+        end: int, n: int,
+    ) -> None:  # fmt: skip
         """1, 2, 4 or 8 vectors."""
         if n == 1:
-            matvec(w, row_bytes, groups, x, out, begin, end)
-        elif n == 8:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_1x16())
+        elif n == 2:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
         elif n == 4:
             some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_4x16())
-        else:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
+        elif tile_shape() == EIGHT_BY_32:
+            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
 
     @jit
-    def unpack(row: int, groups: int, out: int) -> None:
+    def unpack(kind: int, row: int, groups: int, out: int) -> None:
+        room = room_for_16()
         for i in range(groups):
-            w0, w1 = weights(row, i)
-            store(out + 128 * i, w0)
-            store(out + 128 * i + 64, w1)
+            if scales is not None and i % 8 == 0:
+                scales(row, i, room)
+            v0, v1, d, m = numbers(row, i, room)
+            store(out + 128 * i, weights(v0, d, m))
+            store(out + 128 * i + 64, weights(v1, d, m))
 
     return few, unpack
 
 
-NATIVE = {  # types whose blocks are used in place -> (bytes, weights) of a block
-    kind: (GGML_QUANT_SIZES[kind][1], GGML_QUANT_SIZES[kind][0])
-    for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K, T.MXFP4)
+FORMATS = {  # types whose blocks are used in place
+    T.F32: _functions(f32, scaled=False, wide=True),
+    T.F16: _functions(f16, scaled=False),
+    T.BF16: _functions(bf16, scaled=False),
+    T.Q8_0: _functions(q8_0),
+    T.Q4_0: _functions(q4_0, offset=True, table=table_q4_0),
+    T.Q4_1: _functions(q4_1, offset=True, table=table_q4_1),
+    T.Q5_0: _functions(q5_0, offset=True, pairs_fit=False),
+    T.Q5_1: _functions(q5_1, offset=True, pairs_fit=False),
+    T.Q4_K: _functions(q4_k, offset=True, scales=scales_q4_k),
+    T.Q5_K: _functions(q5_k, offset=True, scales=scales_q5_k),
+    T.Q6_K: _functions(q6_k, scaled=False, scales=scales_q6_k),
+    T.MXFP4: _functions(mxfp4, pairs_fit=False),
 }
-_F32, _F16, _BF16, _Q8_0, _Q4_0, _Q4_1, _Q5_0, _Q5_1, _Q4_K, _Q5_K, _Q6_K, _MXFP4 = (int(kind) for kind in NATIVE)
-_few_f32, _unpack_f32 = _functions(f32, False, False, wide=True)
-_few_f16, _unpack_f16 = _functions(f16, False, False)
-_few_bf16, _unpack_bf16 = _functions(bf16, False, False)
-_few_q8_0, _unpack_q8_0 = _functions(q8_0, True, False)
-_few_q4_0, _unpack_q4_0 = _functions(q4_0, True, True, heavy=True, table=table_q4_0)
-_few_q4_1, _unpack_q4_1 = _functions(q4_1, True, True, heavy=True, table=table_q4_1)
-_few_q5_0, _unpack_q5_0 = _functions(q5_0, True, True, heavy=True)
-_few_q5_1, _unpack_q5_1 = _functions(q5_1, True, True, heavy=True)
-_few_q4_k, _unpack_q4_k = _functions(q4_k, True, True, heavy=True)
-_few_q5_k, _unpack_q5_k = _functions(q5_k, True, True, heavy=True)
-_few_q6_k, _unpack_q6_k = _functions(q6_k, False, False, heavy=True)
-_few_mxfp4, _unpack_mxfp4 = _functions(mxfp4, True, False, heavy=True)
+
+
+def _by_type(functions: list[tuple[T, Any]]) -> Any:
+    """A function of a block's type and further arguments: it calls that type's function with the arguments."""
+    if len(functions) == 1:
+        return functions[0][1]
+    half = len(functions) // 2  # halves: a chain of twelve would take long to compile
+    first, low, high = int(functions[half][0]), _by_type(functions[:half]), _by_type(functions[half:])
+    return jit(lambda kind, *args: low(kind, *args) if kind < first else high(kind, *args))
+
+
+_sizes = {int(kind): 256 * GGML_QUANT_SIZES[kind][1] // GGML_QUANT_SIZES[kind][0] for kind in FORMATS}
+_nbytes_of_256 = constants([_sizes.get(kind, 0) for kind in range(max(_sizes) + 1)])  # type -> bytes of 256 weights
+_few = _by_type([(kind, FORMATS[kind][0]) for kind in sorted(FORMATS)])
+_unpack = _by_type([(kind, FORMATS[kind][1]) for kind in sorted(FORMATS)])
 
 
 @jit
 def row_nbytes(kind: int, columns: int) -> int:
     """Bytes of one row of a matrix."""
-    if kind == _F32:
-        return 4 * columns
-    if kind in (_F16, _BF16):
-        return 2 * columns
-    groups = columns // GROUP
-    if kind == _Q8_0:
-        return 34 * groups
-    if kind == _Q4_0:
-        return 18 * groups
-    if kind == _Q4_1:
-        return 20 * groups
-    if kind == _Q5_0:
-        return 22 * groups
-    if kind == _Q5_1:
-        return 24 * groups
-    if kind == _Q4_K:
-        return 144 * (groups // 8)
-    if kind == _Q5_K:
-        return 176 * (groups // 8)
-    if kind == _MXFP4:
-        return 17 * groups
-    return 210 * (groups // 8)
+    return columns * _nbytes_of_256(kind) // 256
 
 
 @jit
 def _some(
     kind: int, w: int, columns: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
 ) -> None:
-    nbytes, groups = row_nbytes(kind, columns), columns // GROUP
-    if kind == _Q8_0:
-        _few_q8_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q4_1:
-        _few_q4_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q4_0:
-        _few_q4_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q5_0:
-        _few_q5_0(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q5_1:
-        _few_q5_1(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q4_K:
-        _few_q4_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q5_K:
-        _few_q5_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _Q6_K:
-        _few_q6_k(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _MXFP4:
-        _few_mxfp4(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _F16:
-        _few_f16(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _BF16:
-        _few_bf16(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
-    elif kind == _F32:
-        _few_f32(w, nbytes, groups, x, x_step, out, out_step, begin, end, n)
+    _few(kind, w, row_nbytes(kind, columns), columns // GROUP, x, x_step, out, out_step, begin, end, n)
 
 
 @jit
@@ -402,28 +384,4 @@ def multiply_few(
 @jit
 def unpack(kind: int, w: int, columns: int, row: int, out: int) -> None:
     """Row `row` of a matrix of any native type, as float32 at address `out`."""
-    at, groups = w + row * row_nbytes(kind, columns), columns // GROUP
-    if kind == _Q8_0:
-        _unpack_q8_0(at, groups, out)
-    elif kind == _Q4_1:
-        _unpack_q4_1(at, groups, out)
-    elif kind == _Q4_0:
-        _unpack_q4_0(at, groups, out)
-    elif kind == _Q5_0:
-        _unpack_q5_0(at, groups, out)
-    elif kind == _Q5_1:
-        _unpack_q5_1(at, groups, out)
-    elif kind == _Q4_K:
-        _unpack_q4_k(at, groups, out)
-    elif kind == _Q5_K:
-        _unpack_q5_k(at, groups, out)
-    elif kind == _Q6_K:
-        _unpack_q6_k(at, groups, out)
-    elif kind == _MXFP4:
-        _unpack_mxfp4(at, groups, out)
-    elif kind == _F16:
-        _unpack_f16(at, groups, out)
-    elif kind == _BF16:
-        _unpack_bf16(at, groups, out)
-    elif kind == _F32:
-        _unpack_f32(at, groups, out)
+    _unpack(kind, w + row * row_nbytes(kind, columns), columns // GROUP, out)

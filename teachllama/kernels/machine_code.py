@@ -131,13 +131,16 @@ def llvm_ir() -> str:
 
 
 def _few_apart(text: str) -> str:
-    """Keeps LLVM from inlining `few`, which exists for each type of block.
+    """Keeps LLVM from inlining `few`, which exists for each type of block, and has it inline what `few` repeats.
 
-    If all of them were inlined into one function, the room for their registers would make its stack frame larger than a
-    page, and on Windows such frames need a function that may be missing.
+    If all `few` were inlined into one function, the room for their registers would make its stack frame larger than a
+    page, and on Windows such frames need a function that may be missing. A step that is called, and not inlined, would
+    pass all sums through memory.
     """
-    head = r"^(define [^\n]*blocks[^\n]*3few[^\n]*\)(?: (?:local_)?unnamed_addr)?)([^()\n]*{)$"
-    return re.sub(head, r"\1 noinline\2", text, flags=re.M)
+    for names, how in (("3few", "noinline"), ("4step", "alwaysinline")):
+        head = rf"^(define [^\n]*blocks[^\n]*(?:{names})B[^\n]*\)(?: (?:local_)?unnamed_addr)?)([^()\n]*{{)$"
+        text = re.sub(head, rf"\1 {how}\2", text, flags=re.M)
+    return text
 
 
 def optimized(ir: str, machine: Any) -> Any:

@@ -128,14 +128,14 @@ _A, _F, _I = types.int64, types.float32, types.int64
 f32_at = _function(_F, (_A,), lambda b, a: _load(b, a[0], _F32))
 
 
-def _f16_looked_up(b: Any, args: Any) -> Any:
+def _f16_looked_up(b: Any, bits: Any) -> Any:
     kind = ir.ArrayType(_F32, 1 << 16)
     table = b.module.globals.get(symbols.F16_TABLE) or ir.GlobalVariable(b.module, kind, symbols.F16_TABLE)
-    index = b.zext(_load(b, args[0], _I16), _I64)
-    return b.load(b.gep(table, [_I64(0), index], inbounds=True))
+    return b.load(b.gep(table, [_I64(0), bits], inbounds=True))
 
 
-f16_at = _function(_F, (_A,), _f16_looked_up)
+f16_at = _function(_F, (_A,), lambda b, a: _f16_looked_up(b, b.zext(_load(b, a[0], _I16), _I64)))
+f16_of_bits = _function(_F, (_I,), lambda b, a: _f16_looked_up(b, a[0]))  # a constant written so takes no register
 i8_at = _function(_I, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8), _I64))
 u8_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8), _I64))
 u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
@@ -156,8 +156,23 @@ load_bf16 = _function(
 )
 load_i8 = _function(I32x16, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8, 16), _W16))
 load_u8 = _function(I32x16, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8, 16), _W16))
+room_for_16 = (
+    _function(  # the address of 16 float32 on the stack, which are lost when the function ends that calls this
+        _A, (), lambda b, a: b.ptrtoint(cgutils.alloca_once(b, _V16), _I64)
+    )
+)
 load_like = _function(1, (_A, None), lambda b, a: _load(b, a[0], a[1].type.element, a[1].type.count))
 store = _function(types.void, (_A, None), _store)
+
+
+def constants(numbers: list[int]) -> Any:
+    """For kernels: index -> one of these numbers."""
+    table = ir.Constant(ir.ArrayType(_I64, len(numbers)), numbers)
+
+    def emit(b: Any, args: Any) -> Any:
+        return b.load(b.gep(cgutils.global_constant(b.module, "numbers", table), [_I64(0), args[0]]))
+
+    return _function(_I, (_A,), emit)
 
 
 def _prefetch(b: Any, args: Any) -> None:
@@ -176,6 +191,16 @@ zeros32 = _function(F32x32, (), lambda b, a: _constant(ir.VectorType(_F32, 32), 
 splat = _function(F32x16, (_F,), lambda b, a: _splat(b, a[0], 16))
 splat_like = _function(1, (_F, None), lambda b, a: _splat(b, a[0], a[1].type.count))
 splat_int = _function(I32x16, (_I,), lambda b, a: _splat(b, b.trunc(a[0], _I32), 16))
+bytes_of = _function(  # the eight bytes of a, then those of b
+    I32x16,
+    (_I, _I),
+    lambda b, a: b.zext(b.bitcast(b.insert_element(_splat(b, a[0], 2), a[1], _I32(1)), ir.VectorType(_I8, 16)), _W16),
+)
+two_halves = _function(  # eight lanes of a, eight of b
+    F32x16,
+    (_F, _F),
+    lambda b, a: b.shuffle_vector(_splat(b, a[0], 8), _splat(b, a[1], 8), _constant(_W16, *range(16))),
+)
 iota = _function(I32x16, (), lambda b, a: _constant(_W16, *range(16)))
 
 lanes = _function(_I, (None,), lambda b, a: _I64(a[0].type.count))  # how many numbers a vector holds
