@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,6 +47,8 @@ BYTE_TO_LETTER = {b: chr(b) for b in _PRINTABLE}
 BYTE_TO_LETTER |= {b: chr(256 + i) for i, b in enumerate(b for b in range(256) if b not in BYTE_TO_LETTER)}
 LETTER_TO_BYTE = {letter: bytes([b]) for b, letter in BYTE_TO_LETTER.items()}
 
+MERGE = re.compile("[^ ]+ [^ ]+")  # a line of the merges: two symbols
+
 
 class BytePairTokenizer(Tokenizer):
     """Byte-level BPE: GPT-2, Llama 3, Qwen 2, SmolLM, and others with the same regexes (`PRE_TOKENIZERS`).
@@ -72,12 +75,13 @@ class BytePairTokenizer(Tokenizer):
                 "cut words otherwise than the model was trained for: convert the model again with a newer converter",
                 stacklevel=2,
             )
-        lines: dict[str, int] = {}  # "left right" -> line number. No letter is a space, so the line can be the key.
-        for i, line in enumerate(strings_of(metadata, "merges")):
-            if line.count(" ") != 1 or line[0] == " " or line[-1] == " ":
-                raise GGUFError(f"tokenizer.ggml.merges[{i}] is {line!r}; expected two symbols with a space between")
-            lines.setdefault(line, i)
-        self._rank = lambda left, right: lines.get(f"{left} {right}", NEVER)
+        lines = list(strings_of(metadata, "merges"))
+        if not all(map(MERGE.fullmatch, lines)):
+            i = next(i for i, line in enumerate(lines) if not MERGE.fullmatch(line))
+            raise GGUFError(f"tokenizer.ggml.merges[{i}] is {lines[i]!r}; expected two symbols with a space between")
+        # "left right" -> line number, of equal lines the first. No letter is a space, so the line can be the key.
+        ranks = dict(zip(reversed(lines), reversed(range(len(lines)))))
+        self._rank = lambda left, right: ranks.get(f"{left} {right}", NEVER)
 
     def _spell(self, word: str) -> str:
         return word.encode().decode("latin-1").translate(BYTE_TO_LETTER)
