@@ -318,13 +318,16 @@ def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pyte
 
 @pytest.mark.parametrize("before", ["", " local_unnamed_addr", " unnamed_addr"])
 @pytest.mark.parametrize("attributes", ["", " #5"])
-def test_what_must_stay_a_function_of_its_own_is_marked_where_llvm_wants_it(before: str, attributes: str) -> None:
+def test_what_must_or_must_not_stay_a_function_is_marked_where_llvm_wants_it(before: str, attributes: str) -> None:
     # Numba writes the form with attributes if it has already compiled these functions, as in a notebook.
     name = "_ZN10teachllama7kernels6blocks10_functions12_3clocals_3e3fewB2v6"
     body = "{\n  ret i32 0\n}\n"
     text = f"define linkonce_odr i32 @{name}(ptr captures(none) %a, i64 %b){before}{attributes} {body}"
     text += f"define i32 @other(i64 %b){before}{attributes} {body}attributes #5 = {{ nounwind }}\n"
-    module = cache.llvm.parse_assembly(cache._few_apart(text))
+    step = name.replace("3few", "4step")
+    text += f"define linkonce_odr i32 @{step}(i64 %b){before}{attributes} {body}"
+    module = cache.llvm.parse_assembly(cache._with_inlining(text))
     attributes_of = {f.name: b" ".join(f.attributes) for f in module.functions}
+    assert b"alwaysinline" in attributes_of[step]
     assert b"noinline" in attributes_of[name]
-    assert b"noinline" not in attributes_of["other"]
+    assert b"inline" not in attributes_of["other"]

@@ -202,6 +202,8 @@ def _functions(
 ) -> tuple[Any, Any]:  # fmt: skip
     """The functions of one type: `few` (rows times one vector or several) and `unpack` (a row as float32).
 
+    Both get the type first, for `_by_type`, and have no use for it.
+
     Args:
         table: d, m -> the 16 possible weights, where `group` returns integers whose low four bits are the number.
         scales: writes the scales of a block's eight groups to 16 float32 of memory, if they are stored together;

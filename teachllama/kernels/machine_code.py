@@ -127,10 +127,10 @@ def llvm_ir() -> str:
     # Numba's wrappers around the function call into Python and into Numba; without them the code is self-contained.
     name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
-    return _few_apart(text).replace(name, SYMBOL)
+    return _with_inlining(text).replace(name, SYMBOL)
 
 
-def _few_apart(text: str) -> str:
+def _with_inlining(text: str) -> str:
     """Keeps LLVM from inlining `few`, which exists for each type of block, and has it inline what `few` repeats.
 
     If all `few` were inlined into one function, the room for their registers would make its stack frame larger than a

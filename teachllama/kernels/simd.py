@@ -136,7 +136,6 @@ def _f16_looked_up(b: Any, bits: Any) -> Any:
 
 f16_at = _function(_F, (_A,), lambda b, a: _f16_looked_up(b, b.zext(_load(b, a[0], _I16), _I64)))
 f16_of_bits = _function(_F, (_I,), lambda b, a: _f16_looked_up(b, a[0]))  # a constant written so takes no register
-i8_at = _function(_I, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8), _I64))
 u8_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8), _I64))
 u32_at = _function(_I, (_A,), lambda b, a: b.zext(_load(b, a[0], _I32), _I64))
 i64_at = _function(_I, (_A,), lambda b, a: _load(b, a[0], _I64))
@@ -156,11 +155,8 @@ load_bf16 = _function(
 )
 load_i8 = _function(I32x16, (_A,), lambda b, a: b.sext(_load(b, a[0], _I8, 16), _W16))
 load_u8 = _function(I32x16, (_A,), lambda b, a: b.zext(_load(b, a[0], _I8, 16), _W16))
-room_for_16 = (
-    _function(  # the address of 16 float32 on the stack, which are lost when the function ends that calls this
-        _A, (), lambda b, a: b.ptrtoint(cgutils.alloca_once(b, _V16), _I64)
-    )
-)
+# The address of 16 float32 on the stack, which are lost when the function ends that calls this.
+room_for_16 = _function(_A, (), lambda b, a: b.ptrtoint(cgutils.alloca_once(b, _V16), _I64))
 load_like = _function(1, (_A, None), lambda b, a: _load(b, a[0], a[1].type.element, a[1].type.count))
 store = _function(types.void, (_A, None), _store)
 
