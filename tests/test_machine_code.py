@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
+from teachllama.errors import TeachLlamaError
 from tests.kernel_tools import native_model
 
 pytest.importorskip("numba")
@@ -307,6 +308,46 @@ def test_a_damaged_note_of_the_last_time_promises_nothing(
     assert cache._Progress()._usual_of(tmp_path / "kernels" / "compile_seconds") is None
 
 
+@pytest.mark.slow
+def test_kernels_are_compiled_beside_numbas_own_code_and_leave_the_process_as_it_was(tmp_path: Path) -> None:
+    """As in a notebook, which may call a kernel from its own compiled function before or after a model is loaded."""
+    code = """
+import os, sys
+from numba import njit
+from teachllama.kernels import machine_code, shapes
+from teachllama.kernels.simd import f32_of_bits
+own = njit(lambda bits: f32_of_bits(bits))
+shapes.provide(0)
+assert own(0x3F800000) == 1
+ways = os.environ.copy()
+machine_code.serve()
+assert ways == dict(os.environ)
+other = njit(lambda bits: f32_of_bits(bits) + own(bits))
+assert other(0x40000000) == 4
+print(len(machine_code.file().read_bytes()))
+"""
+    env = os.environ | {"TEACHLLAMA_KERNEL_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert int(done.stdout) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        ("raise SystemExit('no more memory')", "no more memory"),
+        ("import os; os._exit(9)", "ended with status 9"),
+        ("print('a greeting of a sitecustomize.py')", "something else than machine code"),
+    ],
+)
+def test_a_compiler_that_fails_is_an_error_with_what_it_said(
+    monkeypatch: pytest.MonkeyPatch, code: str, said: str
+) -> None:
+    monkeypatch.setattr(cache, "_COMPILE", code)
+    with pytest.raises(TeachLlamaError, match=f"compiling the kernels failed: .*{said}"):
+        cache._compile()
+
+
 def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
@@ -319,7 +360,7 @@ def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pyte
 @pytest.mark.parametrize("before", ["", " local_unnamed_addr", " unnamed_addr"])
 @pytest.mark.parametrize("attributes", ["", " #5"])
 def test_what_must_or_must_not_stay_a_function_is_marked_where_llvm_wants_it(before: str, attributes: str) -> None:
-    # Numba writes the form with attributes if it has already compiled these functions, as in a notebook.
+    # Numba writes the form with attributes if it has optimized these functions already.
     name = "_ZN10teachllama7kernels6blocks10_functions12_3clocals_3e3fewB2v6"
     body = "{\n  ret i32 0\n}\n"
     text = f"define linkonce_odr i32 @{name}(ptr captures(none) %a, i64 %b){before}{attributes} {body}"

@@ -9,10 +9,8 @@ from collections.abc import Callable, Iterator
 from teachllama import hub
 from teachllama.cli.numbers import count_from_text
 from teachllama.cli.terminal import Status, Wrapped, output_width, visible
-from teachllama.cli.warmup import compile_ahead
 from teachllama.errors import ContextFullError, ParameterError
 from teachllama.generate import GenerationStats, Token
-from teachllama.gguf_file import open_gguf
 from teachllama.model import Model, load_model
 from teachllama.sampling import SamplingParams
 from teachllama.speculation import PromptLookup
@@ -70,12 +68,8 @@ def seq_len_of(args: argparse.Namespace, native: int) -> int:
 
 
 def open_model(name: str) -> Model:
-    """Loads a model by name or path. Compiles the kernels first if necessary, so that Ctrl-C works."""
-    path = hub.find(name)
-    with open_gguf(path):  # reject a file that is not a model before compiling
-        pass
-    compile_ahead()
-    return load_model(path)
+    """Loads a model by name or path."""
+    return load_model(hub.find(name))
 
 
 def stream(tokens: Iterator[Token], stats: Callable[[], GenerationStats], text: str = "", n_prompt: int = 0) -> str:

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except TeachLlamaError:
         print(f"the notebooks use {MODEL} (98 MB), which is downloaded once", file=sys.stderr)
         hub.fetch(MODEL, progress=True)
-    compile_ahead()  # otherwise the first cell that evaluates anything would take half a minute
+    compile_ahead()  # otherwise the first cell that evaluates anything would take about 20 s
     try:
         return subprocess.run(jupyter_command(folder.resolve(), chosen[0].name), check=False).returncode
     except KeyboardInterrupt:  # JupyterLab has asked the user, and ends by itself

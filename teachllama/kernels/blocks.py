@@ -1,8 +1,9 @@
 """Quantized blocks: how each type of a GGUF file stores 32 weights, and dot products with blocks in place.
 
 A row of a matrix is a string of blocks. For each type one function reads a group of 32 weights of a row: it returns two
-vectors of 16 numbers, a scale `d` and an offset `m`, so that weight = d * number + m. Everything else is the same for
-all types. Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, and `gguf.quants`, which the tests
+vectors of 16 numbers, a scale `d` and an offset `m`, so that weight = d * number + m. (Its third argument is the
+memory to which `scales` wrote, in types whose blocks store eight groups' scales together.) All else is the same for all
+types. Formats: https://github.com/ggml-org/ggml/blob/master/src/ggml-common.h, and `gguf.quants`, which the tests
 compare with.
 
 Independent of layers and threads.
@@ -15,11 +16,17 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as T
+from numba import types
 
 from teachllama.kernels.shapes import EIGHT_BY_32
 from teachllama.kernels.simd import (
+    F32x16,
+    RowsType,
     add_vectors,
+    address_of,
     bytes_of,
+    call_3,
+    call_6,
     constants,
     f16_at,
     f16_of_bits,
@@ -59,38 +66,43 @@ ZERO, ONE = np.float32(0), np.float32(1)  # a plain 0.0 would be a float64 to Nu
 
 
 @jit
-def f32(row: int, i: int) -> Any:
+def no_scales(row: int, i: int, room: int) -> None:
+    pass
+
+
+@jit
+def f32(row: int, i: int, room: int) -> Any:
     at = row + 128 * i
     return load(at), load(at + 64), ONE, ZERO
 
 
 @jit
-def f16(row: int, i: int) -> Any:
+def f16(row: int, i: int, room: int) -> Any:
     at = row + 64 * i
     return load_f16(at), load_f16(at + 32), ONE, ZERO
 
 
 @jit
-def bf16(row: int, i: int) -> Any:
+def bf16(row: int, i: int, room: int) -> Any:
     at = row + 64 * i
     return load_bf16(at), load_bf16(at + 32), ONE, ZERO
 
 
 @jit
-def q8_0(row: int, i: int) -> Any:  # d: f16, then 32 signed bytes
+def q8_0(row: int, i: int, room: int) -> Any:  # d: f16, then 32 signed bytes
     at = row + 34 * i
     return to_float(load_i8(at + 2)), to_float(load_i8(at + 18)), f16_at(at), ZERO
 
 
 @jit
-def q4_0(row: int, i: int) -> Any:  # d: f16, then 16 bytes: weight l in the low four bits of byte l, l + 16 in the high
+def q4_0(row: int, i: int, room: int) -> Any:  # d: f16; 16 bytes: weight l in byte l's low bits, l + 16 in its high
     at = row + 18 * i
     q, d = load_u8(at + 2), f16_at(at)
     return q, q >> 4, d, f16_of_bits(MINUS_8) * d
 
 
 @jit
-def q4_1(row: int, i: int) -> Any:  # d, m: f16
+def q4_1(row: int, i: int, room: int) -> Any:  # d, m: f16
     at = row + 20 * i
     q = load_u8(at + 4)
     return q, q >> 4, f16_at(at), f16_at(at + 2)
@@ -114,7 +126,7 @@ def fifth_bits(q: Any, at: int) -> Any:
 
 
 @jit
-def q5_0(row: int, i: int) -> Any:  # d: f16, then 32 fifth bits, then as q4_0
+def q5_0(row: int, i: int, room: int) -> Any:  # d: f16, then 32 fifth bits, then as q4_0
     at = row + 22 * i
     d = f16_at(at)
     low, high = fifth_bits(load_u8(at + 6), at + 2)
@@ -122,7 +134,7 @@ def q5_0(row: int, i: int) -> Any:  # d: f16, then 32 fifth bits, then as q4_0
 
 
 @jit
-def q5_1(row: int, i: int) -> Any:
+def q5_1(row: int, i: int, room: int) -> Any:
     at = row + 24 * i
     low, high = fifth_bits(load_u8(at + 8), at + 4)
     return low, high, f16_at(at), f16_at(at + 2)
@@ -181,7 +193,7 @@ def q6_k(row: int, i: int, room: int) -> Any:  # the vectors are scaled already
 
 
 @jit
-def mxfp4(row: int, i: int) -> Any:
+def mxfp4(row: int, i: int, room: int) -> Any:
     """A power of two in one byte, then 16 bytes with two E2M1 numbers each (OCP's microscaling formats)."""
     at = row + 17 * i
     q, e = load_u8(at + 1), u8_at(at)
@@ -196,9 +208,68 @@ def doubled_e2m1(q: Any) -> Any:
     return size * ((q >> 3) * -2 + 1)
 
 
+@jit
+def _ask(at: int, wide: int) -> None:
+    prefetch(at + AHEAD)
+    if wide:
+        prefetch(at + AHEAD + 64)
+
+
+@jit
+def _some(
+    step: int, scales: int, stride: int, wide: int, pairs_fit: int, w: int, row_bytes: int, groups: int, x: int,
+    x_step: int, out: int, out_step: int, begin: int, end: int, zeros: Any,
+) -> None:  # fmt: skip
+    """out[t, r] = row r times x[t], for as many vectors as `zeros` has: each row is unpacked once for all.
+
+    Two rows share a read of x, if registers have room for their sums. They are far apart, by half of all rows: a
+    processor tracks separate streams of memory well, but not rows that share a page.
+    A vector's products are added in the same order however many there are, so its results have the same bits.
+
+    Args:
+        step, scales: addresses of one type's functions. The next three are as in `_functions`.
+    """
+    pairs = tile_shape() == EIGHT_BY_32 or (pairs_fit and n_rows(zeros) == 1)
+    part, group_bytes = (end - begin + 1) // 2 if pairs else end - begin, row_bytes // groups
+    room0, room1 = room_for_16(), room_for_16()
+    for r in range(begin, begin + part):
+        other = min(r + part, end - 1)  # past the last row, the last again
+        row0, row1, acc0, acc1 = w + r * row_bytes, w + other * row_bytes, zeros, zeros
+        for i in range(0, groups, stride):
+            if i % 8 == 0:
+                call_3(scales, row0, i, room0)
+                if pairs:
+                    call_3(scales, row1, i, room1)
+            acc0 = call_6(step, row0, i, room0, x, x_step, acc0)
+            if pairs:
+                acc1 = call_6(step, row1, i, room1, x, x_step, acc1)
+                _ask(row1 + i * group_bytes, wide)
+            _ask(row0 + i * group_bytes, wide)
+        store_sums(acc0, out + 4 * r, out_step)
+        if pairs:
+            store_sums(acc1, out + 4 * other, out_step)
+
+
+@jit
+def _few(
+    one: int, two: int, four: int, eight: int, scales: int, stride: int, wide: int, pairs_fit: int, w: int,
+    row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int,
+) -> None:  # fmt: skip
+    """1, 2, 4 or 8 vectors, each number with its own `step`."""
+    rest = (stride, wide, pairs_fit, w, row_bytes, groups, x, x_step, out, out_step, begin, end)
+    if n == 1:
+        _some(one, scales, *rest, zeros_1x16())
+    elif n == 2:
+        _some(two, scales, *rest, zeros_2x16())
+    elif n == 4:
+        _some(four, scales, *rest, zeros_4x16())
+    elif tile_shape() == EIGHT_BY_32:
+        _some(eight, scales, *rest, zeros_8x16())
+
+
 def _functions(
-    group: Any, scaled: bool = True, offset: bool = False, table: Any = None, scales: Any = None, wide: bool = False,
-    pairs_fit: bool = True,
+    group: Any, scaled: bool = True, offset: bool = False, table: Any = None, scales: Any = no_scales,
+    wide: bool = False, pairs_fit: bool = True,
 ) -> tuple[Any, Any]:  # fmt: skip
     """The functions of one type: `few` (rows times one vector or several) and `unpack` (a row as float32).
 
@@ -207,15 +278,11 @@ def _functions(
     Args:
         table: d, m -> the 16 possible weights, where `group` returns integers whose low four bits are the number.
         scales: writes the scales of a block's eight groups to 16 float32 of memory, if they are stored together;
-            `group` then gets their address as a third argument.
+            their address is the third argument of both.
         wide: a group takes 128 bytes.
         pairs_fit: whether 16 registers of eight numbers have room for two rows at a time.
     """
-    stride = 1 if scales is None else 2  # groups that a step takes
-
-    @jit
-    def numbers(row: int, i: int, room: int) -> Any:
-        return group(row, i) if scales is None else group(row, i, room)
+    stride = 1 if scales is no_scales else 2  # groups that a step takes
 
     @jit
     def weights(v: Any, d: float, m: float) -> Any:
@@ -231,52 +298,18 @@ def _functions(
     @jit
     def step(row: int, i: int, room: int, x: int, x_step: int, acc: Any) -> Any:
         """Adds group i's products with each vector to its accumulator; in large blocks also those of group i + 1."""
-        v0, v1, d, m = numbers(row, i, room)
+        v0, v1, d, m = group(row, i, room)
         acc = add_vectors(acc, x + 128 * i, x_step, weights(v0, d, m))
         acc = add_vectors(acc, x + 128 * i + 64, x_step, weights(v1, d, m))
         if stride == 2:  # both are in the same bytes
             i |= 1
-            v0, v1, d, m = numbers(row, i, room)
+            v0, v1, d, m = group(row, i, room)
             acc = add_vectors(acc, x + 128 * i, x_step, weights(v0, d, m))
             acc = add_vectors(acc, x + 128 * i + 64, x_step, weights(v1, d, m))
         return acc
 
-    @jit
-    def ask(at: int) -> None:
-        prefetch(at + AHEAD)
-        if wide:
-            prefetch(at + AHEAD + 64)
-
-    @jit
-    def some(
-        w: int, row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int,
-        zeros: Any,
-    ) -> None:  # fmt: skip
-        """out[t, r] = row r times x[t], for as many vectors as `zeros` has: each row is unpacked once for all.
-
-        Two rows share a read of x, if registers have room for their sums. They are far apart, by half of all rows: a
-        processor tracks separate streams of memory well, but not rows that share a page.
-        A vector's products are added in the same order however many there are, so its results have the same bits.
-        """
-        pairs = tile_shape() == EIGHT_BY_32 or (pairs_fit and n_rows(zeros) == 1)
-        part, group_bytes = (end - begin + 1) // 2 if pairs else end - begin, row_bytes // groups
-        room0, room1 = room_for_16(), room_for_16()
-        for r in range(begin, begin + part):
-            other = min(r + part, end - 1)  # past the last row, the last again
-            row0, row1, acc0, acc1 = w + r * row_bytes, w + other * row_bytes, zeros, zeros
-            for i in range(0, groups, stride):
-                if scales is not None and i % 8 == 0:
-                    scales(row0, i, room0)
-                    if pairs:
-                        scales(row1, i, room1)
-                acc0 = step(row0, i, room0, x, x_step, acc0)
-                if pairs:
-                    acc1 = step(row1, i, room1, x, x_step, acc1)
-                    ask(row1 + i * group_bytes)
-                ask(row0 + i * group_bytes)
-            store_sums(acc0, out + 4 * r, out_step)
-            if pairs:
-                store_sums(acc1, out + 4 * other, out_step)
+    one, two, four, eight = (address_of(step, *[types.int64] * 5, RowsType(n, F32x16)) for n in (1, 2, 4, 8))
+    its_scales = address_of(scales, *[types.int64] * 3)
 
     @jit
     def few(
@@ -284,22 +317,18 @@ def _functions(
         end: int, n: int,
     ) -> None:  # fmt: skip
         """1, 2, 4 or 8 vectors."""
-        if n == 1:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_1x16())
-        elif n == 2:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_2x16())
-        elif n == 4:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_4x16())
-        elif tile_shape() == EIGHT_BY_32:
-            some(w, row_bytes, groups, x, x_step, out, out_step, begin, end, zeros_8x16())
+        _few(
+            one(), two(), four(), eight(), its_scales(), np.int64(stride), np.int64(wide), np.int64(pairs_fit),
+            w, row_bytes, groups, x, x_step, out, out_step, begin, end, n,
+        )  # fmt: skip
 
     @jit
     def unpack(kind: int, row: int, groups: int, out: int) -> None:
         room = room_for_16()
         for i in range(groups):
-            if scales is not None and i % 8 == 0:
+            if i % 8 == 0:
                 scales(row, i, room)
-            v0, v1, d, m = numbers(row, i, room)
+            v0, v1, d, m = group(row, i, room)
             store(out + 128 * i, weights(v0, d, m))
             store(out + 128 * i + 64, weights(v1, d, m))
 
@@ -333,7 +362,7 @@ def _by_type(functions: list[tuple[T, Any]]) -> Any:
 
 _sizes = {int(kind): 256 * GGML_QUANT_SIZES[kind][1] // GGML_QUANT_SIZES[kind][0] for kind in FORMATS}
 _nbytes_of_256 = constants([_sizes.get(kind, 0) for kind in range(max(_sizes) + 1)])  # type -> bytes of 256 weights
-_few = _by_type([(kind, FORMATS[kind][0]) for kind in sorted(FORMATS)])
+_few_of = _by_type([(kind, FORMATS[kind][0]) for kind in sorted(FORMATS)])
 _unpack = _by_type([(kind, FORMATS[kind][1]) for kind in sorted(FORMATS)])
 
 
@@ -344,10 +373,10 @@ def row_nbytes(kind: int, columns: int) -> int:
 
 
 @jit
-def _some(
+def _multiply(
     kind: int, w: int, columns: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int
 ) -> None:
-    _few(kind, w, row_nbytes(kind, columns), columns // GROUP, x, x_step, out, out_step, begin, end, n)
+    _few_of(kind, w, row_nbytes(kind, columns), columns // GROUP, x, x_step, out, out_step, begin, end, n)
 
 
 @jit
@@ -357,7 +386,7 @@ def matvec(kind: int, w: int, columns: int, x: int, out: int, begin: int, end: i
     Args:
         w: address of the matrix; x: of `columns` float32; out: of the results.
     """
-    _some(kind, w, columns, x, np.int64(0), out, np.int64(0), begin, end, np.int64(1))
+    _multiply(kind, w, columns, x, np.int64(0), out, np.int64(0), begin, end, np.int64(1))
 
 
 @jit
@@ -371,13 +400,13 @@ def multiply_few(
     """
     t = 0
     while t + 8 <= n and tile_shape() == EIGHT_BY_32:  # eight sums of 16 fit in the registers only here
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(8))
+        _multiply(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(8))
         t += 8
     while t + 4 <= n:
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(4))
+        _multiply(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(4))
         t += 4
     if t + 2 <= n:
-        _some(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(2))
+        _multiply(kind, w, columns, x + t * x_step, x_step, out + t * out_step, out_step, begin, end, np.int64(2))
         t += 2
     if t < n:
         matvec(kind, w, columns, x + t * x_step, out + t * out_step, begin, end)

@@ -23,6 +23,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
+from teachllama.apart import output_of
+from teachllama.errors import TeachLlamaError
 from teachllama.files import replacing
 from teachllama.folders import user_cache_dir
 from teachllama.kernels import symbols
@@ -67,9 +69,13 @@ def serve() -> Serve:
 
 def _read(path: Path) -> bytes | None:
     try:
-        data = path.read_bytes()
+        return _checked(path.read_bytes())
     except OSError:
         return None
+
+
+def _checked(data: bytes) -> bytes | None:
+    """What follows a checksum, if they agree."""
     return data[32:] if len(data) > 32 and hashlib.sha256(data[32:]).digest() == data[:32] else None
 
 
@@ -87,57 +93,69 @@ def _keep_file(path: Path, code: bytes) -> None:
         )
 
 
+_COMPILE = "from teachllama.kernels.machine_code import write_code; write_code()"
+
+
+def write_code() -> None:
+    """Compiles the kernels, and writes the checksum of their machine code and the code to stdout."""
+    code = object_code(llvm_ir(), host_machine())
+    sys.stdout.buffer.write(hashlib.sha256(code).digest() + code)
+
+
 def _compile() -> bytes:
-    """Machine code of `run.serve` for this processor, as an object file."""
-    return object_code(llvm_ir(), host_machine())
+    """Machine code of `run.serve` for this processor, as an object file.
+
+    A process of its own compiles it: Numba takes hundreds of MB, which a process that computes would never give back.
+    """
+    code = _checked(output_of(_COMPILE, "compiling the kernels"))
+    if code is None:
+        raise TeachLlamaError("compiling the kernels failed: its process wrote something else than machine code")
+    return code
 
 
 def llvm_ir() -> str:
     """`run.serve` and all it calls, as LLVM IR: Numba's translation of the Python, not optimized, for any processor.
 
-    By default Numba optimizes each function together with all that it calls, and generates machine code for it: the
-    same code again at each level. Here both are left to `object_code`, which does them once, and compiling takes half
-    the time. It is necessary, too: generating machine code changes the IR into a form that must not be optimized again.
+    By default Numba links each function with all that it calls, optimizes the whole, and generates machine code for it:
+    the same code again at each level. Here the functions are linked once, at the end, and the rest is left to
+    `object_code`: compiling takes less than half the time. It is necessary, too: generating machine code changes the IR
+    into a form that must not be optimized again. This changes Numba, so only a process that does nothing else calls it.
     """
     from numba import njit
-    from numba.core import codegen, compiler_lock, config, cpu
+    from numba.core import codegen, config, cpu
 
     from teachllama.kernels import run
 
-    jit: Any = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]
-    replaced: list[tuple[Any, str, Any]] = [
+    for owner, name, new in (
         (config, "OPT", type(getattr(config, "OPT"))(0)),  # noqa: B009  (made at run time)
-        (codegen.CPUCodeLibrary, "_finalize_final_module", lambda self: setattr(self, "_finalized", True)),
+        (codegen.CPUCodeLibrary, "finalize", lambda self: setattr(self, "_finalized", True)),
         # Numba stores functions under what this returns, which must be a new object each time; it is never called.
         (cpu.CPUContext, "get_executable", lambda self, library, fndesc, env: [].append),
-    ]
-    with compiler_lock.global_compiler_lock:  # no other thread compiles meanwhile
-        usual = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
-        for owner, name, new in replaced:
-            setattr(owner, name, new)
-        try:
-            compiled = jit(run.serve.py_func)
-            compiled.compile("int64(int64, int64, int64, int64)")
-            ((_, overload),) = compiled.overloads.items()
-            overload.library.finalize()
-        finally:
-            for owner, name, old in usual:
-                setattr(owner, name, old)
+    ):
+        setattr(owner, name, new)
+    jit: Any = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True)  # type: ignore[call-overload]
+    compiled = jit(run.serve.py_func)
+    compiled.compile("int64(int64, int64, int64, int64)")
+    ((_, overload),) = compiled.overloads.items()
+    libraries = [overload.library]
+    for library in libraries:  # each function's own, and then those of the functions that it calls
+        libraries += [other for other in dict.fromkeys(library._linking_libraries) if other not in libraries]
+    for library in libraries[1:]:
+        overload.library._final_module.link_in(library._get_module_for_linking(), preserve=True)
     text = overload.library.get_llvm_str()
     # Numba's wrappers around the function call into Python and into Numba; without them the code is self-contained.
-    name = overload.fndesc.llvm_func_name
     text = re.sub(r"^define [^\n]*@(?:cfunc\.|_ZN7cpython)[^\n]*{\n.*?^}\n", "", text, flags=re.M | re.S)
-    return _with_inlining(text).replace(name, SYMBOL)
+    return _with_inlining(text).replace(overload.fndesc.llvm_func_name, SYMBOL)
 
 
 def _with_inlining(text: str) -> str:
-    """Keeps LLVM from inlining `few`, which exists for each type of block, and has it inline what `few` repeats.
+    """Keeps LLVM from inlining `few`, which exists for each type of block, and has it inline all that `few` calls.
 
     If all `few` were inlined into one function, the room for their registers would make its stack frame larger than a
     page, and on Windows such frames need a function that may be missing. A step that is called, and not inlined, would
     pass all sums through memory.
     """
-    for names, how in (("3few", "noinline"), ("4step", "alwaysinline")):
+    for names, how in (("3few", "noinline"), ("4_few|5_some|4step", "alwaysinline")):
         head = rf"^(define [^\n]*blocks[^\n]*(?:{names})B[^\n]*\)(?: (?:local_)?unnamed_addr)?)([^()\n]*{{)$"
         text = re.sub(head, rf"\1 {how}\2", text, flags=re.M)
     return text
@@ -211,10 +229,7 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # A fork waits for another thread's compilation: the child could never use a compiler that stopped halfway.
-    os.register_at_fork(
-        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
-    )
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Progress:

@@ -81,11 +81,11 @@ def _function(result: Any, arguments: tuple[Any, ...], emit: Emit) -> Any:
         return returns(*wanted), generate
 
     # Numba inspects the names and number of parameters, so the function must have the right number.
-    names = [f"a{i}" for i in range(len(arguments))]
     wrapper = {0: lambda t: typed(t), 1: lambda t, a0: typed(t, a0), 2: lambda t, a0, a1: typed(t, a0, a1)}
     wrapper[3] = lambda t, a0, a1, a2: typed(t, a0, a1, a2)
     wrapper[4] = lambda t, a0, a1, a2, a3: typed(t, a0, a1, a2, a3)
-    return intrinsic(wrapper[len(names)])
+    wrapper[7] = lambda t, a0, a1, a2, a3, a4, a5, a6: typed(t, a0, a1, a2, a3, a4, a5, a6)
+    return intrinsic(wrapper[len(arguments)])
 
 
 def _pointer(builder: Any, address: Any, kind: Any) -> Any:
@@ -425,6 +425,42 @@ def record_at(dtype: np.dtype[Any]) -> Any:
         return record(types.int64), generate
 
     return at
+
+
+# ---- functions by address ----
+def address_of(function: Any, *arguments: Any) -> Any:
+    """For kernels: a function that returns the address of a compiled one, for these types of arguments.
+
+    What calls a function by its address is the same code for all functions, so Numba compiles it once. LLVM inlines it
+    where the address is known, and the function too: it becomes as if written for that one function.
+    """
+
+    @intrinsic
+    def address(typingctx: Any) -> Any:
+        function.get_call_template(arguments, {})  # compiles it
+
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            compiled = function.overloads[arguments]
+            context.add_linking_libs((compiled.library,))
+            return builder.ptrtoint(context.declare_function(builder.module, compiled.fndesc), _I64)
+
+        return types.int64(), generate
+
+    return address
+
+
+def _called(b: Any, args: Any, result: Any) -> Any:
+    # Numba's calling convention: the result, and an exception, are returned through pointers.
+    slot, error = cgutils.alloca_once(b, result), cgutils.alloca_once(b, cgutils.voidptr_t)
+    pointers = [slot, error, *args[1:]]
+    kind = ir.FunctionType(_I32, [a.type for a in pointers])
+    b.call(_pointer(b, args[0], kind), pointers)
+    return b.load(slot)
+
+
+# address, arguments -> what the function at the address returns, which has the last argument's type; or nothing
+call_6 = _function(6, (_A, _I, _I, _I, _I, _I, None), lambda b, a: _called(b, a, a[-1].type))
+call_3 = _function(types.void, (_A, _I, _I, _I), lambda b, a: _called(b, a, cgutils.voidptr_t) and None)
 
 
 # ---- between threads ----
