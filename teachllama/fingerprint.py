@@ -13,7 +13,6 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,6 +86,8 @@ def tensor_digests(file: GGUFFile) -> dict[str, str]:
         return hashlib.sha256(file.tensor_bytes(name).data).hexdigest()
 
     names = sorted(file.tensors)
+    from concurrent.futures import ThreadPoolExecutor  # imported late: loading a model needs no hash
+
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing releases Python's lock
         return dict(zip(names, pool.map(digest, names), strict=True))
 

@@ -89,10 +89,17 @@ class StringArray(Sequence[str]):
         return self.bytes_at(i).decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
-        raw, start = self._raw, 8
-        for end in self._ends:
-            yield raw[start:end].decode("utf-8", "surrogateescape")
-            start = end + 8
+        return iter(self.to_list())
+
+    def to_list(self) -> list[str]:
+        """All strings: decoded at once, for which the last byte of each length, always 0, separates them."""
+        keep = np.ones(len(self._raw), bool)
+        starts = np.append(0, np.asarray(self._ends, np.int64)[:-1]) if self._ends else np.empty(0, np.int64)
+        for i in range(7):
+            keep[starts + i] = False
+        text = np.frombuffer(self._raw, np.uint8)[keep].tobytes().decode("utf-8", "surrogateescape")
+        strings = text.split("\0")[1:]
+        return strings if len(strings) == len(self) else [self[i] for i in range(len(self))]
 
     @property
     def raw(self) -> bytes:

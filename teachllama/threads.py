@@ -7,8 +7,6 @@ import os
 import threading
 from collections import Counter
 
-import psutil
-
 from teachllama.whole_numbers import whole
 
 _limits: object | None = None  # keeps the limit in force
@@ -27,6 +25,8 @@ def get_num_threads() -> int:
 
 @functools.cache
 def _default() -> int:
+    import psutil  # imported late, as threadpoolctl below: loading a model needs neither
+
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (most := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         allowed = min(allowed, int(most))

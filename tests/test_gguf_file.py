@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import struct
 import tracemalloc
+from array import array
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import teachllama as tl
+from teachllama.gguf_file import StringArray
 from tests.tools import F32, _add, copy_as, tiny_metadata, tiny_model, tiny_tensors, write_gguf
 
 
@@ -116,15 +119,25 @@ def test_every_type_that_gguf_dequantizes_loads_as_a_model(tmp_path: Path) -> No
             )
 
 
+@given(st.lists(st.binary(max_size=12)))
+def test_strings_decoded_at_once_are_those_decoded_one_by_one(items: list[bytes]) -> None:
+    """Whatever the bytes are: zeros, which separate strings, and half characters at their ends."""
+    raw = b"".join(len(item).to_bytes(8, "little") + item for item in items)
+    ends = array("I", accumulate(8 + len(item) for item in items))
+    strings = StringArray(raw, ends)
+    one_by_one = [item.decode("utf-8", "surrogateescape") for item in items]
+    assert list(strings) == strings.to_list() == one_by_one == [strings[i] for i in range(len(strings))]
+
+
 def test_a_string_array_is_a_sequence(tmp_path: Path) -> None:
     words = ["a", "", "naïve", "😀" * 20, "z"]
-    array = tl.open_gguf(tiny_model(tmp_path / "t.gguf", **{"some.words": words})).metadata["some.words"]
-    assert list(array) == words == array[:] == [array[i] for i in range(5)]
-    assert array == words
-    assert array != words[:-1]
-    assert (array[-1], array[1:3], array.bytes_at(3)) == ("z", ["", "naïve"], ("😀" * 20).encode())
+    strings = tl.open_gguf(tiny_model(tmp_path / "t.gguf", **{"some.words": words})).metadata["some.words"]
+    assert list(strings) == words == strings[:] == [strings[i] for i in range(5)]
+    assert strings == words
+    assert strings != words[:-1]
+    assert (strings[-1], strings[1:3], strings.bytes_at(3)) == ("z", ["", "naïve"], ("😀" * 20).encode())
     with pytest.raises(IndexError):
-        array[5]
+        strings[5]
 
 
 def test_closing_while_a_view_is_held_is_safe(tmp_path: Path) -> None:

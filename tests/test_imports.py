@@ -11,9 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "teachllama"
 # From the bottom up. A room may import from itself and from rooms below it, late imports included. Imports for type
 # checking alone may point upwards.
 ROOMS = (
-    ("errors",), ("whole_numbers", "files", "beginnings", "apart"), ("folders", "threads", "metadata", "spec", "quick_draw"),
-    ("gguf_file",), ("gguf_remote", "kv"),
-    ("families",),
+    ("errors",), ("whole_numbers", "files", "beginnings", "apart"),
+    ("folders", "threads", "metadata", "spec", "quick_draw"), ("gguf_file",), ("gguf_remote", "kv"), ("families",),
     ("config",), ("weights", "batch"), ("loading", "ops"), ("forward",), ("tokenizer", "sampling"),
     ("kernels", "fingerprint"), ("hub",), ("generate", "checked_file"), ("session_file",), ("prefix_file",),
     ("model",), ("speculation",), ("session",), ("prefixes",), ("pool",), ("batching", "request"), ("scheduler",),

