@@ -139,6 +139,8 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 
 def __getattr__(name: str) -> Any:
     """https://peps.python.org/pep-0562/"""
+    if name.startswith("_"):  # __main__ would run
+        raise AttributeError(f"module 'teachllama' has no attribute {name!r}")
     try:
         module = import_module(f"teachllama.{_MODULE_OF.get(name, name)}")
     except ModuleNotFoundError as e:

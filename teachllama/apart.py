@@ -20,13 +20,16 @@ def output_of(code: str, purpose: str) -> bytes:
         purpose: what the code is for, for the error: "compiling the kernels".
 
     Raises:
-        TeachLlamaError: the code failed, with what it wrote to stderr.
+        TeachLlamaError: the code failed, with what it wrote to stderr; or no process could be started.
     """
     command = [sys.executable, "-c", _BEGINNING + code, json.dumps(sys.path)]
-    new_group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows; elsewhere a new session
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=not new_group, creationflags=new_group
-    )
+    group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows; elsewhere a new session
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=not group, creationflags=group
+        )
+    except OSError as e:
+        raise TeachLlamaError(f"{purpose} failed: {sys.executable or 'Python'} could not be started ({e})") from None
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip() or f"its process ended with status {done.returncode}"
         raise TeachLlamaError(f"{purpose} failed: {said}")

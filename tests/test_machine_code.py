@@ -344,8 +344,15 @@ def test_a_compiler_that_fails_is_an_error_with_what_it_said(
     monkeypatch: pytest.MonkeyPatch, code: str, said: str
 ) -> None:
     monkeypatch.setattr(cache, "_COMPILE", code)
-    with pytest.raises(TeachLlamaError, match=f"compiling the kernels failed: .*{said}"):
+    with pytest.raises(TeachLlamaError, match=f"compiling the kernels .*failed: .*{said}"):
         cache._compile()
+
+
+def test_a_process_that_cannot_be_started_is_our_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("", "/no/python"):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(TeachLlamaError, match="could not be started"):
+            cache._compile()
 
 
 def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:

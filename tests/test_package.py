@@ -55,6 +55,7 @@ def test_modules_and_names_are_attributes_without_an_import_of_their_own_and_oth
     assert set(tl.__all__) <= set(dir(tl))
     with pytest.raises(AttributeError, match="module 'teachllama' has no attribute 'load_modle'"):
         tl.load_modle
+    assert not hasattr(tl, "__main__"), "importing it would run the command line"
 
 
 def test_a_missing_dependency_is_named_and_not_the_module_that_needs_it() -> None:

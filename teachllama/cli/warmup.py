@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
 from teachllama.cli.terminal import printable
+from teachllama.errors import TeachLlamaError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,14 +35,18 @@ def run(args: argparse.Namespace) -> int:
 def compile_ahead() -> None:
     """Compiles the kernels for other processes, unless they are compiled already.
 
-    Does nothing without Numba, or if compiled kernels cannot be stored. Then loading a model compiles them.
+    Does nothing without Numba, or if compiled kernels cannot be stored. Then loading a model compiles them. A failure
+    is only reported: pages that need no kernels can still be read.
     """
     try:
         from teachllama.kernels import machine_code
     except ImportError:
         return
     if not machine_code.is_warm() and _can_write(machine_code.file().parent):
-        machine_code.serve()
+        try:
+            machine_code.serve()
+        except TeachLlamaError as e:
+            print(e, file=sys.stderr)
 
 
 def _can_write(folder: Path) -> bool:

@@ -255,7 +255,7 @@ def _few(
     one: int, two: int, four: int, eight: int, scales: int, stride: int, wide: int, pairs_fit: int, w: int,
     row_bytes: int, groups: int, x: int, x_step: int, out: int, out_step: int, begin: int, end: int, n: int,
 ) -> None:  # fmt: skip
-    """1, 2, 4 or 8 vectors, each number with its own `step`."""
+    """`_some` for 1, 2, 4 or 8 vectors. `one` to `eight` are the addresses of a type's `step` for so many."""
     rest = (stride, wide, pairs_fit, w, row_bytes, groups, x, x_step, out, out_step, begin, end)
     if n == 1:
         _some(one, scales, *rest, zeros_1x16())

@@ -108,7 +108,7 @@ def _compile() -> bytes:
     """
     from teachllama.apart import output_of
 
-    code = _checked(output_of(_COMPILE, "compiling the kernels"))
+    code = _checked(output_of(_COMPILE, "compiling the kernels (backend='numpy' needs none)"))
     if code is None:
         raise TeachLlamaError("compiling the kernels failed: its process wrote something else than machine code")
     return code
@@ -230,7 +230,10 @@ def _after_fork() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    # A fork waits for another thread that links: the child could never use an LLVM that stopped halfway.
+    os.register_at_fork(
+        before=lambda: _lock.acquire(), after_in_parent=lambda: _lock.release(), after_in_child=_after_fork
+    )
 
 
 class _Progress:
