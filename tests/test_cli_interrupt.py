@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -239,6 +240,38 @@ def test_ctrl_c_before_the_first_cell_runs_none(start: Start, tmp_path: Path) ->
     assert "afirst cell" not in out
     assert "stopped before the first cell" in err
     assert page.exists()
+
+
+def test_an_interrupt_of_a_kernel_that_has_just_ended_says_nothing() -> None:
+    from teachllama.cli import run
+
+    async def interrupt_kernel() -> None:
+        raise RuntimeError("Cannot interrupt kernel. No kernel is running!")
+
+    assert asyncio.run(run._if_it_runs(interrupt_kernel())) is None
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_what_a_kernel_wrote_to_its_own_stderr_is_shown_if_it_dies_and_only_then(
+    dies: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nbformat, exceptions = pytest.importorskip("nbformat"), pytest.importorskip("nbclient.exceptions")
+    from teachllama.cli import run
+
+    path = Path(notebook(tmp_path / "n.ipynb", "1"))
+    execution = run._Execution(nbformat.read(path, as_version=4), path, 60, {})
+    error = (
+        exceptions.DeadKernelError("died") if dies else exceptions.CellExecutionError("1 / 0", "ZeroDivisionError", "")
+    )
+
+    def execute(stderr: Any, **_: object) -> None:
+        stderr.write(b"the last words\n")
+        raise error
+
+    monkeypatch.setattr(execution._client, "execute", execute)
+    with pytest.raises(type(error)):
+        execution.wait()
+    assert ("the last words" in capsys.readouterr().err) == dies
 
 
 @pytest.mark.parametrize("begins", ["before the interrupt", "after it"])

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Awaitable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,7 @@ class _Execution:
         self.notebook, self.stopped, self.cell = notebook, False, 0  # cells are counted from 1; 0: none was started
         self._loop: asyncio.AbstractEventLoop | None = None
         self._error: BaseException | None = None
+        self._last_words = ""  # what the kernel wrote to its own stderr; a cell's output is not there
         self._done, self._lock, self._begun = threading.Event(), threading.Lock(), False
         self._environment, self._worker = environment, threading.Thread(target=self._execute, daemon=True)
         self._status = Status(
@@ -141,6 +143,8 @@ class _Execution:
                 except KeyboardInterrupt:
                     self._stop()
         if self._error is not None and not self.stopped:
+            if type(self._error).__name__ == "DeadKernelError":
+                print(self._last_words, end="", file=sys.stderr)
             raise self._error
 
     def abandon(self) -> None:
@@ -159,11 +163,18 @@ class _Execution:
         if not self._begun:  # nothing waits for a kernel any more, and nothing would end it
             return
         try:
-            with tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder:
+            with (
+                tempfile.TemporaryDirectory(prefix="teachllama-", ignore_cleanup_errors=True) as folder,
+                open(os.path.join(folder, "stderr"), "w+b") as said,  # a kernel that is stopped as it starts complains
+            ):
                 manager = self._client.create_kernel_manager()
                 if hasattr(socket, "AF_UNIX") and len(folder) < 80:  # the length of Unix socket paths is limited
                     manager.transport, manager.ip = "ipc", os.path.join(folder, "kernel")
-                self._client.execute(env=self._environment, cleanup_kc=True)
+                try:
+                    self._client.execute(env=self._environment, cleanup_kc=True, stderr=said)
+                finally:
+                    said.seek(0)
+                    self._last_words = said.read().decode(errors="replace")
         except BaseException as e:
             self._error = e
         self._done.set()
@@ -174,9 +185,8 @@ class _Execution:
             return
         manager: Any = self._client.km
         with contextlib.suppress(RuntimeError):  # the loop has just ended
-            asyncio.run_coroutine_threadsafe(
-                manager.shutdown_kernel(now=True) if again else manager.interrupt_kernel(), self._loop
-            )
+            action = manager.shutdown_kernel(now=True) if again else manager.interrupt_kernel()
+            asyncio.run_coroutine_threadsafe(_if_it_runs(action), self._loop)
 
     def _begin(self, cell: Any, cell_index: int) -> None:
         self._loop = asyncio.get_running_loop()
@@ -191,6 +201,11 @@ class _Execution:
         _show(cell)
         if self.stopped:
             raise _Stopped
+
+
+async def _if_it_runs(action: Awaitable[Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # the kernel has just ended
+        await action
 
 
 def _with_alt_text(page: str, notebook: Any) -> str:
