@@ -16,6 +16,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 import teachllama as tl
+from teachllama.apart import output_of
 from teachllama.kernels import machine_code as cache
 from teachllama.kernels import symbols, team
 from teachllama.kernels.shapes import shape_for
@@ -27,8 +28,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def ir() -> str:
     # In a process of its own: parts that another test has compiled with Numba alone would be optimized already.
-    code = "from teachllama.kernels.machine_code import llvm_ir; print(llvm_ir())"
-    return subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return output_of("from teachllama.kernels.machine_code import llvm_ir; print(llvm_ir())", "compiling").decode()
 
 
 def test_no_processors_instruction_is_named_in_the_kernels(ir: str) -> None:

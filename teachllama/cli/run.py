@@ -143,7 +143,9 @@ class _Execution:
                 except KeyboardInterrupt:
                     self._stop()
         if self._error is not None and not self.stopped:
-            if type(self._error).__name__ == "DeadKernelError":
+            from nbclient.exceptions import DeadKernelError
+
+            if isinstance(self._error, DeadKernelError):
                 print(self._last_words, end="", file=sys.stderr)
             raise self._error
 
@@ -173,7 +175,7 @@ class _Execution:
                 try:
                     self._client.execute(env=self._environment, cleanup_kc=True, stderr=said)
                 finally:
-                    said.seek(0)
+                    said.seek(max(0, said.seek(0, os.SEEK_END) - 10_000))
                     self._last_words = said.read().decode(errors="replace")
         except BaseException as e:
             self._error = e

@@ -119,8 +119,8 @@ def llvm_ir() -> str:
 
     By default Numba links each function with all that it calls, optimizes the whole, and generates machine code for it:
     the same code again at each level. Here the functions are linked once, at the end, and the rest is left to
-    `object_code`: compiling takes less than half the time. It is necessary, too: generating machine code changes the IR
-    into a form that must not be optimized again. This changes Numba, so only a process that does nothing else calls it.
+    `object_code`, which does it once, too. That is also necessary: generating machine code changes the IR into a form
+    that must not be optimized again. This changes Numba, so only a process that does nothing else calls it.
     """
     from numba import njit
     from numba.core import codegen, config, cpu
