@@ -87,6 +87,13 @@ def test_importing_the_package_imports_neither_numba_nor_llvmlite() -> None:
     assert not {name for name in loaded if name.split(".")[0] in ("numba", "llvmlite")}
 
 
+def test_importing_the_kernels_is_silent() -> None:
+    # On arm64 the table of float16 numbers warned of a signalling NaN: `sh tools/on_arm64.sh` shows it.
+    code = "import teachllama.kernels.compiled, teachllama.kernels.run"
+    done = subprocess.run([sys.executable, "-W", "error::RuntimeWarning", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_what_is_compiled_once_is_found_by_the_next_start(
     compiled: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

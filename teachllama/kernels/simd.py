@@ -177,9 +177,7 @@ def _prefetch(b: Any, args: Any) -> None:
     b.call(function, [_pointer(b, args[0], _I8), _I32(0), _I32(3), _I32(1)])  # for reading, into all cache levels, data
 
 
-prefetch = _function(
-    types.void, (_A,), _prefetch
-)  # starts loading a cache line that will be needed; any address is allowed
+prefetch = _function(types.void, (_A,), _prefetch)  # starts loading a cache line for later; any address is allowed
 
 # ---- making vectors ----
 zeros16 = _function(F32x16, (), lambda b, a: _constant(_V16, 0.0))
