@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from teachllama.errors import TeachLlamaError
 
@@ -24,13 +25,30 @@ def output_of(code: str, purpose: str) -> bytes:
     """
     command = [sys.executable, "-c", _BEGINNING + code, json.dumps(sys.path)]
     group = getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)  # on Windows; elsewhere a new session
-    try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, start_new_session=not group, creationflags=group
-        )
-    except OSError as e:
-        raise TeachLlamaError(f"{purpose} failed: {sys.executable or 'Python'} could not be started ({e})") from None
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip() or f"its process ended with status {done.returncode}"
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        started.append(
+            subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=not group, creationflags=group,
+            )
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(1) as starter:  # Ctrl-C interrupts the main thread only, so each process is one we know of
+        try:
+            starter.submit(start).result()
+            output, errors = started[0].communicate()
+        except BaseException as e:
+            starter.shutdown()
+            for process in started:
+                with process:
+                    process.kill()
+            if isinstance(e, OSError):
+                python = sys.executable or "Python"
+                raise TeachLlamaError(f"{purpose} failed: {python} could not be started ({e})") from None
+            raise
+    if status := started[0].returncode:
+        said = errors.decode(errors="replace").strip() or f"its process ended with status {status}"
         raise TeachLlamaError(f"{purpose} failed: {said}")
-    return done.stdout
+    return output

@@ -362,6 +362,31 @@ def test_a_process_that_cannot_be_started_is_our_error(monkeypatch: pytest.Monke
             cache._compile()
 
 
+INTERRUPTED = """
+import os, signal, subprocess, time
+from teachllama.apart import output_of
+real, processes = subprocess.Popen, []
+
+def popen(*args, **how):
+    processes.append(real(*args, **how))
+    os.kill(os.getpid(), signal.SIGINT)  # the process runs, and its Popen is not yet returned
+    time.sleep(0.3)
+    return processes[0]
+
+subprocess.Popen = popen
+try:
+    output_of("import time; time.sleep(600)", "waiting")
+except KeyboardInterrupt:
+    print(processes[0].returncode)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise there")
+def test_ctrl_c_while_a_process_is_being_started_ends_it() -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("-9\n", "")
+
+
 def test_a_quick_compilation_says_nothing(compiled: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     log = io.StringIO()
     monkeypatch.setattr(sys, "stderr", log)
