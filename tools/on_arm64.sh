@@ -3,9 +3,9 @@
 #
 #   sh tools/on_arm64.sh FOLDER python3 -m pytest -q tests/test_compiled.py
 #
-# For Debian or Ubuntu, as root, with the packages debootstrap and qemu-user-static. The first time, FOLDER gets a small
-# Debian for arm64, with the project's packages; this takes about ten minutes. The project is seen there as /work, and
-# the models of this machine's cache are there, too. Emulated code is tens of times slower: times say nothing.
+# For Debian, as root, with the packages debootstrap and qemu-user-static, where `make` has made .venv. The first time,
+# FOLDER gets a small Debian for arm64, with the project's packages; this takes some minutes. The project is seen there
+# as /work, and the models of this machine's cache are there, too. Emulated code is tens of times slower: times say nothing.
 set -eu
 folder=$1
 shift
@@ -21,9 +21,10 @@ print(*(name.replace(' ', '') for name in project['dependencies']))")
   "$root/.venv/bin/python" -m pip install --quiet --target "$folder/opt/packages" --python-version 3.11 \
     --only-binary=:all: --platform manylinux_2_28_aarch64 --platform manylinux2014_aarch64 \
     $needed pytest pytest-xdist hypothesis
-  mkdir -p "$folder/work" "$folder/root/.cache/teachllama/models" "$models"
+  mkdir -p "$folder/work" "$folder/root/.cache/teachllama/models"
   touch "$folder/ready"
 fi
+mkdir -p "$models"
 # Mounts of a namespace of its own end with it.
 exec unshare --mount sh -c '
   folder=$1 root=$2 models=$3
